@@ -1,0 +1,148 @@
+/* client: one connection to a pool. Control calls block and are meant for the command line and for set-up; page calls
+ * are asynchronous and pipelined, and are what the pager lives on.
+ *
+ * How it works: requests carry an id and go out in order; the pool handles the requests of one connection in the order
+ * in which it got them (so PUT, then FORK, then GET need no waiting in between), and answers in any order. Received bytes
+ * land in one ring of memory that is set up at open; nothing is allocated on the page path after that.
+ * A space of an instance is written under its lease's epoch; the pool answers ESTALE to any other.
+ *
+ * Invariants: C1 a page of a DATA reply is handed over exactly once or its request fails; C2 an answer that names an unknown
+ * request, a page that was not asked for, or a length beyond the limits ends the connection with -EPROTO.
+ * Thread rule: one thread per client. Errors: -errno of the pool as it sent it, or -ECONNRESET/-EPIPE/-ETIMEDOUT/-EPROTO. */
+#ifndef DP_CLIENT_CLIENT_H
+#define DP_CLIENT_CLIENT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "transport/endpoint.h"
+
+struct client;
+
+/* A run of pages of one space. pgno = virtual address >> 12. */
+struct page_range {
+	uint64_t pgno;
+	uint64_t pages;
+};
+
+enum request_class { CLASS_DEMAND = 0, CLASS_PREFETCH = 1, CLASS_WRITE_BACK = 2 };
+
+/* Connects and says hello. For dir:/file: endpoints the captive pool of that path is found or started. Blocks, at most
+ * timeout_ms (0: 10 s). */
+int client_open(struct client **client, const struct endpoint *endpoint, unsigned timeout_ms, struct dp_err *err);
+void client_close(struct client *client);
+/* For poll/epoll; readable means client_receive has work. Borrowed. */
+int client_fd(const struct client *client);
+uint64_t client_bytes_sent(const struct client *client);
+uint64_t client_bytes_received(const struct client *client);
+
+/* ---- writing a snapshot (blocking; the draft vanishes with the connection unless committed) ---- */
+/* -EEXIST where the name is taken and !replace. *draft is the object id for the calls below. */
+int client_snapshot_begin(struct client *client, const char *name, bool replace, uint64_t *draft, struct dp_err *err);
+/* A space of the draft; label is the vpid of the task it belongs to. *space can be written by client_put with epoch 0. */
+int client_snapshot_space(struct client *client, uint64_t draft, uint64_t label, uint64_t *space, struct dp_err *err);
+/* Pages of the draft's space that are what `source` (a space of an instance or snapshot) has there: shared, not copied. */
+int client_snapshot_inherit(struct client *client, uint64_t draft_space, uint64_t source, const struct page_range *ranges,
+			    size_t count, struct dp_err *err);
+/* A file of the skeleton, whole. */
+int client_snapshot_file(struct client *client, uint64_t draft, const char *name, const void *content, uint64_t bytes,
+			 struct dp_err *err);
+/* Makes it visible under its name, durably as the store does it; meta_json is kept as it is (<= 64 KiB). Waits for all
+ * writes before it. -ENOSPC where the store is full: nothing is visible then. */
+int client_snapshot_commit(struct client *client, uint64_t draft, const char *meta_json, struct dp_err *err);
+int client_snapshot_abort(struct client *client, uint64_t draft, struct dp_err *err);
+
+/* ---- reading snapshots (blocking) ---- */
+struct snapshot_file {
+	char name[128];
+	uint64_t bytes;
+};
+struct snapshot_space {
+	uint64_t label; /* vpid */
+	uint64_t space; /* id, readable by client_get with epoch 0 */
+	uint64_t pages; /* pages stored */
+};
+struct snapshot_info {
+	uint64_t id;
+	char name[256];
+	uint64_t created_unix_ns;
+	uint64_t stored_pages; /* pages of all spaces */
+	uint64_t own_pages;    /* of them, not shared with any other snapshot or instance */
+	uint32_t instances;    /* live instances */
+	char *meta_json;
+	struct snapshot_file *files;
+	size_t file_count;
+	struct snapshot_space *spaces;
+	size_t space_count;
+};
+/* Fills info (client_snapshot_info_done frees what it holds). -ENOENT. */
+int client_snapshot_open(struct client *client, const char *name, struct snapshot_info *info, struct dp_err *err);
+void client_snapshot_info_done(struct snapshot_info *info);
+/* Reads a whole file of the skeleton into a fresh buffer (caller frees). */
+int client_file_get(struct client *client, uint64_t snapshot, const char *name, uint64_t bytes, void **content, struct dp_err *err);
+/* All snapshots, without files and spaces; the caller frees each by client_snapshot_info_done, and the array. */
+int client_list(struct client *client, struct snapshot_info **list, size_t *count, struct dp_err *err);
+/* -EBUSY where live instances use it and !force (their pages stay until they end either way). */
+int client_remove(struct client *client, const char *name, bool force, struct dp_err *err);
+
+struct pool_status {
+	uint64_t page_slots_used; /* pages stored, each once */
+	uint64_t page_slots_free; /* UINT64_MAX where the store knows no bound */
+	uint64_t snapshots, instances, spaces, connections;
+	uint64_t bytes_in, bytes_out, requests;
+	uint64_t uptime_ns;
+};
+int client_status(struct client *client, struct pool_status *status, struct dp_err *err);
+
+/* ---- instances (blocking) ---- */
+struct instance_info {
+	uint64_t id;
+	uint64_t epoch;
+	struct snapshot_space *spaces; /* the instance's own, same labels as the snapshot's; freed by the caller */
+	size_t space_count;
+};
+/* A new instance of a snapshot: overlay over its pages, lease with epoch 1. `name` is for people (`pool inspect`). The
+ * instance ends with client_instance_end, or, unless kept, when this connection is lost. */
+int client_instance_create(struct client *client, const char *snapshot, const char *name, bool keep, struct instance_info *info,
+			   struct dp_err *err);
+int client_instance_end(struct client *client, uint64_t instance, uint64_t epoch, struct dp_err *err);
+/* Takes the lease: *epoch is the new, higher one; writes under any older epoch answer ESTALE from now on. */
+int client_lease_take(struct client *client, uint64_t instance, uint64_t *epoch, struct dp_err *err);
+
+/* ---- pages (asynchronous) ----
+ * Each call queues one request and tries to send at once. They return 0, -EAGAIN where the send queue is full (call
+ * client_receive or wait for POLLOUT, then again), or the connection's error. Buffers are borrowed until the call returns. */
+/* Asks for runs of pages. Every page of the runs is answered by on_pages in one or more parts, as data or as zero. A request
+ * asks for at most 1024 pages and 64 ranges. `cookie` comes back with each part. */
+int client_get(struct client *client, enum request_class class, uint64_t space, const struct page_range *ranges, size_t count,
+	       uint64_t cookie);
+/* Stores pages; `data` holds the ranges' pages one after another; at most 1024 pages and 256 ranges. */
+int client_put(struct client *client, uint64_t space, uint64_t epoch, const struct page_range *ranges, size_t count,
+	       const struct iovec *data, size_t data_count, uint64_t cookie);
+/* These pages are gone: read as zero from now on, their storage is given back. Ranges may be of any length. */
+int client_drop(struct client *client, uint64_t space, uint64_t epoch, const struct page_range *ranges, size_t count, uint64_t cookie);
+/* mremap: pages from..from+pages now live at to..; what was there before is dropped. */
+int client_move(struct client *client, uint64_t space, uint64_t epoch, uint64_t from_pgno, uint64_t to_pgno, uint64_t pages,
+		uint64_t cookie);
+/* fork: a new space of the same instance with the pages `parent` has at this point of the request stream. The caller
+ * picks its id: any not used before in this instance with the same upper 44 bits as the parent's id. */
+int client_fork(struct client *client, uint64_t parent, uint64_t epoch, uint64_t child, uint64_t cookie);
+int client_space_free(struct client *client, uint64_t space, uint64_t epoch, uint64_t cookie);
+
+struct client_handler {
+	void *context;
+	/* A run of a GET's pages: data points at pages * 4096 bytes (any alignment, valid during the call), or NULL: all zero.
+	 * `last` is set on the part that completes the request. */
+	void (*on_pages)(void *context, uint64_t cookie, struct page_range range, const void *data, bool last);
+	/* The answer to put, drop, move, fork, space_free (0 or -errno), or the failure of a get. */
+	void (*on_done)(void *context, uint64_t cookie, int result);
+};
+/* Reads what is there and calls the handler for each complete part; never blocks. Returns the number of calls made, 0 where
+ * nothing complete was there, or the connection's error (no handler is called after an error). Also sends what is queued. */
+int client_receive(struct client *client, const struct client_handler *handler);
+/* true while bytes wait to be sent: poll for POLLOUT too. */
+bool client_wants_write(const struct client *client);
+
+#endif

@@ -1,0 +1,29 @@
+/* pager: one process per restored tree. Takes the userfaultfds over from CRIU at its lazy-pages socket, answers the tree's
+ * faults, and keeps the tree inside its budget. See ARCHITECTURE.md, "A fault's way".
+ * (Interface for the room `restore` and the drop-in `lazy-pages`; the inside is in pager_*.c.) */
+#ifndef DP_PAGER_PAGER_H
+#define DP_PAGER_PAGER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "pager/source.h"
+
+struct pager_config {
+	const char *images_dir;   /* the skeleton: pstree, mm-*, pagemap-* images. Borrowed */
+	struct source *source;    /* where remote pages are; borrowed, outlives pager_run */
+	int listen_fd;            /* listening AF_UNIX socket `lazy-pages.socket`, with SO_PASSPIDFD and SO_PASSCRED; taken */
+	int control_fd;           /* listening AF_UNIX SEQPACKET control socket, or -1; taken */
+	int keeper_fd;            /* AF_UNIX SEQPACKET: every userfaultfd and pidfd is sent here too (see keeper.h), or -1; taken */
+	const char *stats_path;   /* file of struct pager_stats, or NULL */
+	uint64_t budget_bytes;    /* 0: no budget, nothing is ever evicted */
+	bool fill;                /* fetch everything in the background, as the stock daemon does; the pager ends when all is local */
+	int init_pid;             /* pid (this namespace) of the tree's reaper, or 0 */
+};
+
+/* Serves until every task of the tree has gone (or, with fill, is wholly local). Returns 0, or -errno with a text; the
+ * tree has been killed then rather than fed zeros. Runs in the calling thread, which becomes the fault thread. */
+int pager_run(const struct pager_config *config, struct dp_err *err);
+
+#endif

@@ -1,0 +1,47 @@
+/* source: where the pages that are not local come from, and where changed ones go. Three kinds: a pool (source_pool.c), local
+ * CRIU images (source_images.c) and a CRIU page server (source_criu.c). The pager knows only this table of functions.
+ *
+ * Page calls are asynchronous: the answer comes through `on_pages`/`on_done` from within source_receive, or already from
+ * within the call itself (a local source answers at once). They return 0, -EAGAIN (queue full: receive, then again) or an
+ * error that ends the pager. Thread rule: the pager's fault thread only. */
+#ifndef DP_PAGER_SOURCE_H
+#define DP_PAGER_SOURCE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "client/client.h"
+
+struct source_handler {
+	void *context;
+	void (*on_pages)(void *context, uint64_t cookie, struct page_range range, const void *data, bool last);
+	void (*on_done)(void *context, uint64_t cookie, int result);
+};
+
+struct source {
+	const struct source_ops *ops;
+	struct source_handler handler; /* set by the pager before the first call */
+	bool writable;                 /* pages may be put, dropped and forked: eviction is possible */
+};
+
+struct source_ops {
+	/* The space of the task with this vpid, or -ENOENT. */
+	int (*find_space)(struct source *source, int vpid, uint64_t *space, struct dp_err *err);
+	int (*get)(struct source *source, enum request_class class, uint64_t space, const struct page_range *ranges, size_t count,
+		   uint64_t cookie);
+	int (*put)(struct source *source, uint64_t space, const struct page_range *ranges, size_t count, const struct iovec *data,
+		   size_t data_count, uint64_t cookie);
+	int (*drop)(struct source *source, uint64_t space, const struct page_range *ranges, size_t count, uint64_t cookie);
+	int (*move)(struct source *source, uint64_t space, uint64_t from_pgno, uint64_t to_pgno, uint64_t pages, uint64_t cookie);
+	int (*fork)(struct source *source, uint64_t parent, uint64_t *child, uint64_t cookie);
+	int (*space_free)(struct source *source, uint64_t space, uint64_t cookie);
+	int (*receive)(struct source *source); /* handler calls made, or the error that ended the source */
+	int (*fd)(const struct source *source); /* for epoll, or -1 where every answer is immediate */
+	bool (*wants_write)(const struct source *source);
+	void (*bytes)(const struct source *source, uint64_t *in, uint64_t *out);
+	void (*free)(struct source *source);
+};
+
+#endif
