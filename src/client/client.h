@@ -15,19 +15,13 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/uio.h>
 
 #include "base/err.h"
 #include "transport/endpoint.h"
+#include "wire/page_range.h" /* struct page_range, enum request_class */
 
 struct client;
-
-/* A run of pages of one space. pgno = virtual address >> 12. */
-struct page_range {
-	uint64_t pgno;
-	uint64_t pages;
-};
-
-enum request_class { CLASS_DEMAND = 0, CLASS_PREFETCH = 1, CLASS_WRITE_BACK = 2 };
 
 /* Connects and says hello. For dir:/file: endpoints the captive pool of that path is found or started. Blocks, at most
  * timeout_ms (0: 10 s). */

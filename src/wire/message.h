@@ -1,0 +1,230 @@
+/* wire/message: the protocol between a client and a pool, as bytes (docs/protocol.md describes every field).
+ *
+ * A message is a header of 32 bytes and a payload of at most 8 MiB, little-endian, fixed width. The functions here turn
+ * structs into bytes and back; they do no I/O and allocate nothing. Encoders write into the caller's buffer and return the
+ * payload's length, or -EMSGSIZE where the buffer is too small. Decoders return 0 or -EBADMSG; what they give back points
+ * into the bytes in hand. Every length and count is checked against the bytes in hand and the limits below, and a payload
+ * must be used up exactly: bytes left over are an error too. Thread rule: none, no state. */
+#ifndef DP_WIRE_MESSAGE_H
+#define DP_WIRE_MESSAGE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "wire/page_range.h"
+
+#define MESSAGE_VERSION 1
+#define MESSAGE_HEADER_BYTES 32
+#define MESSAGE_PAYLOAD_LIMIT (8u << 20)
+#define MESSAGE_MAGIC 0x4c4f4f50u /* "POOL" */
+
+#define GET_PAGES_LIMIT 1024
+#define GET_RANGES_LIMIT 64
+#define PUT_PAGES_LIMIT 1024
+#define PUT_RANGES_LIMIT 256
+#define DROP_RANGES_LIMIT 4096
+#define DATA_PAGES_LIMIT 64 /* pages with bytes in one part of an answer: 256 KiB */
+#define DATA_RUNS_LIMIT 128
+#define FILE_PART_LIMIT (4u << 20)
+#define NAME_LIMIT 255
+#define FILE_NAME_LIMIT 127
+#define META_LIMIT (64u << 10)
+#define ERROR_TEXT_LIMIT 1000
+
+enum message_type {
+	MESSAGE_HELLO = 1,
+	MESSAGE_OK = 2,
+	MESSAGE_ERROR = 3,
+	MESSAGE_GET = 16,
+	MESSAGE_DATA = 17,
+	MESSAGE_PUT = 18,
+	MESSAGE_DROP = 19,
+	MESSAGE_MOVE = 20,
+	MESSAGE_FORK = 21,
+	MESSAGE_SPACE_FREE = 22,
+	MESSAGE_SNAPSHOT_BEGIN = 32,
+	MESSAGE_SNAPSHOT_SPACE = 33,
+	MESSAGE_SNAPSHOT_INHERIT = 34,
+	MESSAGE_SNAPSHOT_FILE = 35,
+	MESSAGE_SNAPSHOT_COMMIT = 36,
+	MESSAGE_SNAPSHOT_ABORT = 37,
+	MESSAGE_SNAPSHOT_OPEN = 38,
+	MESSAGE_SNAPSHOT_INFO = 39,
+	MESSAGE_FILE_GET = 40,
+	MESSAGE_FILE_BYTES = 41,
+	MESSAGE_LIST = 42,
+	MESSAGE_REMOVE = 43,
+	MESSAGE_STATUS = 44,
+	MESSAGE_INSTANCE_CREATE = 48,
+	MESSAGE_INSTANCE_INFO = 49,
+	MESSAGE_INSTANCE_END = 50,
+	MESSAGE_LEASE_TAKE = 51,
+};
+
+#define MESSAGE_CLASS_MASK 0x7f
+#define MESSAGE_MORE 0x80 /* in an answer's class byte: more parts of this answer follow */
+
+struct message_header {
+	uint32_t length; /* of the payload, bytes */
+	uint16_t type;
+	uint8_t version;
+	uint8_t class; /* enum request_class, with MESSAGE_MORE */
+	uint64_t request;
+	uint64_t object; /* a space, draft, snapshot or instance */
+	uint64_t epoch;
+};
+
+void message_header_encode(uint8_t bytes[static MESSAGE_HEADER_BYTES], const struct message_header *header);
+/* -EPROTONOSUPPORT: another version. -EBADMSG: unknown type or class, or a payload beyond the limit. */
+int message_header_decode(const uint8_t bytes[static MESSAGE_HEADER_BYTES], struct message_header *header);
+/* The type's name for messages and tests, or "unknown". */
+const char *message_type_name(unsigned type);
+
+/* Errors travel as the numbers of docs/protocol.md, whatever the numbers of this system are. */
+uint32_t message_error_number(int error); /* positive errno -> number */
+int message_error_errno(uint32_t number); /* number -> positive errno; EIO where unknown */
+
+struct message_text {
+	const char *at; /* not NUL-terminated */
+	uint32_t length;
+};
+struct message_bytes {
+	const void *at;
+	uint64_t length;
+};
+/* Copies a text with a NUL behind it; the decoders have made sure that it holds no NUL and is shorter than size. */
+void message_text_copy(struct message_text text, char *buffer, size_t size);
+
+struct message_hello {
+	uint16_t lowest, highest; /* versions the sender speaks */
+};
+int message_hello_encode(uint8_t *bytes, size_t size, const struct message_hello *hello);
+int message_hello_decode(const uint8_t *bytes, size_t length, struct message_hello *hello);
+
+struct message_error {
+	int error; /* positive errno */
+	struct message_text text;
+};
+int message_error_encode(uint8_t *bytes, size_t size, const struct message_error *error);
+int message_error_decode(const uint8_t *bytes, size_t length, struct message_error *error);
+
+/* ---- pages ---- */
+/* Ranges, as GET, DROP and PUT carry them: each is not empty and inside 2^36 pages. */
+struct message_ranges {
+	const uint8_t *at;
+	uint32_t count;
+	uint64_t pages; /* of all ranges */
+};
+struct page_range message_range_at(const struct message_ranges *ranges, uint32_t index);
+int message_ranges_encode(uint8_t *bytes, size_t size, const struct page_range *ranges, size_t count);
+int message_get_decode(const uint8_t *bytes, size_t length, struct message_ranges *ranges);
+int message_drop_decode(const uint8_t *bytes, size_t length, struct message_ranges *ranges);
+/* *pages points at ranges->pages * 4096 bytes. */
+int message_put_decode(const uint8_t *bytes, size_t length, struct message_ranges *ranges, const uint8_t **pages);
+
+/* A run of a DATA answer. */
+struct message_run {
+	uint64_t pgno;
+	uint32_t pages;
+	bool zero; /* no bytes follow for it */
+};
+struct message_data {
+	const uint8_t *at;
+	uint32_t count;
+	uint32_t data_pages; /* pages with bytes */
+	const uint8_t *pages;
+};
+struct message_run message_run_at(const struct message_data *data, uint32_t index);
+/* Encodes count and runs; the pages' bytes come behind. */
+int message_data_encode(uint8_t *bytes, size_t size, const struct message_run *runs, size_t count);
+int message_data_decode(const uint8_t *bytes, size_t length, struct message_data *data);
+
+struct message_move {
+	uint64_t from_pgno, to_pgno, pages;
+};
+int message_move_encode(uint8_t *bytes, size_t size, const struct message_move *move);
+int message_move_decode(const uint8_t *bytes, size_t length, struct message_move *move);
+
+/* One number: FORK (the child's id), SNAPSHOT_SPACE (the label). */
+int message_number_encode(uint8_t *bytes, size_t size, uint64_t number);
+int message_number_decode(const uint8_t *bytes, size_t length, uint64_t *number);
+
+/* ---- snapshots ---- */
+#define NAME_FLAG_REPLACE 1u /* SNAPSHOT_BEGIN */
+#define NAME_FLAG_FORCE 1u   /* REMOVE */
+#define NAME_FLAG_SHARING 1u /* SNAPSHOT_OPEN: count own_pages (walks all pages) */
+/* A name with flags: SNAPSHOT_BEGIN, SNAPSHOT_OPEN, REMOVE. */
+struct message_name {
+	uint32_t flags;
+	struct message_text name;
+};
+int message_name_encode(uint8_t *bytes, size_t size, const struct message_name *name);
+int message_name_decode(const uint8_t *bytes, size_t length, struct message_name *name);
+
+struct message_inherit {
+	uint64_t source;
+	struct message_ranges ranges; /* decode only */
+};
+int message_inherit_encode(uint8_t *bytes, size_t size, uint64_t source, const struct page_range *ranges, size_t count);
+int message_inherit_decode(const uint8_t *bytes, size_t length, struct message_inherit *inherit);
+
+/* A part of a file: `total` bytes in all, this part at `offset`. */
+struct message_file {
+	uint64_t total, offset;
+	struct message_text name;
+	struct message_bytes content;
+};
+int message_file_encode(uint8_t *bytes, size_t size, const struct message_file *file);
+int message_file_decode(const uint8_t *bytes, size_t length, struct message_file *file);
+
+struct message_file_get {
+	uint64_t offset, bytes;
+	struct message_text name;
+};
+int message_file_get_encode(uint8_t *bytes, size_t size, const struct message_file_get *get);
+int message_file_get_decode(const uint8_t *bytes, size_t length, struct message_file_get *get);
+
+struct message_info_space {
+	uint64_t label, space, pages;
+};
+struct message_info {
+	uint64_t created_unix_ns, stored_pages, own_pages;
+	uint32_t instances;
+	uint32_t file_count, space_count;
+	struct message_text name, meta;
+	const uint8_t *files, *spaces; /* decode only: walk with message_info_file, message_info_space_at */
+};
+/* Writes everything but the lists; then file_count files and space_count spaces are appended in order by the two below. */
+int message_info_encode(uint8_t *bytes, size_t size, const struct message_info *info);
+int message_info_file_encode(uint8_t *bytes, size_t size, struct message_text name, uint64_t file_bytes);
+int message_info_space_encode(uint8_t *bytes, size_t size, const struct message_info_space *space);
+int message_info_decode(const uint8_t *bytes, size_t length, struct message_info *info);
+/* The file at *at, which starts as info->files and moves on; at most info->file_count calls. */
+void message_info_file(const uint8_t **at, struct message_text *name, uint64_t *file_bytes);
+struct message_info_space message_info_space_at(const uint8_t *spaces, uint32_t index);
+
+struct message_status {
+	uint64_t page_slots_used, page_slots_free, snapshots, instances, spaces, connections;
+	uint64_t bytes_in, bytes_out, requests, uptime_ns;
+};
+int message_status_encode(uint8_t *bytes, size_t size, const struct message_status *status);
+int message_status_decode(const uint8_t *bytes, size_t length, struct message_status *status);
+
+/* ---- instances ---- */
+#define INSTANCE_FLAG_KEEP 1u
+struct message_instance_create {
+	uint32_t flags;
+	struct message_text snapshot, name;
+};
+int message_instance_create_encode(uint8_t *bytes, size_t size, const struct message_instance_create *create);
+int message_instance_create_decode(const uint8_t *bytes, size_t length, struct message_instance_create *create);
+
+struct message_instance_info {
+	uint32_t space_count;
+	const uint8_t *spaces; /* decode only: message_info_space_at */
+};
+int message_instance_info_encode(uint8_t *bytes, size_t size, const struct message_info_space *spaces, size_t count);
+int message_instance_info_decode(const uint8_t *bytes, size_t length, struct message_instance_info *info);
+
+#endif
