@@ -1,0 +1,39 @@
+#include "store/store.h"
+
+#include <errno.h>
+#include <string.h>
+
+int store_open(struct store **store, const char *uri, bool create, struct dp_err *err)
+{
+	*store = NULL;
+	if (strncmp(uri, "memory:", 7) == 0)
+		return store_memory_open(store, uri + 7, err);
+	if (strncmp(uri, "dir:", 4) == 0)
+		return store_dir_open(store, uri + 4, create, err);
+	if (strncmp(uri, "file:", 5) == 0)
+		return store_file_open(store, uri + 5, create, err);
+	if (strncmp(uri, "fault:", 6) == 0)
+		return store_faulty_open(store, uri + 6, create, err);
+	return dp_fail(err, EINVAL, "'%.200s' is not a store; write memory:, memory:4G, dir:/path or file:/path", uri);
+}
+
+void store_close(struct store *store)
+{
+	if (store)
+		store->ops->close(store);
+}
+
+bool store_blob_name_good(const char *name)
+{
+	size_t length = strlen(name);
+
+	if (length == 0 || length > BLOB_NAME_LIMIT || name[0] == '.')
+		return false;
+	for (size_t i = 0; i < length; i++) {
+		char c = name[i];
+
+		if (!((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || strchr("._:%-", c)))
+			return false;
+	}
+	return true;
+}
