@@ -1,0 +1,44 @@
+/* control: what `checkpoint` asks of the pager of a running instance, over its control socket (AF_UNIX, SEQPACKET). Client side;
+ * the server is control.c of the same room. A checkpoint of an instance goes
+ *     control_freeze -> CRIU dumps (the pager goes on answering faults) -> control_export -> commit -> control_thaw
+ * Calls block (freeze until the wardens have left: milliseconds); if the caller dies, the pager thaws by itself when the
+ * connection ends, so the same connection is used for all three. Thread rule: one thread per connection. */
+#ifndef DP_PAGER_CONTROL_H
+#define DP_PAGER_CONTROL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "client/client.h"
+
+/* A local page of which the pool has a copy with this content hash (page_hash): if CRIU sent a page of the same hash, the copy
+ * is the page; if CRIU sent none, the page came while CRIU dumped, and the copy is the page too. */
+struct control_copy {
+	uint64_t pgno, hash;
+};
+
+struct control_space {
+	int vpid;            /* innermost pid: the number in CRIU's image names */
+	uint64_t pool_space; /* id to inherit from */
+	struct page_range *remote; /* pages that are only in the pool, ascending */
+	size_t remote_count;
+	struct control_copy *copies; /* ascending */
+	size_t copy_count;
+};
+
+struct control_export {
+	struct control_space *spaces;
+	size_t count;
+	uint64_t instance, epoch; /* of the pool's instance; 0 where the source is no pool */
+	char pool[1400];          /* pool's URI without a name */
+};
+
+/* Connects to an instance's control.sock. Returns the fd (the caller closes it: that thaws) or -errno. */
+int control_connect(const char *path, struct dp_err *err);
+int control_freeze(int connection, struct dp_err *err);
+int control_export(int connection, struct control_export *out, struct dp_err *err);
+void control_export_done(struct control_export *out);
+int control_thaw(int connection, struct dp_err *err);
+
+#endif
