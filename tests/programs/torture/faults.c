@@ -1,0 +1,60 @@
+/* SIGSEGV that is expected, and SIGSEGV that is not; alternate signal stacks for every thread. */
+#include "torture.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define ALTERNATE_BYTES (64 * 1024)
+
+static _Thread_local sigjmp_buf fault_return;
+static _Thread_local volatile sig_atomic_t fault_armed;
+static _Thread_local void *volatile fault_address;
+
+static void on_fault(int number, siginfo_t *info, void *context)
+{
+	(void)context;
+	if (fault_armed && number == SIGSEGV) {
+		fault_address = info->si_addr;
+		siglongjmp(fault_return, 1);
+	}
+	torture_fail("UNEXPECTED signal %d at %p (code %d, pid %d)", number, info->si_addr, info->si_code, getpid());
+	dprintf(STDERR_FILENO, "torture: %s\n", board->error);
+	_exit(1);
+}
+
+bool fault_expected(void (*access)(void *context), void *context, const void *low, const void *high)
+{
+	if (sigsetjmp(fault_return, 1)) {
+		fault_armed = 0;
+		if (fault_address < low || fault_address >= high)
+			return torture_fail("protect: fault at %p, expected one in %p..%p", fault_address, low, high);
+		return true;
+	}
+	fault_armed = 1;
+	access(context);
+	fault_armed = 0;
+	return torture_fail("protect: access to protected page %p did not fault", low);
+}
+
+bool thread_signals_set_up(void)
+{
+	stack_t stack = {.ss_size = ALTERNATE_BYTES};
+
+	stack.ss_sp = mmap(NULL, ALTERNATE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (stack.ss_sp == MAP_FAILED || sigaltstack(&stack, NULL))
+		return torture_fail("set up a signal stack: %s", strerror(errno));
+	return true;
+}
+
+bool signals_set_up(void)
+{
+	struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART};
+
+	if (sigaction(SIGSEGV, &action, NULL) || sigaction(SIGBUS, &action, NULL))
+		return torture_fail("sigaction: %s", strerror(errno));
+	return true;
+}
