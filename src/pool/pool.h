@@ -1,0 +1,134 @@
+/* pool: the home of snapshots and instances. What requests mean is here; how they arrive is in server.h.
+ *
+ * Snapshots, drafts (snapshots being written) and instances are objects: each has a 44-bit id and spaces, whose ids are the
+ * object's in the upper 44 bits and a number of their own in the lower 20. A space is a page map (pagemap.h). An instance
+ * starts as clones of its snapshot's maps, so base pages are stored once and an instance costs what it changed.
+ *
+ * Invariants: P1 a snapshot never changes; P2 an instance is written only under its present epoch; P3 a draft is written and
+ * committed only by the connection that began it, and vanishes with it; P4 a page of zeros is never stored; P5 on a
+ * persistent store slots are given back only after the manifest that named them is durably gone.
+ * `owner` in the calls below is the connection, as an opaque token.
+ * Thread rule: one thread. Calls do not block but for the store's own disk accesses. */
+#ifndef DP_POOL_POOL_H
+#define DP_POOL_POOL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "pool/idmap.h"
+#include "pool/pagemap.h"
+#include "pool/slots.h"
+#include "store/store.h"
+#include "wire/page_range.h"
+
+#define SPACE_NUMBER_BITS 20
+#define DRAFTS_PER_OWNER_LIMIT 64
+
+enum object_kind { OBJECT_DRAFT, OBJECT_SNAPSHOT, OBJECT_INSTANCE };
+
+struct space {
+	struct space *next; /* of the same object, in order of creation */
+	struct object *object;
+	uint64_t id, label;
+	struct pagemap map;
+};
+
+struct pool_file {
+	char name[128];
+	uint8_t *content;
+	uint64_t total, filled;
+};
+
+struct object {
+	struct object *next, *previous; /* all objects */
+	struct object *next_name;       /* snapshots, by name */
+	enum object_kind kind;
+	uint64_t id;
+	char name[256];
+	uint64_t created_unix_ns;
+	const void *owner; /* drafts; instances: who holds the lease; NULL once that connection is gone */
+	struct space *spaces, **last_space;
+	uint32_t space_count, next_number;
+	/* snapshots and drafts */
+	struct pool_file *files;
+	size_t file_count;
+	char *meta;
+	uint32_t meta_length;
+	bool replace;
+	int failed; /* a write to the draft failed with this: it cannot be committed */
+	uint32_t instances;
+	/* instances */
+	uint64_t epoch;
+	uint64_t base; /* the snapshot's id */
+	bool keep;
+};
+
+struct pool {
+	struct store *store; /* owned */
+	struct slots slots;
+	struct idmap objects, spaces;
+	struct object *all;
+	struct object *by_name; /* snapshots, sorted */
+	uint64_t next_id;
+	uint64_t snapshot_count, instance_count;
+};
+
+/* Takes the store and loads the snapshots in it. -EBADMSG where one of them is damaged (named in the text). The store is closed
+ * on failure too. */
+int pool_open(struct pool **pool, struct store *store, struct dp_err *err);
+/* Takes NULL. What is committed stays in a persistent store. */
+void pool_close(struct pool *pool);
+/* The end of each request: slots no longer used go back to the store. */
+void pool_flush(struct pool *pool);
+/* The connection is gone: its drafts vanish, its instances that are not kept end. */
+void pool_owner_gone(struct pool *pool, const void *owner);
+
+/* ---- pages ---- */
+struct space *pool_space(const struct pool *pool, uint64_t id);
+/* `pages` holds the ranges' pages, one after another. -ENOENT, -ESTALE, -EROFS, -EPERM, -ENOSPC, -EIO, -ENOMEM. */
+int pool_put(struct pool *pool, const void *owner, uint64_t space, uint64_t epoch, const struct page_range *ranges, size_t count,
+	     const uint8_t *pages);
+int pool_drop(struct pool *pool, const void *owner, uint64_t space, uint64_t epoch, struct page_range range);
+int pool_move(struct pool *pool, const void *owner, uint64_t space, uint64_t epoch, uint64_t from, uint64_t to, uint64_t pages);
+int pool_fork(struct pool *pool, const void *owner, uint64_t parent, uint64_t epoch, uint64_t child);
+int pool_space_free(struct pool *pool, const void *owner, uint64_t space, uint64_t epoch);
+
+/* ---- snapshots ---- */
+/* Names are normalised: "repo:tag". */
+struct object *pool_snapshot(const struct pool *pool, const char *name);
+struct object *pool_object(const struct pool *pool, uint64_t id, enum object_kind kind);
+int pool_snapshot_begin(struct pool *pool, const void *owner, const char *name, bool replace, uint64_t *draft, struct dp_err *err);
+int pool_snapshot_space(struct pool *pool, const void *owner, uint64_t draft, uint64_t label, uint64_t *space, struct dp_err *err);
+int pool_snapshot_inherit(struct pool *pool, const void *owner, uint64_t draft_space, uint64_t source, struct page_range range,
+			  struct dp_err *err);
+/* Parts of a file come in order; offset 0 starts it (anew). */
+int pool_snapshot_file(struct pool *pool, const void *owner, uint64_t draft, const char *name, uint64_t total, uint64_t offset,
+		       const void *content, uint64_t bytes, struct dp_err *err);
+int pool_snapshot_commit(struct pool *pool, const void *owner, uint64_t draft, const char *meta, uint32_t meta_length,
+			 struct dp_err *err);
+int pool_snapshot_abort(struct pool *pool, const void *owner, uint64_t draft, struct dp_err *err);
+int pool_snapshot_remove(struct pool *pool, const char *name, bool force, struct dp_err *err);
+const struct pool_file *pool_file_find(const struct object *snapshot, const char *name);
+uint64_t object_pages(const struct object *object);
+uint64_t object_own_pages(const struct object *object);
+
+/* ---- instances ---- */
+int pool_instance_create(struct pool *pool, const void *owner, const char *snapshot, const char *name, bool keep,
+			 struct object **instance, struct dp_err *err);
+int pool_instance_end(struct pool *pool, uint64_t instance, uint64_t epoch, struct dp_err *err);
+int pool_lease_take(struct pool *pool, const void *owner, uint64_t instance, uint64_t *epoch, struct dp_err *err);
+
+/* ---- inside the room (object.c, persist.c) ---- */
+struct object *object_new(struct pool *pool, enum object_kind kind, const char *name, const void *owner);
+void object_free(struct pool *pool, struct object *object);
+/* number 0: the next one. NULL where memory is out or the number is taken. */
+struct space *object_add_space(struct pool *pool, struct object *object, uint64_t number, uint64_t label);
+void object_remove_space(struct pool *pool, struct space *space);
+void pool_publish(struct pool *pool, struct object *snapshot);
+int persist_load(struct pool *pool, struct dp_err *err);
+int persist_save(struct pool *pool, const struct object *snapshot, struct dp_err *err);
+int persist_remove(struct pool *pool, const char *name, struct dp_err *err);
+
+#endif

@@ -1,0 +1,66 @@
+#include "pool/slots.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/base.h"
+
+int slots_init(struct slots *slots, struct store *store)
+{
+	*slots = (struct slots){ .store = store };
+	return slots_reserve(slots, 4096);
+}
+
+void slots_done(struct slots *slots)
+{
+	slots_flush(slots);
+	free(slots->references);
+	slots->references = NULL;
+}
+
+int slots_reserve(struct slots *slots, uint64_t end)
+{
+	if (end <= slots->count)
+		return 0;
+	uint64_t count = DP_MAX(end, slots->count + slots->count / 2);
+	uint32_t *references = reallocarray(slots->references, count, sizeof(*references));
+
+	if (!references)
+		return -ENOMEM;
+	memset(references + slots->count, 0, (count - slots->count) * sizeof(*references));
+	slots->references = references;
+	slots->count = count;
+	return 0;
+}
+
+int slots_alloc(struct slots *slots, uint64_t *list, size_t count)
+{
+	int result = slots->store->ops->alloc(slots->store, list, count);
+
+	if (result == -ENOSPC && slots->free_count) {
+		slots_flush(slots);
+		result = slots->store->ops->alloc(slots->store, list, count);
+	}
+	if (result < 0)
+		return result;
+	for (size_t i = 0; result == 0 && i < count; i++)
+		result = slots_reserve(slots, list[i] + 1);
+	if (result < 0) {
+		slots->store->ops->free(slots->store, list, count);
+		return result;
+	}
+	for (size_t i = 0; i < count; i++) {
+		assert(slots->references[list[i]] == 0);
+		slots->references[list[i]] = 1;
+	}
+	return 0;
+}
+
+void slots_flush(struct slots *slots)
+{
+	/* store is NULL while the pool closes: see pool_close. */
+	if (slots->free_count && slots->store)
+		slots->store->ops->free(slots->store, slots->free, slots->free_count);
+	slots->free_count = 0;
+}
