@@ -16,6 +16,7 @@ struct pager_config {
 	int listen_fd;            /* listening AF_UNIX socket `lazy-pages.socket`, with SO_PASSPIDFD and SO_PASSCRED; taken */
 	int control_fd;           /* listening AF_UNIX SEQPACKET control socket, or -1; taken */
 	int keeper_fd;            /* AF_UNIX SEQPACKET: every userfaultfd and pidfd is sent here too (see keeper.h), or -1; taken */
+	const char *pool_uri;     /* where the instance's pages live, told to a checkpoint; NULL where it is no pool. Borrowed */
 	const char *stats_path;   /* file of struct pager_stats, or NULL */
 	uint64_t budget_bytes;    /* 0: no budget, nothing is ever evicted */
 	bool fill;                /* fetch everything in the background, as the stock daemon does; the pager ends when all is local */
@@ -25,5 +26,8 @@ struct pager_config {
 /* Serves until every task of the tree has gone (or, with fill, is wholly local). Returns 0, or -errno with a text; the
  * tree has been killed then rather than fed zeros. Runs in the calling thread, which becomes the fault thread. */
 int pager_run(const struct pager_config *config, struct dp_err *err);
+
+/* The least budget that can work for a tree of so many tasks. */
+uint64_t pager_min_budget_bytes(uint64_t tasks);
 
 #endif

@@ -1,0 +1,325 @@
+/* The control socket: both its ends. A request is one word (`freeze`, `export`, `thaw`); the answer is `ok` or an error text,
+ * with `export` beside it a memfd that holds the page maps (laid out as struct export_head and its followers). One
+ * connection at a time; when it ends, the tree is thawed. */
+#include "pager/control.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include "base/log.h"
+#include "pager/source_pool.h"
+#include "pager/tree.h"
+
+struct export_head {
+	uint64_t count, instance, epoch;
+	char pool[1400];
+};
+/* Followed by remote_count struct page_range and copy_count struct control_copy. */
+struct export_space {
+	int64_t vpid;
+	uint64_t pool_space, remote_count, copy_count;
+};
+
+/* ---- the pager's end ---- */
+
+static int own_pid(pid_t pid)
+{
+	char path[64];
+	cleanup_free char *text = NULL;
+	snprintf(path, sizeof(path), "/proc/%d/status", pid);
+	if (io_read_file(path, &text, 65536) < 0)
+		return -ESRCH;
+	const char *line = strstr(text, "\nNSpid:");
+	int innermost = -ESRCH, used;
+	for (line = line ? line + 7 : NULL; line && sscanf(line, " %d%n", &innermost, &used) == 1 && line[used] == '\t';)
+		line += used;
+	return innermost;
+}
+
+struct exporting {
+	FILE *file;
+	struct space *space;
+	uint64_t copies;
+	bool write;
+};
+
+static void export_copy(void *context, uint32_t page, uint64_t pgno)
+{
+	struct exporting *exporting = context;
+	struct table *table = &exporting->space->table;
+	uint8_t now = *table_page(table, page);
+	if ((now & PAGE_STATE_MASK) != PAGE_LOCAL || !(now & PAGE_HAS_COPY))
+		return;
+	exporting->copies++;
+	if (exporting->write)
+		fwrite(&(struct control_copy){ pgno, *table_hash(table, page) }, sizeof(struct control_copy), 1, exporting->file);
+}
+
+static void export_one(FILE *file, struct space *space)
+{
+	struct table *table = &space->table;
+	struct export_space head = { .vpid = own_pid(space->pid), .pool_space = space->source_space };
+	/* Pages on their way in are the pool's too. */
+	for (int pass = 0; pass < 2; pass++) {
+		for (uint64_t at = 0, pages; (pages = table_next_run(table, PAGE_REMOTE, &at, UINT64_MAX, UINT64_MAX)); at += pages) {
+			head.remote_count += pass == 0;
+			if (pass)
+				fwrite(&(struct page_range){ at, pages }, sizeof(struct page_range), 1, file);
+		}
+		for (uint64_t at = 0, pages; table->counts[PAGE_IN_FLIGHT] && (pages = table_next_run(table, PAGE_IN_FLIGHT, &at, UINT64_MAX, UINT64_MAX)); at += pages) {
+			head.remote_count += pass == 0;
+			if (pass)
+				fwrite(&(struct page_range){ at, pages }, sizeof(struct page_range), 1, file);
+		}
+		if (pass)
+			break;
+		struct exporting count = { file, space, 0, false };
+		table_each(table, 0, UINT64_MAX >> PAGE_SHIFT, export_copy, &count);
+		head.copy_count = count.copies;
+		fwrite(&head, sizeof(head), 1, file);
+	}
+	struct exporting out = { file, space, 0, true };
+	table_each(table, 0, UINT64_MAX >> PAGE_SHIFT, export_copy, &out);
+}
+
+static int export_tree(struct tree *tree)
+{
+	cleanup_fd int fd = memfd_create("dp-export", MFD_CLOEXEC);
+	int again = fd < 0 ? -1 : dup(fd);
+	FILE *file = again < 0 ? NULL : fdopen(again, "w");
+	if (!file) {
+		dp_close_fd(&again);
+		return -errno;
+	}
+	struct export_head head = { 0 };
+	source_pool_instance(tree->source, &head.instance, &head.epoch);
+	snprintf(head.pool, sizeof(head.pool), "%s", tree->config->pool_uri ? tree->config->pool_uri : "");
+	for (struct space *space = tree->spaces; space; space = space->next)
+		head.count += !space->closed && space->pid > 0;
+	fwrite(&head, sizeof(head), 1, file);
+	for (struct space *space = tree->spaces; space; space = space->next) {
+		if (space->closed || space->pid <= 0)
+			continue;
+		for (size_t i = 0; i < space->registered.count; i++)
+			watch_reconcile(space, space->registered.ranges[i].start, space->registered.ranges[i].end);
+		export_one(file, space);
+	}
+	int ret = ferror(file) ? -EIO : 0;
+	if (fclose(file))
+		ret = -errno;
+	int out = fd;
+	if (!ret)
+		fd = -1;
+	return ret ? ret : out;
+}
+
+static void answer(struct tree *tree, const char *text, int descriptor)
+{
+	struct iovec data = { (void *)text, strlen(text) };
+	union {
+		char bytes[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control;
+	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1 };
+	if (descriptor >= 0) {
+		message.msg_control = &control;
+		message.msg_controllen = sizeof(control);
+		struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+		header->cmsg_level = SOL_SOCKET;
+		header->cmsg_type = SCM_RIGHTS;
+		header->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(header), &descriptor, sizeof(int));
+	}
+	if (sendmsg(tree->control_fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+		log_warn("answer on the control socket: %s", strerror(errno));
+}
+
+static void thaw(struct tree *tree)
+{
+	tree->frozen = tree->freezing = false;
+}
+
+void control_accept(struct tree *tree)
+{
+	int fd = accept4(tree->config->control_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	if (fd < 0)
+		return;
+	if (tree->control_fd >= 0) {
+		static const char busy[] = "another checkpoint is under way";
+		ssize_t ignored = send(fd, busy, sizeof(busy) - 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+		(void)ignored;
+		close(fd);
+		return;
+	}
+	tree->control_fd = fd;
+	if (tree_watch_fd(tree, fd, &tree->control_handle))
+		dp_close_fd(&tree->control_fd);
+}
+
+void control_serve(struct tree *tree)
+{
+	char request[32];
+	ssize_t got = recv(tree->control_fd, request, sizeof(request) - 1, MSG_DONTWAIT);
+	if (got < 0 && (errno == EAGAIN || errno == EINTR))
+		return;
+	if (got <= 0) {
+		thaw(tree);
+		close(tree->control_fd);
+		tree->control_fd = -1;
+		return;
+	}
+	request[got] = 0;
+	if (!strcmp(request, "freeze")) {
+		tree->frozen = tree->freezing = true;
+	} else if (!strcmp(request, "export")) {
+		int fd = export_tree(tree);
+		answer(tree, fd < 0 ? strerror(-fd) : "ok", fd);
+		dp_close_fd(&fd);
+	} else if (!strcmp(request, "thaw")) {
+		thaw(tree);
+		answer(tree, "ok", -1);
+	} else {
+		answer(tree, "unknown request", -1);
+	}
+}
+
+void control_work(struct tree *tree)
+{
+	bool ready = true;
+	if (!tree->running)
+		return;
+	for (struct space *space = tree->spaces; space; space = space->next)
+		if (!space->closed)
+			ready &= evict_drain(space);
+	if (!ready)
+		return;
+	tree->freezing = false;
+	answer(tree, "ok", -1);
+}
+
+/* ---- the caller's end ---- */
+
+int control_connect(const char *path, struct dp_err *err)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	if (strlen(path) >= sizeof(address.sun_path))
+		return dp_fail(err, ENAMETOOLONG, "path of the control socket is too long: %s", path);
+	strcpy(address.sun_path, path);
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return dp_fail_errno(err, errno, "make a socket");
+	if (connect(fd, (struct sockaddr *)&address, sizeof(address))) {
+		int failure = errno;
+		close(fd);
+		return dp_fail_errno(err, failure, "connect to the pager at %s", path);
+	}
+	return fd;
+}
+
+static int ask(int connection, const char *request, int *descriptor, struct dp_err *err)
+{
+	char text[256];
+	struct iovec data = { text, sizeof(text) - 1 };
+	union {
+		char bytes[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control;
+	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control) };
+	if (send(connection, request, strlen(request), MSG_NOSIGNAL) < 0)
+		return dp_fail_errno(err, errno, "ask the pager to %s", request);
+	ssize_t got;
+	while ((got = recvmsg(connection, &message, MSG_CMSG_CLOEXEC)) < 0 && errno == EINTR)
+		;
+	if (got <= 0)
+		return dp_fail_errno(err, got < 0 ? errno : EPIPE, "the pager did not answer to %s", request);
+	text[got] = 0;
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+	if (descriptor && header && header->cmsg_type == SCM_RIGHTS)
+		memcpy(descriptor, CMSG_DATA(header), sizeof(int));
+	return strcmp(text, "ok") ? dp_fail(err, EIO, "the pager refused to %s: %s", request, text) : 0;
+}
+
+int control_freeze(int connection, struct dp_err *err)
+{
+	return ask(connection, "freeze", NULL, err);
+}
+
+int control_thaw(int connection, struct dp_err *err)
+{
+	return ask(connection, "thaw", NULL, err);
+}
+
+static int by_range(const void *first, const void *second)
+{
+	uint64_t a = ((const struct page_range *)first)->pgno, b = ((const struct page_range *)second)->pgno;
+	return a < b ? -1 : a > b;
+}
+
+static int read_array(int fd, void **array, uint64_t count, size_t element)
+{
+	*array = calloc(count ? count : 1, element);
+	return *array ? io_read_full(fd, *array, count * element) : -ENOMEM;
+}
+
+static int read_export(int fd, struct control_export *out)
+{
+	struct export_head head;
+	if (lseek(fd, 0, SEEK_SET) < 0)
+		return -errno;
+	int ret = io_read_full(fd, &head, sizeof(head));
+	if (ret)
+		return ret;
+	out->instance = head.instance;
+	out->epoch = head.epoch;
+	memcpy(out->pool, head.pool, sizeof(out->pool));
+	out->spaces = calloc(head.count ? head.count : 1, sizeof(*out->spaces));
+	if (!out->spaces)
+		return -ENOMEM;
+	for (out->count = 0; !ret && out->count < head.count; out->count++) {
+		struct control_space *space = &out->spaces[out->count];
+		struct export_space from;
+		ret = io_read_full(fd, &from, sizeof(from));
+		if (ret)
+			break;
+		space->vpid = (int)from.vpid;
+		space->pool_space = from.pool_space;
+		space->remote_count = from.remote_count;
+		space->copy_count = from.copy_count;
+		ret = read_array(fd, (void **)&space->remote, from.remote_count, sizeof(*space->remote));
+		if (!ret)
+			ret = read_array(fd, (void **)&space->copies, from.copy_count, sizeof(*space->copies));
+		if (!ret)
+			qsort(space->remote, space->remote_count, sizeof(*space->remote), by_range);
+	}
+	return ret;
+}
+
+int control_export(int connection, struct control_export *out, struct dp_err *err)
+{
+	cleanup_fd int fd = -1;
+	memset(out, 0, sizeof(*out));
+	int ret = ask(connection, "export", &fd, err);
+	if (ret)
+		return ret;
+	ret = fd < 0 ? -EPROTO : read_export(fd, out);
+	if (ret) {
+		control_export_done(out);
+		return dp_fail_errno(err, -ret, "read the pager's page maps");
+	}
+	return 0;
+}
+
+void control_export_done(struct control_export *out)
+{
+	for (size_t i = 0; out->spaces && i < out->count; i++) {
+		free(out->spaces[i].remote);
+		free(out->spaces[i].copies);
+	}
+	free(out->spaces);
+	memset(out, 0, sizeof(*out));
+}

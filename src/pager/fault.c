@@ -1,0 +1,143 @@
+/* A fault's way, from the kernel's message to the woken thread. One thread, no allocation, no lock, no log. */
+#include "pager/tree.h"
+
+#include <errno.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "sys/uffd.h"
+
+static void serve_zero(struct space *space, uint64_t pgno, bool write, uint64_t read_ns)
+{
+	struct pager_stats *stats = space->tree->stats;
+	enum install_result result = install_zeros(space, pgno, 1, write);
+	if (result == INSTALL_AGAIN) {
+		fault_defer(space, pgno << PAGE_SHIFT, write, read_ns);
+		return;
+	}
+	stats->faults[FAULT_ZERO]++;
+	histogram_add(&stats->fault_zero, clock_now_ns() - read_ns);
+}
+
+/* The second chance: the copy in staging is read and put back, without the network and without the warden. */
+static void serve_staged(struct space *space, uint64_t pgno, uint32_t page, bool write, uint64_t read_ns)
+{
+	struct tree *tree = space->tree;
+	struct iovec local = { tree->buffer, PAGE_BYTES }, remote = { (void *)staging_address(space, page), PAGE_BYTES };
+	if (process_vm_readv(space->warden.pid, &local, 1, &remote, 1, 0) != PAGE_BYTES) {
+		space_lost(space); /* present by P4: only the end of the mm explains it */
+		return;
+	}
+	int error;
+	if (uffd_copy(space->uffd, pgno << PAGE_SHIFT, tree->buffer, PAGE_BYTES, &error) != PAGE_BYTES && error != -EEXIST) {
+		if (error == -ESRCH)
+			space_lost(space);
+		else if (error == -EAGAIN)
+			fault_defer(space, pgno << PAGE_SHIFT, write, read_ns);
+		return; /* else unmapped: its event follows */
+	}
+	staging_release(space, page, PAGE_LOCAL);
+	table_change(&space->table, page, PAGE_LOCAL, PAGE_MAIN, 0);
+	table_enqueue(&space->table, page, QUEUE_MAIN);
+	tree->stats->second_chance_pages++;
+	tree->stats->faults[FAULT_STAGED]++;
+	histogram_add(&tree->stats->fault_staged, clock_now_ns() - read_ns);
+}
+
+/* How many pages from pgno on are remote, at most `limit`. */
+static uint64_t remote_run(struct space *space, uint64_t pgno, uint64_t limit)
+{
+	uint64_t pages = 1;
+	while (pages < limit && table_state(&space->table, pgno + pages) == PAGE_REMOTE)
+		pages++;
+	return pages;
+}
+
+static void serve_remote(struct space *space, uint64_t pgno, bool write, uint64_t read_ns)
+{
+	struct tree *tree = space->tree;
+	struct prefetch_advice advice = prefetch_fault(&space->prefetcher, pgno);
+	uint64_t pages = remote_run(space, pgno, DP_MIN(1 + advice.pages, REQUEST_PAGES));
+	if (advice.pages && !residency_has_room(&tree->budget, tree_used_pages(tree), pages))
+		pages = 1;
+	if (advice.proven)
+		tree->stats->prefetch_used_pages += DP_MIN(advice.proven, tree->stats->prefetched_pages - tree->stats->prefetch_used_pages);
+	if (!residency_has_room(&tree->budget, tree_used_pages(tree), 1)) {
+		tree->stats->stalls++;
+		fault_defer(space, pgno << PAGE_SHIFT, write, read_ns);
+		return;
+	}
+	int ret = install_request(space, pgno, pages, CLASS_DEMAND, read_ns);
+	if (ret == -EAGAIN)
+		fault_defer(space, pgno << PAGE_SHIFT, write, read_ns);
+	else if (ret)
+		tree_fail(tree, ret, "fetch page %#lx", pgno << PAGE_SHIFT);
+}
+
+void fault_serve(struct space *space, uint64_t address, bool write, uint64_t read_ns)
+{
+	struct tree *tree = space->tree;
+	uint64_t pgno = address >> PAGE_SHIFT;
+	uint32_t page = table_make(&space->table, pgno);
+	if (page == NO_PAGE) {
+		tree_fail(tree, -ENOMEM, "page table");
+		return;
+	}
+	switch (*table_page(&space->table, page) & PAGE_STATE_MASK) {
+	case PAGE_REMOTE:
+		serve_remote(space, pgno, write, read_ns);
+		break;
+	case PAGE_STAGED:
+		serve_staged(space, pgno, page, write, read_ns);
+		break;
+	case PAGE_IN_FLIGHT: /* the copy under way wakes it */
+		tree->stats->faults[FAULT_IN_FLIGHT]++;
+		*table_page(&space->table, page) |= PAGE_DEMANDED;
+		break;
+	case PAGE_ZERO:  /* never stored */
+	case PAGE_LOCAL: /* given up by the process (MADV_FREE, MADV_DONTNEED), or there already: then this changes nothing */
+		serve_zero(space, pgno, write, read_ns);
+		break;
+	}
+}
+
+void fault_read(struct space *space)
+{
+	struct uffd_msg messages[32];
+	ssize_t got = read(space->uffd, messages, sizeof(messages));
+	if (got < 0 && errno != EAGAIN && errno != EINTR)
+		space_lost(space);
+	if (got <= 0)
+		return;
+	uint64_t now = clock_now_ns();
+	for (size_t i = 0; i < (size_t)got / sizeof(messages[0]) && !space->closed; i++) {
+		const struct uffd_msg *message = &messages[i];
+		if (message->event == UFFD_EVENT_PAGEFAULT)
+			fault_serve(space, message->arg.pagefault.address, message->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE, now);
+		else
+			events_handle(space, message);
+	}
+}
+
+void fault_defer(struct space *space, uint64_t address, bool write, uint64_t read_ns)
+{
+	struct tree *tree = space->tree;
+	if (tree->deferred_count == DEFERRED_FAULTS) { /* more threads than that wait: they are woken and fault again (P6) */
+		uffd_wake(space->uffd, address & ~(uint64_t)(PAGE_BYTES - 1), PAGE_BYTES);
+		return;
+	}
+	uint32_t at = (tree->deferred_head + tree->deferred_count++) % DEFERRED_FAULTS;
+	tree->deferred[at] = (struct deferred_fault){ space, address, read_ns, write };
+}
+
+void fault_serve_deferred(struct tree *tree)
+{
+	for (uint32_t left = tree->deferred_count; left > 0; left--) {
+		struct deferred_fault fault = tree->deferred[tree->deferred_head];
+		tree->deferred_head = (tree->deferred_head + 1) % DEFERRED_FAULTS;
+		tree->deferred_count--;
+		if (fault.space && !fault.space->closed)
+			fault_serve(fault.space, fault.address, fault.write, fault.read_ns);
+	}
+}

@@ -1,0 +1,265 @@
+/* Putting pages into a space: by COPY, by zeros, and as the source's answers arrive. */
+#include "pager/tree.h"
+
+#include <assert.h>
+#include <errno.h>
+
+#include "base/log.h"
+#include "sys/uffd.h"
+
+/* The kernel installed it (P5): it is the process's now, and waits in a queue for its turn to leave. */
+static void made_local(struct space *space, uint64_t pgno, const void *data, uint8_t flags)
+{
+	struct table *table = &space->table;
+	uint32_t page = table_make(table, pgno);
+	assert(page != NO_PAGE);
+	uint8_t *at = table_page(table, page);
+	bool was_remote = (*at & PAGE_STATE_MASK) == PAGE_IN_FLIGHT;
+	bool again = (*at & PAGE_MAIN) && was_remote;
+	bool recent = was_remote && !(*at & PAGE_QUEUED) && again &&
+		      residency_remembered(*table_link(table, page), space->evictions, table->counts[PAGE_LOCAL]);
+	if (data) {
+		*table_hash(table, page) = page_hash(data);
+		flags |= PAGE_HAS_COPY;
+	}
+	if (recent)
+		flags |= PAGE_MAIN;
+	table_change(table, page, PAGE_LOCAL, flags, PAGE_DEMANDED | PAGE_PREFETCHED | PAGE_MAIN | PAGE_HAS_COPY);
+	table_enqueue(table, page, recent ? QUEUE_MAIN : QUEUE_SMALL);
+}
+
+/* A page that could not be installed for a reason that is its own. */
+static enum install_result install_failed(struct space *space, uint64_t pgno, int error)
+{
+	uint32_t page = table_make(&space->table, pgno);
+	switch (error) {
+	case -EEXIST: /* there already: what the process sees is what counts */
+		table_change(&space->table, page, PAGE_LOCAL, 0, PAGE_DEMANDED | PAGE_PREFETCHED | PAGE_HAS_COPY);
+		table_enqueue(&space->table, page, QUEUE_SMALL);
+		uffd_wake(space->uffd, pgno << PAGE_SHIFT, PAGE_BYTES);
+		return INSTALL_DONE;
+	case -EAGAIN:
+	case -ENOMEM:
+		return INSTALL_AGAIN;
+	case -ESRCH:
+		space_lost(space);
+		return INSTALL_GONE;
+	default: /* no longer mapped: the event that says so is on its way */
+		uffd_wake(space->uffd, pgno << PAGE_SHIFT, PAGE_BYTES);
+		return INSTALL_GONE;
+	}
+}
+
+enum install_result install_pages(struct space *space, uint64_t pgno, const void *data, uint64_t pages, uint8_t flags, uint64_t *installed)
+{
+	const uint8_t *from = data;
+	uint64_t done = 0, limit = pages;
+	*installed = 0;
+	while (done < pages) {
+		int error;
+		uint64_t count = DP_MIN(limit, pages - done);
+		uint64_t bytes = uffd_copy(space->uffd, (pgno + done) << PAGE_SHIFT, from + done * PAGE_BYTES, count * PAGE_BYTES, &error);
+		for (uint64_t i = 0; i < bytes / PAGE_BYTES; i++)
+			made_local(space, pgno + done + i, from + (done + i) * PAGE_BYTES, flags);
+		done += bytes / PAGE_BYTES;
+		*installed += bytes / PAGE_BYTES;
+		space->tree->stats->installed_pages += bytes / PAGE_BYTES;
+		if (!error)
+			continue;
+		if ((error == -ENOENT || error == -EINVAL || error == -EFAULT) && count > 1) {
+			limit = 1; /* the run may span two areas: one page at a time tells */
+			continue;
+		}
+		enum install_result result = install_failed(space, pgno + done, error);
+		if (result == INSTALL_AGAIN || space->closed) {
+			*installed = done;
+			return result;
+		}
+		if (result == INSTALL_GONE)
+			table_change(&space->table, table_make(&space->table, pgno + done), PAGE_REMOTE, 0, PAGE_DEMANDED);
+		done++;
+		limit = pages;
+	}
+	*installed = done;
+	return INSTALL_DONE;
+}
+
+enum install_result install_zeros(struct space *space, uint64_t pgno, uint64_t pages, bool write)
+{
+	/* A write gets a page of its own at once; a read gets the shared zero page, which the first write replaces. */
+	int error;
+	uint64_t bytes = pages * PAGE_BYTES;
+	uint64_t done = write ? uffd_copy(space->uffd, pgno << PAGE_SHIFT, space->tree->zero_page, bytes, &error)
+			      : uffd_zero(space->uffd, pgno << PAGE_SHIFT, bytes, &error);
+	for (uint64_t i = 0; i < done / PAGE_BYTES; i++)
+		made_local(space, pgno + i, NULL, 0);
+	space->tree->stats->zero_filled_pages += done / PAGE_BYTES;
+	if (!error)
+		return INSTALL_DONE;
+	return done ? INSTALL_DONE : install_failed(space, pgno, error);
+}
+
+static uint64_t request_cookie(const struct tree *tree, const struct request *request)
+{
+	return (uint64_t)request->generation << 8 | (uint64_t)(request - tree->request);
+}
+
+static void request_end(struct tree *tree, struct request *request)
+{
+	request->space = NULL;
+	request->generation = (request->generation + 1) & 0xffffff;
+	tree->request_free[tree->request_free_count++] = (uint32_t)(request - tree->request);
+}
+
+int install_request(struct space *space, uint64_t pgno, uint64_t pages, enum request_class class, uint64_t read_ns)
+{
+	struct tree *tree = space->tree;
+	/* A few are kept for demand. */
+	if (tree->request_free_count <= (class == CLASS_DEMAND ? 0u : REQUESTS / 4))
+		return -EAGAIN;
+	struct request *request = &tree->request[tree->request_free[--tree->request_free_count]];
+	request->space = space;
+	request->pgno = pgno;
+	request->pages = (uint32_t)pages;
+	request->wanted = pages == 64 ? ~0ull : (1ull << pages) - 1;
+	request->asked_ns = read_ns;
+	request->demanded = 0;
+	for (uint64_t i = 0; i < pages; i++) {
+		uint32_t page = table_make(&space->table, pgno + i);
+		assert(page != NO_PAGE && (*table_page(&space->table, page) & PAGE_STATE_MASK) == PAGE_REMOTE);
+		table_change(&space->table, page, PAGE_IN_FLIGHT, i == 0 && class == CLASS_DEMAND ? PAGE_DEMANDED : 0, 0);
+	}
+	tree->in_flight += pages;
+	struct page_range range = { pgno, pages };
+	int ret = tree->source->ops->get(tree->source, class, space->source_space, &range, 1, request_cookie(tree, request));
+	if (ret) {
+		for (uint64_t i = 0; i < pages; i++)
+			table_change(&space->table, table_find(&space->table, pgno + i), PAGE_REMOTE, 0, PAGE_DEMANDED);
+		tree->in_flight -= pages;
+		request_end(tree, request);
+		return ret;
+	}
+	tree->stats->requests++;
+	if (class == CLASS_DEMAND)
+		tree->stats->prefetched_pages += pages - 1;
+	return 0;
+}
+
+void install_cancel(struct space *space, uint64_t pgno, uint64_t pages, enum page_state state)
+{
+	struct tree *tree = space->tree;
+	for (unsigned i = 0; i < REQUESTS; i++) {
+		struct request *request = &tree->request[i];
+		if (request->space != space || request->pgno >= pgno + pages || request->pgno + request->pages <= pgno)
+			continue;
+		for (uint32_t at = 0; at < request->pages; at++) {
+			uint64_t number = request->pgno + at;
+			if (number < pgno || number >= pgno + pages || !(request->wanted >> at & 1))
+				continue;
+			request->wanted &= ~(1ull << at);
+			uint32_t page = table_find(&space->table, number);
+			if (page != NO_PAGE && (*table_page(&space->table, page) & PAGE_STATE_MASK) == PAGE_IN_FLIGHT)
+				table_change(&space->table, page, state, 0, PAGE_DEMANDED);
+			uffd_wake(space->uffd, number << PAGE_SHIFT, PAGE_BYTES);
+		}
+	}
+}
+
+/* Pages that came but cannot be installed yet go back to being remote; a waiting thread's fault is served again later. */
+static void put_back(struct space *space, uint64_t pgno, uint64_t pages, uint64_t read_ns)
+{
+	for (uint64_t i = 0; i < pages; i++) {
+		uint32_t page = table_find(&space->table, pgno + i);
+		if (page == NO_PAGE || (*table_page(&space->table, page) & PAGE_STATE_MASK) != PAGE_IN_FLIGHT)
+			continue;
+		bool demanded = *table_page(&space->table, page) & PAGE_DEMANDED;
+		table_change(&space->table, page, PAGE_REMOTE, 0, PAGE_DEMANDED);
+		if (demanded)
+			fault_defer(space, (pgno + i) << PAGE_SHIFT, false, read_ns ? read_ns : clock_now_ns());
+	}
+}
+
+static void answer_run(struct request *request, uint32_t first, uint32_t pages, const uint8_t *data)
+{
+	struct space *space = request->space;
+	struct tree *tree = space->tree;
+	uint64_t pgno = request->pgno + first, installed = 0;
+	enum install_result result = INSTALL_DONE;
+	if (data) {
+		bool demand = request->asked_ns && first == request->demanded;
+		uint64_t head = demand ? 1 : 0;
+		if (pages > head || !demand) {
+			result = install_pages(space, pgno, data, pages, PAGE_PREFETCHED, &installed);
+			uint32_t page = demand && installed && !space->closed ? table_find(&space->table, pgno) : NO_PAGE;
+			if (page != NO_PAGE)
+				*table_page(&space->table, page) &= (uint8_t)~PAGE_PREFETCHED;
+		} else {
+			result = install_pages(space, pgno, data, pages, 0, &installed);
+		}
+	} else {
+		result = install_zeros(space, pgno, pages, false);
+		installed = result == INSTALL_DONE ? pages : 0;
+	}
+	if (space->closed)
+		return;
+	if (result == INSTALL_AGAIN)
+		put_back(space, pgno + installed, pages - installed, request->asked_ns);
+	if (request->asked_ns && first <= request->demanded && request->demanded < first + installed) {
+		tree->stats->faults[FAULT_REMOTE]++;
+		histogram_add(&tree->stats->fault_remote, clock_now_ns() - request->asked_ns);
+	}
+	if (tree->frozen)
+		space->installed_since_freeze += installed;
+}
+
+void install_on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last)
+{
+	struct tree *tree = context;
+	struct request *request = &tree->request[cookie & 0xff];
+	if ((cookie & 0xff) >= REQUESTS || request->generation != cookie >> 8 || !request->space || range.pgno < request->pgno ||
+	    range.pgno + range.pages > request->pgno + request->pages) {
+		tree_fail(tree, -EPROTO, "the pool answered what was not asked");
+		return;
+	}
+	tree->in_flight -= range.pages;
+	uint32_t first = (uint32_t)(range.pgno - request->pgno), end = first + (uint32_t)range.pages;
+	for (uint32_t at = first; at < end && !request->space->closed;) {
+		uint32_t run = at;
+		while (run < end && (request->wanted >> run & 1))
+			run++;
+		if (run > at) {
+			const uint8_t *from = data ? (const uint8_t *)data + (uint64_t)(at - first) * PAGE_BYTES : NULL;
+			for (uint32_t i = at; i < run; i++)
+				request->wanted &= ~(1ull << i);
+			answer_run(request, at, run - at, from);
+			at = run;
+		} else {
+			at++; /* something happened to the page meanwhile (P3) */
+		}
+	}
+	if (last)
+		request_end(tree, request);
+}
+
+void install_fill(struct tree *tree)
+{
+	for (struct space *space = tree->spaces; space; space = space->next) {
+		while (!space->closed && !space->filled && tree->request_free_count > REQUESTS - 16) {
+			uint64_t pgno = space->fill_at;
+			uint64_t pages = table_next_run(&space->table, PAGE_REMOTE, &pgno, UINT64_MAX, REQUEST_PAGES);
+			if (!pages) {
+				space->fill_at = 0;
+				space->filled = !space->table.counts[PAGE_REMOTE] && !space->table.counts[PAGE_IN_FLIGHT];
+				break;
+			}
+			int ret = install_request(space, pgno, pages, CLASS_PREFETCH, 0);
+			if (ret == -EAGAIN)
+				return;
+			if (ret) {
+				tree_fail(tree, ret, "fill page %#lx", pgno << PAGE_SHIFT);
+				return;
+			}
+			space->fill_at = pgno + pages;
+		}
+	}
+}

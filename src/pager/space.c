@@ -1,0 +1,135 @@
+/* One address space: its descriptors, its table, its end. */
+#include "pager/tree.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/epoll.h>
+
+#include "base/log.h"
+#include "instance/keeper.h"
+#include "sys/proc.h"
+#include "sys/uffd.h"
+
+static void tell_keeper(struct space *space, enum keeper_kind kind, int fd)
+{
+	int keeper_fd = space->tree->config->keeper_fd;
+	if (keeper_fd < 0)
+		return;
+	int ret = keeper_send(keeper_fd, kind, space->number, fd);
+	if (ret)
+		tree_fail(space->tree, ret, "the supervisor is gone");
+}
+
+struct space *space_new(struct tree *tree, int uffd)
+{
+	struct space *space = calloc(1, sizeof(*space));
+	if (!space)
+		return NULL;
+	if (table_init(&space->table)) {
+		free(space);
+		return NULL;
+	}
+	space->tree = tree;
+	space->number = ++tree->space_numbers;
+	space->uffd = uffd;
+	space->pidfd = space->statm_fd = space->pagemap_fd = -1;
+	space->born_ns = clock_now_ns();
+	space->uffd_handle = (struct handle){ HANDLE_UFFD, space };
+	space->warden_handle = (struct handle){ HANDLE_WARDEN, space };
+	space->pidfd_handle = (struct handle){ HANDLE_PIDFD, space };
+	prefetch_init(&space->prefetcher);
+	warden_init(&space->warden);
+	space->next = tree->spaces;
+	tree->spaces = space;
+	tell_keeper(space, KEEPER_UFFD, uffd);
+	int ret = tree_watch_fd(tree, uffd, &space->uffd_handle);
+	if (ret)
+		tree_fail(tree, ret, "watch a userfaultfd");
+	return space;
+}
+
+int space_set_pid(struct space *space, pid_t pid, int pidfd)
+{
+	char path[64];
+	space->pid = pid;
+	space->pidfd = pidfd;
+	snprintf(path, sizeof(path), "/proc/%d/statm", pid);
+	space->statm_fd = open(path, O_RDONLY | O_CLOEXEC);
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
+	space->pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);
+	tell_keeper(space, KEEPER_PIDFD, pidfd);
+	return tree_watch_fd(space->tree, pidfd, &space->pidfd_handle);
+}
+
+static void unwatch(struct tree *tree, int fd)
+{
+	if (fd >= 0)
+		epoll_ctl(tree->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
+}
+
+/* Nothing of the space is used after this; its memory is freed at the end of the turn (messages may still point at it). */
+void space_close(struct space *space)
+{
+	struct tree *tree = space->tree;
+	if (space->closed)
+		return;
+	space->closed = true;
+	for (unsigned i = 0; i < REQUESTS; i++)
+		if (tree->request[i].space == space)
+			tree->request[i].wanted = 0;
+	for (uint32_t i = 0; i < tree->deferred_count; i++) {
+		struct deferred_fault *fault = &tree->deferred[(tree->deferred_head + i) % DEFERRED_FAULTS];
+		if (fault->space == space)
+			fault->space = NULL;
+	}
+	unwatch(tree, space->uffd);
+	unwatch(tree, space->pidfd);
+	unwatch(tree, space->warden.event_fd);
+	if (space->warden.state != WARDEN_ABSENT) {
+		warden_discard(&space->warden);
+		tree->stats->wardens -= tree->stats->wardens > 0;
+	}
+	if (tree->source->writable && tree->source->ops->space_free)
+		tree->source->ops->space_free(tree->source, space->source_space, COOKIE_IGNORED);
+	tell_keeper(space, KEEPER_RELEASE, -1);
+}
+
+static bool still_answered(const struct space *space)
+{
+	const struct tree *tree = space->tree;
+	for (unsigned i = 0; i < REQUESTS; i++)
+		if (tree->request[i].space == space)
+			return true;
+	for (unsigned i = 0; i < WRITE_BATCHES; i++)
+		if (tree->batch[i].space == space)
+			return true;
+	return false;
+}
+
+void space_free(struct space *space)
+{
+	struct tree *tree = space->tree;
+	if (still_answered(space))
+		return; /* the source's last answers come first */
+	for (struct space **at = &tree->spaces; *at; at = &(*at)->next)
+		if (*at == space) {
+			*at = space->next;
+			break;
+		}
+	dp_close_fd(&space->uffd);
+	dp_close_fd(&space->pidfd);
+	dp_close_fd(&space->statm_fd);
+	dp_close_fd(&space->pagemap_fd);
+	table_done(&space->table);
+	staging_done(&space->staging);
+	rangeset_done(&space->registered);
+	rangeset_done(&space->wipe);
+	free(space);
+}
+
+void space_lost(struct space *space)
+{
+	log_info("space %u of process %d has ended", space->number, space->pid);
+	space_close(space);
+}

@@ -1,0 +1,228 @@
+/* tree: the pager's own state, shared by the files of this room: one tree of processes, its spaces, its requests, its budget.
+ *
+ *   pager.c     set-up, the event loop, the end          fault.c    a fault's way (start reading there)
+ *   handover.c  takes the userfaultfds over from CRIU    install.c  puts pages into a space, answers of the source
+ *   events.c    fork, remap, remove, unmap               evict.c    staging, write-back, drop: the way out
+ *   space.c     one address space                        watch.c    new mappings, children, exits, samples of memory
+ *   control.c   freeze, export, thaw for a checkpoint    table.c warden.c  see their headers
+ *
+ * Invariants (architecture.md section 6 has 1..9; these are the pager's own):
+ *   P1 No userfaultfd is read between posting a MOVE and its end: every event read later happened after that move.
+ *   P2 What MOVE took is on its way to the source before the next event is read, so a fork on the same connection sees it.
+ *   P3 A request's page is installed only if nothing happened to it since it was asked for (`wanted` bit).
+ *   P4 Only slots that MOVE filled are read from staging (a missing page would block the reader on itself).
+ *   P5 A page becomes LOCAL in the table only after the kernel installed it.
+ *   P6 A fault that was read is answered, deferred, or its thread woken: none is lost.
+ * Thread rule: one thread runs all of it. */
+#ifndef DP_PAGER_TREE_H
+#define DP_PAGER_TREE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/base.h"
+#include "base/rangeset.h"
+#include "instance/stats.h"
+#include "pager/pager.h"
+#include "pager/source.h"
+#include "pager/table.h"
+#include "pager/warden.h"
+#include "prefetch/prefetch.h"
+#include "residency/residency.h"
+
+#define REQUEST_PAGES 64u   /* pages of one GET */
+#define REQUESTS 128u       /* under way at once */
+#define DEFERRED_FAULTS 8192u
+#define MOVE_PAGES 256u     /* pages of one MOVE command */
+#define WRITE_BATCHES 64u
+#define DOUBTS 128u
+#define ZERO_RUN_PAGES 16u  /* zero pages given at once to a process that grows */
+
+enum handle_kind { HANDLE_UFFD = 1, HANDLE_WARDEN, HANDLE_PIDFD, HANDLE_SOURCE, HANDLE_LISTEN, HANDLE_CRIU, HANDLE_CONTROL_LISTEN, HANDLE_CONTROL, HANDLE_KINDS };
+
+/* epoll carries a pointer to one of these. */
+struct handle {
+	enum handle_kind kind;
+	struct space *space;
+};
+
+enum slot_state {
+	SLOT_EMPTY,   /* MOVE did not fill it: not present, never read */
+	SLOT_PENDING, /* its content is on the way to the source */
+	SLOT_CLEAN,   /* the source has the content: may be dropped */
+	SLOT_ZEROS,   /* holds only zeros: may be dropped, the page is zero then */
+	SLOT_GARBAGE, /* the page went back or was given up; the copy is still there */
+};
+
+/* The staging area of one space as a ring of slots: filled at head, dropped at tail, both counted without end. */
+struct staging {
+	uint64_t capacity, head, tail, dropping; /* dropping: slots in the DROP under way */
+	uint64_t present;                        /* slots that hold memory */
+	uint64_t held;                           /* slots whose page is still staged */
+	uint32_t *page;                          /* [capacity] */
+	uint8_t *state;                          /* enum slot_state */
+};
+
+struct space {
+	struct tree *tree;
+	struct space *next;
+	uint32_t number; /* never used again */
+	bool closed;     /* freed at the end of this turn of the loop */
+	bool shared;     /* forked, or forked from: memory may be shared with relatives */
+	int vpid;        /* as CRIU named it, 0 for a forked child */
+	pid_t pid, parent_pid; /* in the pager's namespace; 0 while a forked child's is unknown */
+	int uffd, pidfd, statm_fd, pagemap_fd;
+	uint64_t source_space;
+	struct table table;
+	struct rangeset registered; /* bytes: areas that this userfaultfd watches */
+	struct rangeset wipe;       /* bytes: areas that a child finds empty (MADV_WIPEONFORK) */
+	struct prefetcher prefetcher;
+	struct warden warden;
+	struct staging staging;
+	uint32_t evictions;         /* counts up, wraps: the clock of "was evicted not long ago" */
+	uint64_t evict_after_ns;    /* no eviction before */
+	uint64_t known_size_pages;  /* statm size at the last look at the areas */
+	uint64_t anonymous_pages;   /* statm, last sample */
+	uint64_t born_ns;
+	struct range doubt[DOUBTS]; /* bytes: ranges the process gave up, to be looked at once it has */
+	uint32_t doubts;
+	bool doubt_all;
+	uint32_t unshare_count, again_count; /* pages to be made exclusive; pages that were, to be moved next */
+	uint32_t unshare_page[MOVE_PAGES], again_page[MOVE_PAGES];
+	bool second_try;            /* the batch under way is of again_page */
+	uint64_t fill_at;           /* background fill goes on here */
+	bool filled;
+	uint64_t installed_since_freeze;
+	struct handle uffd_handle, warden_handle, pidfd_handle;
+};
+
+struct request {
+	struct space *space; /* NULL: free */
+	uint64_t pgno;
+	uint32_t pages;
+	uint32_t generation;
+	uint64_t wanted;     /* bit i: page i may still be installed (P3) */
+	uint64_t asked_ns;   /* when the fault was read; 0 for a prefetch */
+	uint32_t demanded;   /* index of the page that a thread waits for */
+};
+
+struct write_batch {
+	struct space *space; /* NULL: free */
+	uint64_t first_slot; /* absolute */
+	uint32_t slots, messages;
+	int result;
+};
+
+struct deferred_fault {
+	struct space *space;
+	uint64_t address, read_ns;
+	bool write;
+};
+
+struct tree {
+	const struct pager_config *config;
+	struct source *source;
+	struct pager_stats *stats;
+	struct residency_budget budget;
+	struct space *spaces;
+	uint32_t space_numbers;
+	int epoll_fd, criu_fd, control_fd;
+	struct handle source_handle, listen_handle, criu_handle, control_listen_handle, control_handle;
+	size_t announced, expected; /* tasks CRIU has handed over, of how many */
+	int pending_vpid;
+	bool finished;  /* CRIU said that every task is past the point of no return */
+	bool running;   /* CRIU has gone: the tree runs */
+	bool failed_handover;
+	bool frozen;    /* a checkpoint is under way: nothing is evicted */
+	bool freezing;  /* its answer is owed when the wardens have left */
+	int failure;    /* the tree must end: -errno */
+	struct dp_err *err;
+	uint64_t in_flight; /* pages asked for */
+	uint64_t drift_pages; /* real minus tracked pages at the last sample; signed, modulo 2^64 */
+	struct request request[REQUESTS];
+	uint32_t request_free[REQUESTS], request_free_count;
+	uint64_t fills_under_way;
+	struct write_batch batch[WRITE_BATCHES];
+	struct deferred_fault *deferred; /* ring of DEFERRED_FAULTS */
+	uint32_t deferred_head, deferred_count;
+	uint64_t next_watch_ns, next_sample_ns, last_active_ns, sample_cost_ns;
+	uint8_t *buffer; /* MOVE_PAGES pages, for what is read from staging */
+	uint8_t *zero_page;
+};
+
+/* ---- pager.c ---- */
+/* Ends the tree: it is killed, never fed zeros. The first reason stays. */
+void tree_fail(struct tree *tree, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
+/* Pages that count against the budget now. */
+uint64_t tree_used_pages(const struct tree *tree);
+int tree_watch_fd(struct tree *tree, int fd, struct handle *handle);
+
+/* ---- space.c ---- */
+struct space *space_new(struct tree *tree, int uffd);
+/* Takes a pidfd (-1: unknown yet). */
+int space_set_pid(struct space *space, pid_t pid, int pidfd);
+void space_close(struct space *space);
+void space_free(struct space *space);
+/* The mm of the space has gone (exit or execve). */
+void space_lost(struct space *space);
+
+/* ---- fault.c ---- */
+/* Reads what the userfaultfd has and serves it. */
+void fault_read(struct space *space);
+void fault_serve(struct space *space, uint64_t address, bool write, uint64_t read_ns);
+void fault_defer(struct space *space, uint64_t address, bool write, uint64_t read_ns);
+/* Serves faults that were put off. */
+void fault_serve_deferred(struct tree *tree);
+
+/* ---- install.c ---- */
+enum install_result { INSTALL_DONE, INSTALL_AGAIN, INSTALL_GONE };
+/* Puts pages into the space and marks them local; stops at the first that must be tried again. *installed counts. */
+enum install_result install_pages(struct space *space, uint64_t pgno, const void *data, uint64_t pages, uint8_t flags, uint64_t *installed);
+enum install_result install_zeros(struct space *space, uint64_t pgno, uint64_t pages, bool write);
+/* Asks for a run of remote pages. -EAGAIN: no request or room free. */
+int install_request(struct space *space, uint64_t pgno, uint64_t pages, enum request_class class, uint64_t read_ns);
+/* Nothing of [pgno, pgno + pages) that is under way may be installed any more; waiting threads are woken to fault again. */
+void install_cancel(struct space *space, uint64_t pgno, uint64_t pages, enum page_state state);
+void install_on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last);
+/* Background fill: keeps some requests under way. */
+void install_fill(struct tree *tree);
+
+/* ---- events.c ---- */
+struct uffd_msg;
+void events_handle(struct space *space, const struct uffd_msg *message);
+
+/* ---- evict.c ---- */
+int staging_init(struct staging *staging, uint64_t capacity);
+void staging_done(struct staging *staging);
+/* A page of the space is staged in this slot; it goes back or away, the slot becomes garbage. */
+void staging_release(struct space *space, uint32_t page, enum page_state state);
+/* Address of a staged page's copy in the target. */
+uint64_t staging_address(const struct space *space, uint32_t page);
+/* One step of eviction for each space that needs it. true: there is more to do at once. */
+bool evict_work(struct tree *tree);
+/* A step towards an empty staging area without a warden (for a checkpoint). true: reached. */
+bool evict_drain(struct space *space);
+void evict_warden_done(struct space *space);
+void evict_on_done(struct tree *tree, uint64_t cookie, int result);
+#define COOKIE_WRITE (1ull << 63)
+#define COOKIE_IGNORED (1ull << 62)
+
+/* ---- watch.c ---- */
+/* Housekeeping that is due. Returns ns until the next. */
+uint64_t watch_work(struct tree *tree, uint64_t now_ns);
+/* Looks at which pages of a byte range are present and sets the table right. */
+void watch_reconcile(struct space *space, uint64_t start, uint64_t end);
+void watch_note_doubt(struct space *space, uint64_t start, uint64_t end);
+
+/* ---- handover.c ---- */
+int handover_accept(struct tree *tree);
+void handover_read(struct tree *tree);
+
+/* ---- control.c ---- */
+void control_accept(struct tree *tree);
+void control_serve(struct tree *tree);
+/* Goes on with a freeze under way. */
+void control_work(struct tree *tree);
+
+#endif

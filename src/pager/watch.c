@@ -1,0 +1,320 @@
+/* Housekeeping: what no event tells. New mappings, the pids of forked children, ended and replaced memory, how much memory
+ * the tree really has. */
+#include "pager/tree.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "sys/proc.h"
+#include "sys/uffd.h"
+
+#define TICK_ACTIVE_NS (4u * 1000 * 1000)
+#define TICK_IDLE_NS (20u * 1000 * 1000)
+#define ACTIVE_FOR_NS (200u * 1000 * 1000)
+#define SAMPLE_SHARED_NS (15u * 1000 * 1000)
+#define SAMPLE_NS (1000u * 1000 * 1000)
+#define PROBES 8
+
+/* ---- presence ---- */
+
+struct presence {
+	struct space *space;
+	uint64_t at; /* page number: everything before has been looked at */
+};
+
+static void absent_page(void *context, uint32_t page, uint64_t pgno)
+{
+	(void)pgno;
+	struct space *space = context;
+	if ((*table_page(&space->table, page) & PAGE_STATE_MASK) == PAGE_LOCAL)
+		table_change(&space->table, page, PAGE_ZERO, 0, (uint8_t)~(PAGE_STATE_MASK | PAGE_QUEUED));
+}
+
+static void present_run(void *context, uint64_t start, uint64_t end)
+{
+	struct presence *presence = context;
+	struct space *space = presence->space;
+	uint64_t pgno = start >> PAGE_SHIFT;
+	if (pgno > presence->at)
+		table_each(&space->table, presence->at, pgno - presence->at, absent_page, space);
+	for (; pgno < end >> PAGE_SHIFT; pgno++) {
+		uint32_t page = table_make(&space->table, pgno);
+		if (page == NO_PAGE) {
+			tree_fail(space->tree, -ENOMEM, "page table");
+			return;
+		}
+		unsigned state = *table_page(&space->table, page) & PAGE_STATE_MASK;
+		if (state == PAGE_ZERO || state == PAGE_REMOTE) {
+			/* What the process has there is what counts, whatever else was known. */
+			table_change(&space->table, page, PAGE_LOCAL, 0, (uint8_t)~(PAGE_STATE_MASK | PAGE_QUEUED));
+			table_enqueue(&space->table, page, QUEUE_SMALL);
+		}
+	}
+	presence->at = pgno;
+}
+
+void watch_reconcile(struct space *space, uint64_t start, uint64_t end)
+{
+	struct presence presence = { space, start >> PAGE_SHIFT };
+	int ret = proc_scan_present(space->pagemap_fd, start, end, present_run, &presence);
+	if (ret) {
+		if (ret != -ESRCH)
+			log_warn("scan the pages of process %d: %s", space->pid, strerror(-ret));
+		return;
+	}
+	uint64_t last = end >> PAGE_SHIFT;
+	if (last > presence.at)
+		table_each(&space->table, presence.at, last - presence.at, absent_page, space);
+}
+
+void watch_note_doubt(struct space *space, uint64_t start, uint64_t end)
+{
+	if (space->doubts == DOUBTS)
+		space->doubt_all = true;
+	else
+		space->doubt[space->doubts++] = (struct range){ start, end };
+	/* The thread that gave the range up still has to do it; the next look comes a tick later. */
+}
+
+static void settle_doubts(struct space *space)
+{
+	if (space->pid <= 0)
+		return;
+	if (space->doubt_all) {
+		for (size_t i = 0; i < space->registered.count; i++)
+			watch_reconcile(space, space->registered.ranges[i].start, space->registered.ranges[i].end);
+	} else {
+		for (uint32_t i = 0; i < space->doubts; i++)
+			watch_reconcile(space, space->doubt[i].start, space->doubt[i].end);
+	}
+	space->doubts = 0;
+	space->doubt_all = false;
+}
+
+/* ---- new mappings ---- */
+
+struct area_search {
+	struct space *space;
+	struct rangeset fresh;
+};
+
+static int note_area(void *context, const struct proc_area *area)
+{
+	struct area_search *search = context;
+	struct space *space = search->space;
+	if (!area->anonymous || warden_owns(&space->warden, area->start, area->end))
+		return 0;
+	uint64_t at = area->start;
+	for (size_t i = rangeset_find(&space->registered, at); at < area->end; i++) {
+		const struct range *known = i < space->registered.count ? &space->registered.ranges[i] : NULL;
+		uint64_t until = known && known->start < area->end ? known->start : area->end;
+		if (at < until && rangeset_add(&search->fresh, at, until))
+			return -ENOMEM;
+		if (!known || known->start >= area->end)
+			break;
+		at = known->end;
+	}
+	return 0;
+}
+
+/* Areas that are not watched yet are registered; what is present in them already is the process's own. */
+static void find_areas(struct space *space)
+{
+	struct area_search search = { .space = space };
+	int ret = proc_each_area(space->pid, note_area, &search);
+	for (size_t i = 0; !ret && i < search.fresh.count; i++) {
+		struct range area = search.fresh.ranges[i];
+		if (uffd_register(space->uffd, area.start, area.end - area.start))
+			continue; /* gone again, or of a kind that cannot be watched */
+		/* Nothing older may shine through: the mapping is new. */
+		ret = table_clear(&space->table, area.start >> PAGE_SHIFT, (area.end - area.start) >> PAGE_SHIFT, true);
+		if (!ret)
+			ret = rangeset_add(&space->registered, area.start, area.end);
+		watch_reconcile(space, area.start, area.end);
+		space->tree->stats->areas_found++;
+	}
+	if (ret == -ENOMEM)
+		tree_fail(space->tree, ret, "list of areas");
+	rangeset_done(&search.fresh);
+}
+
+/* ---- whose memory is it ---- */
+
+/* An address that no program has mapped tells whether the mm still exists: ENOENT or ESRCH. */
+static bool memory_is_gone(const struct space *space)
+{
+	int error;
+	uffd_zero(space->uffd, 0x7fffffffe000ull, PAGE_BYTES, &error);
+	return error == -ESRCH;
+}
+
+/* execve gives the process a new mm, and the warden keeps the old one alive. */
+static bool was_replaced(const struct space *space)
+{
+	return space->warden.state == WARDEN_READY && proc_same_memory(space->pid, space->warden.pid) == 0;
+}
+
+static bool is_known(const struct tree *tree, pid_t pid)
+{
+	for (const struct space *space = tree->spaces; space; space = space->next)
+		if (!space->closed && (space->pid == pid || space->warden.pid == pid))
+			return true;
+	return false;
+}
+
+static void count_present(void *context, uint64_t start, uint64_t end)
+{
+	*(uint64_t *)context += (end - start) >> PAGE_SHIFT;
+}
+
+static bool page_present(int pagemap_fd, uint64_t pgno)
+{
+	uint64_t present = 0;
+	proc_scan_present(pagemap_fd, pgno << PAGE_SHIFT, (pgno + 1) << PAGE_SHIFT, count_present, &present);
+	return present > 0;
+}
+
+/* A page that reads as zero anyway is filled with zeros through the descriptor: if it appears in the process, the descriptor is
+ * the process's. */
+static bool owns(struct space *space, pid_t pid)
+{
+	char path[64];
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
+	cleanup_fd int pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);
+	int probes = 0;
+	for (size_t i = space->registered.count; pagemap_fd >= 0 && i-- > 0 && probes < PROBES;) {
+		uint64_t pgno = space->registered.ranges[i].start >> PAGE_SHIFT, end = space->registered.ranges[i].end >> PAGE_SHIFT;
+		if (!table_next_run(&space->table, PAGE_ZERO, &pgno, DP_MIN(end, pgno + 4096), 1) || page_present(pagemap_fd, pgno))
+			continue;
+		probes++;
+		if (install_zeros(space, pgno, 1, false) == INSTALL_DONE && page_present(pagemap_fd, pgno))
+			return true;
+		if (space->closed)
+			return false;
+	}
+	return false;
+}
+
+static void find_child(struct space *space)
+{
+	struct tree *tree = space->tree;
+	cleanup_free pid_t *pids = NULL;
+	pid_t top = tree->config->init_pid > 0 ? tree->config->init_pid : space->parent_pid;
+	ssize_t count = proc_tree(top, &pids);
+	for (ssize_t i = 1; i < count && !space->closed; i++) {
+		if (is_known(tree, pids[i]) || !owns(space, pids[i]))
+			continue;
+		int pidfd = proc_pidfd_open(pids[i]);
+		if (pidfd >= 0 && proc_state(pids[i]) > 0) {
+			log_info("space %u is forked process %d", space->number, pids[i]);
+			int ret = space_set_pid(space, pids[i], pidfd);
+			if (ret)
+				tree_fail(tree, ret, "watch a forked process");
+			tree->stats->tasks++;
+			return;
+		}
+	}
+}
+
+/* ---- how much is there ---- */
+
+static uint64_t tracked_pages(const struct tree *tree)
+{
+	uint64_t pages = 0;
+	for (const struct space *space = tree->spaces; space; space = space->next)
+		if (!space->closed)
+			pages += space->table.counts[PAGE_LOCAL] + space->staging.present;
+	return pages;
+}
+
+/* The proportional set size of every process of the tree, each mm once. */
+static uint64_t sample_pss(const struct tree *tree)
+{
+	uint64_t bytes = 0;
+	struct proc_pss pss;
+	cleanup_free pid_t *pids = NULL;
+	ssize_t count = tree->config->init_pid > 0 ? proc_tree(tree->config->init_pid, &pids) : 0;
+	for (ssize_t i = 1; i < count; i++) {
+		bool warden = false;
+		for (const struct space *space = tree->spaces; space && !warden; space = space->next)
+			warden = space->warden.pid == pids[i];
+		if (!warden && !proc_read_pss(pids[i], &pss))
+			bytes += pss.pss_bytes;
+	}
+	for (const struct space *space = tree->spaces; space && count <= 0; space = space->next)
+		if (!space->closed && space->pid > 0 && !proc_read_pss(space->pid, &pss))
+			bytes += pss.pss_bytes;
+	return bytes / PAGE_BYTES;
+}
+
+static void take_sample(struct tree *tree, uint64_t now)
+{
+	bool shared = false;
+	unsigned alive = 0;
+	for (const struct space *space = tree->spaces; space; space = space->next) {
+		alive += !space->closed;
+		shared |= !space->closed && space->shared;
+	}
+	if (alive <= 1)
+		for (struct space *space = tree->spaces; space; space = space->next)
+			space->shared = shared = false;
+	uint64_t pss = sample_pss(tree);
+	tree->sample_cost_ns = clock_now_ns() - now;
+	tree->drift_pages = pss - tracked_pages(tree); /* signed, modulo 2^64 */
+	tree->stats->pss_pages = pss;
+	tree->next_sample_ns = now + (shared ? DP_MAX(SAMPLE_SHARED_NS, 8 * tree->sample_cost_ns) : SAMPLE_NS);
+}
+
+/* Between samples: anonymous memory that grew without us shows in a cheap counter. */
+static bool watch_space(struct space *space)
+{
+	struct proc_statm statm;
+	if (space->statm_fd < 0 || proc_read_statm(space->statm_fd, &statm))
+		return false;
+	uint64_t anonymous = statm.resident_pages - DP_MIN(statm.shared_pages, statm.resident_pages);
+	bool changed = statm.size_pages != space->known_size_pages;
+	bool grew = anonymous > space->anonymous_pages + 256;
+	if (changed) {
+		space->known_size_pages = statm.size_pages;
+		find_areas(space);
+	}
+	if (!space->shared && !space->closed) {
+		uint64_t ours = space->table.counts[PAGE_LOCAL] + space->staging.present;
+		if (anonymous > ours + 2048 && anonymous > space->anonymous_pages + 1024)
+			space->tree->next_sample_ns = 0;
+	}
+	space->anonymous_pages = anonymous;
+	return changed || grew;
+}
+
+uint64_t watch_work(struct tree *tree, uint64_t now)
+{
+	if (!tree->running)
+		return 1000000000u;
+	if (now < tree->next_watch_ns)
+		return tree->next_watch_ns - now;
+	bool active = now - tree->last_active_ns < ACTIVE_FOR_NS;
+	for (struct space *space = tree->spaces; space && !tree->failure; space = space->next) {
+		if (space->closed)
+			continue;
+		if (was_replaced(space) || memory_is_gone(space)) {
+			space_lost(space);
+			continue;
+		}
+		if (space->pid == 0)
+			find_child(space);
+		if (space->closed || space->pid <= 0)
+			continue;
+		if (space->doubts || space->doubt_all)
+			settle_doubts(space);
+		if (watch_space(space))
+			tree->last_active_ns = now;
+	}
+	if (now >= tree->next_sample_ns && (tree->budget.budget_pages || tree->config->stats_path))
+		take_sample(tree, now);
+	tree->next_watch_ns = now + (active ? TICK_ACTIVE_NS : TICK_IDLE_NS);
+	return tree->next_watch_ns - now;
+}

@@ -1,0 +1,37 @@
+/* residency: which page leaves next, and how much has to leave. Pure functions over numbers, no I/O, no state.
+ *
+ * Shape of S3-FIFO (Yang et al., SOSP'23): new pages enter a small queue; a page that is touched while it waits in staging has
+ * shown that it is wanted and comes back through the main queue; a page that was evicted not long ago enters the main queue
+ * at once. Staging takes the part of the "accessed" bit, which user space does not have. */
+#ifndef DP_RESIDENCY_RESIDENCY_H
+#define DP_RESIDENCY_RESIDENCY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct residency_budget {
+	uint64_t budget_pages;   /* 0: none */
+	uint64_t headroom_pages; /* kept free below the budget, so that a fault never waits for an eviction */
+	uint64_t reserve_pages;  /* the tree may exceed the budget by this much for a moment (growth that nobody announces) */
+	uint64_t staging_pages;  /* staging of one space */
+};
+
+/* Derives the rest from the budget (bytes). */
+void residency_plan(struct residency_budget *plan, uint64_t budget_bytes);
+
+/* The least budget for a tree of that many tasks that can work at all, in bytes. */
+uint64_t residency_minimum_bytes(uint64_t tasks);
+
+/* How many pages should leave local memory now; 0: none. `used` counts everything resident plus what is on its way in. */
+uint64_t residency_excess(const struct residency_budget *plan, uint64_t used_pages);
+/* Should pages be moved to staging already, ahead of need? */
+bool residency_should_stage(const struct residency_budget *plan, uint64_t used_pages);
+/* May one more fault bring in pages? */
+bool residency_has_room(const struct residency_budget *plan, uint64_t used_pages, uint64_t pages);
+
+/* true: the next victim is the head of the small queue; false: of the main queue. */
+bool residency_take_small(uint64_t small_length, uint64_t main_length);
+/* Does a page that was evicted when the space's eviction counter stood at `then` come back into the main queue? */
+bool residency_remembered(uint32_t then, uint32_t now, uint64_t local_pages);
+
+#endif

@@ -1,0 +1,51 @@
+/* proc: what /proc tells about a process that the pager looks after. Linux: proc(5), Documentation/filesystems/proc.rst.
+ * All blocking is that of procfs reads. Errors: -ESRCH where the process is gone, else -errno. No state. */
+#ifndef DP_SYS_PROC_H
+#define DP_SYS_PROC_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct proc_area {
+	uint64_t start, end; /* bytes */
+	bool read, write, execute, shared;
+	bool anonymous; /* no file behind it and no special kernel mapping: [heap], [stack] and unnamed areas */
+	char name[32];  /* last column, cut */
+};
+/* Calls `each` for every line of /proc/PID/maps in ascending order until it returns non-zero (which is returned). */
+int proc_each_area(pid_t pid, int (*each)(void *context, const struct proc_area *area), void *context);
+
+struct proc_statm {
+	uint64_t size_pages, resident_pages, shared_pages; /* shared: file and shmem pages; resident - shared = anonymous */
+};
+/* statm_fd: an open /proc/PID/statm, read from its start each time. */
+int proc_read_statm(int statm_fd, struct proc_statm *statm);
+
+struct proc_pss {
+	uint64_t pss_bytes, anonymous_bytes;
+};
+/* Walks the whole address space: ~10 ms a GiB of resident memory. */
+int proc_read_pss(pid_t pid, struct proc_pss *pss);
+
+/* Which pages of a range are present (or swapped out): calls `each` per run. PAGEMAP_SCAN, Linux 6.7.
+ * pagemap_fd: an open /proc/PID/pagemap. */
+int proc_scan_present(int pagemap_fd, uint64_t start, uint64_t end,
+		      void (*each)(void *context, uint64_t start, uint64_t end), void *context);
+
+/* Every descendant of pid, pid first. Fresh array; returns the count or -errno. */
+ssize_t proc_tree(pid_t pid, pid_t **pids);
+
+int proc_pidfd_open(pid_t pid);
+/* Duplicates descriptor `number` of the process behind pidfd into this one. */
+int proc_pidfd_getfd(int pidfd, int number);
+int proc_pidfd_kill(int pidfd, int signal_number);
+/* The pid behind a pidfd as this process sees it, 0 if it has no pid here, -ESRCH when it is gone. */
+pid_t proc_pidfd_pid(int pidfd);
+/* 1: both processes have one address space; 0: not; or -errno. */
+int proc_same_memory(pid_t first, pid_t second);
+/* State letter of /proc/PID/stat ('R', 'S', 'Z', ...), or -errno. */
+int proc_state(pid_t pid);
+
+#endif
