@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -157,7 +158,7 @@ static int furnish(struct warden *warden, struct injection *child, int uffd, int
 	if (far < 0)
 		return far;
 	ret = send_descriptors(far, (const int[3]){ uffd, ring_fd, warden->event_fd });
-	int numbers[3];
+	int numbers[3] = { -1, -1, -1 };
 	if (!ret)
 		ret = receive_in_warden(child, scratch, numbers);
 	if (ret)
