@@ -67,7 +67,7 @@ static bool move_whole(struct region *region, int flags)
 	return munmap(old, bytes) == 0 || torture_fail("remap: munmap: %s", strerror(errno));
 }
 
-/* The hole left behind is filled by the slice itself coming back, so areas split and merge. */
+/* The slice leaves an empty area behind, not a hole, in which another thread might map something before the slice comes back. */
 static bool move_slice(struct worker *worker)
 {
 	struct region *region = worker->region;
@@ -77,7 +77,7 @@ static bool move_slice(struct worker *worker)
 
 	if (place == MAP_FAILED)
 		return false;
-	if (mremap(home, pages * PAGE_BYTES, pages * PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, place) == MAP_FAILED)
+	if (mremap(home, pages * PAGE_BYTES, pages * PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, place) == MAP_FAILED)
 		return remap_failed();
 	for (uint64_t i = 0; i < pages; i += 5) {
 		uint32_t version = region->versions[first + i];
