@@ -8,10 +8,24 @@
 #include "base/log.h"
 #include "sys/uffd.h"
 
+/* A process that grows touches one fresh page after the other: it gets a few at once. */
+static uint64_t zero_run(struct space *space, uint64_t pgno)
+{
+	struct tree *tree = space->tree;
+	bool grows = pgno == space->zero_next && residency_has_room(&tree->budget, tree_used_pages(tree), ZERO_RUN_PAGES);
+	space->zero_window = grows ? DP_MIN(space->zero_window * 2, ZERO_RUN_PAGES) : 1;
+	uint64_t pages = 1;
+	while (pages < space->zero_window && table_state(&space->table, pgno + pages) == PAGE_ZERO &&
+	       rangeset_contains(&space->registered, (pgno + pages) << PAGE_SHIFT))
+		pages++;
+	space->zero_next = pgno + pages;
+	return pages;
+}
+
 static void serve_zero(struct space *space, uint64_t pgno, bool write, uint64_t read_ns)
 {
 	struct pager_stats *stats = space->tree->stats;
-	enum install_result result = install_zeros(space, pgno, 1, write);
+	enum install_result result = install_zeros(space, pgno, write ? zero_run(space, pgno) : 1, write);
 	if (result == INSTALL_AGAIN) {
 		fault_defer(space, pgno << PAGE_SHIFT, write, read_ns);
 		return;

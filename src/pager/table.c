@@ -282,7 +282,8 @@ int table_clear(struct table *table, uint64_t pgno, uint64_t pages, bool keep_lo
 }
 
 struct relocation {
-	uint64_t distance; /* to - from, modulo 2^64 */
+	uint64_t distance;    /* to - from, modulo 2^64 */
+	struct rangeset bare; /* pages of the old range that only `initial` knows */
 	int ret;
 };
 
@@ -322,22 +323,31 @@ static int relocate_bare(struct table *table, uint64_t pgno, uint64_t next, uint
 	return 0;
 }
 
+static void leave_out_leaf(struct table *table, uint32_t leaf, uint32_t from, uint32_t to, void *context)
+{
+	struct relocation *relocation = context;
+	if (rangeset_remove(&relocation->bare, table->leaves[leaf].pgno + from, table->leaves[leaf].pgno + to))
+		relocation->ret = -ENOMEM;
+}
+
 int table_relocate(struct table *table, uint64_t from, uint64_t to, uint64_t pages)
 {
-	struct relocation relocation = { to - from, 0 };
-	struct rangeset bare = { 0 };
+	struct relocation relocation = { .distance = to - from };
+	struct rangeset *bare = &relocation.bare;
 	int ret = table_clear(table, to, pages, false);
 	for (size_t i = rangeset_find(&table->initial, from); !ret && i < table->initial.count && table->initial.ranges[i].start < from + pages; i++)
-		ret = rangeset_add(&bare, DP_MAX(table->initial.ranges[i].start, from), DP_MIN(table->initial.ranges[i].end, from + pages));
-	each_leaf(table, from, pages, relocate_leaf, &relocation);
-	for (size_t i = 0; !ret && i < bare.count; i++) {
-		for (uint64_t pgno = bare.ranges[i].start, next; !ret && pgno < bare.ranges[i].end; pgno = next) {
-			next = DP_MIN((pgno / LEAF_PAGES + 1) * LEAF_PAGES, bare.ranges[i].end);
-			if (find_leaf(table, pgno) == NO_PAGE)
-				ret = relocate_bare(table, pgno, next, relocation.distance);
+		ret = rangeset_add(bare, DP_MAX(table->initial.ranges[i].start, from), DP_MIN(table->initial.ranges[i].end, from + pages));
+	/* Before the first new leaf is made: it may hold pages of the old range too. */
+	each_leaf(table, from, pages, leave_out_leaf, &relocation);
+	if (!ret && !relocation.ret)
+		each_leaf(table, from, pages, relocate_leaf, &relocation);
+	for (size_t i = 0; !ret && !relocation.ret && i < bare->count; i++) {
+		for (uint64_t pgno = bare->ranges[i].start, next; !ret && pgno < bare->ranges[i].end; pgno = next) {
+			next = DP_MIN((pgno / LEAF_PAGES + 1) * LEAF_PAGES, bare->ranges[i].end);
+			ret = relocate_bare(table, pgno, next, relocation.distance);
 		}
 	}
-	rangeset_done(&bare);
+	rangeset_done(bare);
 	if (!ret)
 		ret = relocation.ret;
 	int cleared = table_clear(table, from, pages, false);
@@ -387,35 +397,41 @@ uint64_t table_bytes(const struct table *table)
 	return (uint64_t)table->leaf_count * sizeof(struct leaf) + table->index_bytes + table->initial.count * sizeof(struct range);
 }
 
+/* The stretch from `at` on in which all pages are in one state: one page where there is a leaf, else as far as `initial` says the
+ * same and no leaf begins (looked at 64 pages, or 8 GiB where the index is empty, at a time). */
+static uint64_t stretch(const struct table *table, uint64_t at, enum page_state *state)
+{
+	uint64_t number = at / LEAF_PAGES;
+	const uint32_t *low = table->index[number >> INDEX_LOW_BITS];
+	uint32_t leaf = low ? low[number & (INDEX_LOW - 1)] - 1 : NO_PAGE;
+	if (leaf != NO_PAGE) {
+		*state = table->leaves[leaf].page[at % LEAF_PAGES] & PAGE_STATE_MASK;
+		return 1;
+	}
+	uint64_t end = low ? (number + 1) * LEAF_PAGES : ((number >> INDEX_LOW_BITS) + 1) * INDEX_LOW * LEAF_PAGES;
+	size_t range = rangeset_find(&table->initial, at);
+	const struct range *next = range < table->initial.count ? &table->initial.ranges[range] : NULL;
+	*state = next && next->start <= at ? PAGE_REMOTE : PAGE_ZERO;
+	if (next)
+		end = DP_MIN(end, *state == PAGE_REMOTE ? next->end : next->start);
+	return end - at;
+}
+
 uint64_t table_next_run(const struct table *table, enum page_state state, uint64_t *pgno, uint64_t end, uint64_t limit)
 {
-	uint64_t at = *pgno, run = 0;
+	uint64_t run = 0;
 	end = DP_MIN(end, PGNO_LIMIT);
-	while (at < end && run < limit) {
-		if (table_state(table, at) == state) {
+	for (uint64_t at = *pgno; at < end && run < limit;) {
+		enum page_state now;
+		uint64_t pages = DP_MIN(stretch(table, at, &now), end - at);
+		if (now == state) {
 			if (!run)
 				*pgno = at;
-			run++;
-			at++;
-			continue;
-		}
-		if (run)
+			run += pages;
+		} else if (run) {
 			break;
-		uint64_t number = at / LEAF_PAGES;
-		bool bare = find_leaf(table, at) == NO_PAGE;
-		if (!bare) {
-			at++;
-			continue;
 		}
-		/* Nothing known here: on to the next page that `initial` has, the next leaf, or the next 8 GiB. */
-		uint64_t next = table->index[number >> INDEX_LOW_BITS] ? (number + 1) * LEAF_PAGES
-								       : ((number >> INDEX_LOW_BITS) + 1) * INDEX_LOW * LEAF_PAGES;
-		size_t range = rangeset_find(&table->initial, at);
-		if (range < table->initial.count && state == PAGE_REMOTE && table->initial.ranges[range].start > at)
-			next = DP_MIN(next, table->initial.ranges[range].start);
-		else if (state == PAGE_ZERO)
-			next = at + 1;
-		at = DP_MAX(next, at + 1);
+		at += pages;
 	}
-	return run;
+	return DP_MIN(run, limit);
 }

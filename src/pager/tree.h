@@ -91,6 +91,7 @@ struct space {
 	uint32_t unshare_count, again_count; /* pages to be made exclusive; pages that were, to be moved next */
 	uint32_t unshare_page[MOVE_PAGES], again_page[MOVE_PAGES];
 	bool second_try;            /* the batch under way is of again_page */
+	uint64_t zero_next, zero_window; /* where a growing process is expected next, and how many pages it gets there */
 	uint64_t fill_at;           /* background fill goes on here */
 	bool filled;
 	uint64_t installed_since_freeze;
