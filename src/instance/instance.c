@@ -13,6 +13,7 @@
 
 #include "base/base.h"
 #include "instance/process.h"
+#include "sys/proc.h"
 
 #define DEFAULT_ROOT "/run/distri-proc"
 #define MEMORY_ROOT "/dev/shm/distri-proc"
@@ -361,10 +362,10 @@ int instance_tasks(const struct instance *instance, pid_t **pids, size_t *count)
 {
 	if (!process_is_alive(instance->init.pid, instance->init.start_time))
 		return -ESRCH;
-	int ret = process_tree(instance->init.pid, pids, count);
-	if (ret)
-		return ret;
-	(*count)--;
+	ssize_t processes = proc_tree(instance->init.pid, pids);
+	if (processes < 0)
+		return (int)processes;
+	*count = (size_t)processes - 1;
 	memmove(*pids, *pids + 1, *count * sizeof(**pids));
 	return 0;
 }

@@ -1,4 +1,5 @@
-/* process: what /proc says about processes: start times (a pid alone may be somebody else's by now), children, parents.
+/* process: what /proc says about processes: start times (a pid alone may be somebody else's by now), parents.
+ * What is about the inside of a process is in sys/proc.h.
  *
  * Pids are those of the caller's PID namespace. Nothing here blocks or keeps state. */
 #ifndef DP_INSTANCE_PROCESS_H
@@ -15,14 +16,8 @@ uint64_t process_start_time(pid_t pid);
 bool process_is_alive(pid_t pid, uint64_t start_time);
 /* 0 where there is no such process. */
 pid_t process_parent(pid_t pid);
-/* pid and all its descendants, breadth first, in a fresh array; a moment's view. -ENOMEM, -ESRCH. */
-int process_tree(pid_t pid, pid_t **pids, size_t *count);
-/* Direct children of all threads of pid, fresh array. -ENOMEM, -ESRCH. */
-int process_children(pid_t pid, pid_t **pids, size_t *count);
 /* A pidfd of the process, after making sure that it is the one with this start time. -ESRCH. */
 int process_open(pid_t pid, uint64_t start_time);
-/* The pid behind a pidfd as this namespace numbers it, from its fdinfo. -ESRCH where it is gone or not visible. */
-pid_t process_of_pidfd(int pidfd);
 /* Resident pages of one process (statm), 0 where it is gone. */
 uint64_t process_resident_pages(pid_t pid);
 

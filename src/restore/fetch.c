@@ -1,0 +1,225 @@
+/* fetch: the skeleton comes to this host and is checked before anything starts (R2). */
+#include <errno.h>
+#include <fcntl.h>
+#include <json-c/json.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/utsname.h>
+
+#include "base/base.h"
+#include "client/client.h"
+#include "pager/pager.h"
+#include "restore/plan.h"
+
+#define SKELETON_LIMIT_BYTES (1ull << 30) /* eager pages are part of it; anything larger is no skeleton */
+#define CRIU_PID_ROOM 256                 /* pids that CRIU and its helpers may use up while they restore */
+
+static int check_architecture(const char *meta_json, struct dp_err *err)
+{
+	struct utsname host;
+	json_object *meta = meta_json ? json_tokener_parse(meta_json) : NULL, *value = NULL;
+	int ret = 0;
+	if (json_object_is_type(meta, json_type_object) && json_object_object_get_ex(meta, "architecture", &value) && !uname(&host) &&
+	    strcmp(json_object_get_string(value), host.machine))
+		ret = dp_fail(err, ENOEXEC, "snapshot was taken on %s, this host is %s: restore it on a host of its kind",
+			      json_object_get_string(value), host.machine);
+	json_object_put(meta);
+	return ret;
+}
+
+static bool file_name_is_safe(const char *name)
+{
+	return *name && *name != '.' && !strchr(name, '/');
+}
+
+/* Page counts of what is eager: pages-N.img hold it, raw. */
+static bool is_pages_image(const char *name)
+{
+	return !strncmp(name, "pages-", 6);
+}
+
+static int fetch_files(struct client *client, const struct snapshot_info *info, int images_fd, struct dp_err *err)
+{
+	uint64_t total = 0;
+	for (size_t i = 0; i < info->file_count; i++) {
+		const struct snapshot_file *file = &info->files[i];
+		cleanup_free void *content = NULL;
+		if (!file_name_is_safe(file->name) || file->bytes > SKELETON_LIMIT_BYTES - total)
+			return dp_fail(err, EBADMSG, "snapshot holds a file `%s` of %llu bytes that belongs in no skeleton", file->name,
+				       (unsigned long long)file->bytes);
+		total += file->bytes;
+		int ret = client_file_get(client, info->id, file->name, file->bytes, &content, err);
+		if (ret)
+			return ret;
+		cleanup_fd int fd = openat(images_fd, file->name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+		if (fd < 0)
+			return dp_fail_errno(err, errno, "write image %s", file->name);
+		ret = io_write_full(fd, content, file->bytes);
+		if (ret)
+			return dp_fail_errno(err, -ret, "write image %s", file->name);
+	}
+	return 0;
+}
+
+static uint64_t count_pages(const struct snapshot_info *info)
+{
+	uint64_t pages = 0;
+	for (size_t i = 0; i < info->space_count; i++)
+		pages += info->spaces[i].pages;
+	for (size_t i = 0; i < info->file_count; i++)
+		if (is_pages_image(info->files[i].name))
+			pages += info->files[i].bytes / PAGE_BYTES;
+	return pages;
+}
+
+/* 50 % of the pages, or a size: the budget, refused where no tree of this many tasks could work in it. */
+int restore_budget(const char *local_memory, uint64_t snapshot_pages, size_t tasks, uint64_t *budget_bytes, struct dp_err *err)
+{
+	char least_text[32], given_text[32];
+	*budget_bytes = 0;
+	if (!local_memory)
+		return 0;
+	char *end;
+	errno = 0;
+	double percent = strtod(local_memory, &end);
+	if (end != local_memory && !errno && !strcmp(end, "%")) {
+		if (!(percent > 0 && percent <= 100))
+			return dp_fail(err, EINVAL, "--local-memory %s: a percentage is above 0 and at most 100", local_memory);
+		*budget_bytes = (uint64_t)((double)snapshot_pages * percent / 100) * PAGE_BYTES;
+	} else if (parse_size(local_memory, budget_bytes) || *budget_bytes == 0) {
+		return dp_fail(err, EINVAL, "--local-memory %s: give a share or a size, such as 50%% or 512M", local_memory);
+	}
+	uint64_t least = pager_min_budget_bytes((unsigned)tasks);
+	if (*budget_bytes < least)
+		return dp_fail(err, EINVAL, "--local-memory %s is %s, less than %zu process%s can work in: give at least %s",
+			       local_memory, format_size(*budget_bytes, given_text, sizeof(given_text)), tasks, tasks == 1 ? "" : "es",
+			       format_size(least, least_text, sizeof(least_text)));
+	return 0;
+}
+
+/* With a mount namespace of its own the snapshot brings its own root: this host's files are not what it will see. */
+static int check_files(int images_fd, const struct image_namespaces *own, struct dp_err *err)
+{
+	struct image_file *files;
+	size_t count;
+	cleanup_free char *report = NULL;
+	if (own->mnt)
+		return 0;
+	int ret = images_read_files(images_fd, &files, &count, err);
+	if (ret)
+		return ret;
+	int different = images_check_files(AT_FDCWD, files, count, &report);
+	image_files_free(files, count);
+	if (different < 0)
+		return dp_fail_errno(err, -different, "check the files of the snapshot");
+	if (different > 0) {
+		size_t length = strlen(report);
+		if (length && report[length - 1] == '\n')
+			report[length - 1] = 0;
+		return dp_fail(err, ENOTUNIQ, "this host's files are not those of the snapshot:\n%s", report);
+	}
+	return 0;
+}
+
+static pid_t read_pid_max(void)
+{
+	cleanup_free char *text = NULL;
+	if (io_read_file("/proc/sys/kernel/pid_max", &text, 64) < 0)
+		return 32768;
+	return (pid_t)strtol(text, NULL, 10);
+}
+
+static int place_pids(struct restore_plan *plan, int images_fd, const struct image_task *tasks, size_t count, struct dp_err *err)
+{
+	cleanup_free pid_t *pids = NULL;
+	size_t pid_count;
+	if (plan->nested)
+		return 0; /* CRIU's namespace, CRIU's numbers */
+	int ret = plan_read_pids(images_fd, tasks, count, &pids, &pid_count, err);
+	if (ret)
+		return ret;
+	pid_t pid_max = read_pid_max();
+	if (pid_count && pids[pid_count - 1] >= pid_max)
+		return dp_fail(err, ERANGE, "snapshot has a pid %d, this host ends at %d: raise it with `sysctl kernel.pid_max=4194304`",
+			       (int)pids[pid_count - 1], (int)pid_max);
+	if (!plan->own_pid_namespace)
+		return plan_refuse_used_pids(pids, pid_count, err);
+	if (pid_count && pids[0] == 1)
+		return dp_fail(err, EEXIST, "snapshot has a pid 1 without a PID namespace of its own: nothing can be put in its place");
+	plan->last_pid = plan_pid_gap(pids, pid_count, pid_max, CRIU_PID_ROOM);
+	if (plan->last_pid == 0)
+		return dp_fail(err, ENOSPC, "snapshot leaves no gap of %d pids below %d for CRIU: raise it with "
+			       "`sysctl kernel.pid_max=4194304`", CRIU_PID_ROOM, (int)pid_max);
+	return 0;
+}
+
+/* All that is decided from the images alone. */
+static int read_skeleton(struct restore_plan *plan, int images_fd, struct dp_err *err)
+{
+	const struct restore_options *options = plan->options;
+	struct image_namespaces own;
+	cleanup_free struct image_task *tasks = NULL;
+	size_t count;
+	int ret = images_read_pstree(images_fd, &tasks, &count, err);
+	if (!ret)
+		ret = images_read_namespaces(images_fd, &own, err);
+	if (ret)
+		return ret;
+	if (count == 0)
+		return dp_fail(err, EBADMSG, "snapshot has no process in it");
+	plan->root_vpid = tasks[0].pid;
+	plan->nested = own.pid;
+	plan->own_pid_namespace = !own.pid && !options->host_pid_namespace;
+	plan->instance.own_pid_namespace = plan->own_pid_namespace;
+	ret = restore_budget(options->local_memory, plan->instance.snapshot_pages, count, &plan->instance.budget_bytes, err);
+	if (!ret)
+		ret = place_pids(plan, images_fd, tasks, count, err);
+	if (!ret)
+		ret = check_files(images_fd, &own, err);
+	return ret;
+}
+
+static int fetch_and_check(struct restore_plan *plan, struct client *client, const struct snapshot_info *info,
+			   struct restore_times *times, struct dp_err *err)
+{
+	const struct restore_options *options = plan->options;
+	char path[PATH_MAX];
+	int ret = check_architecture(info->meta_json, err);
+	if (!ret)
+		ret = instance_create_dir(options->root, info->name, options->name, &plan->instance, err);
+	if (ret)
+		return ret;
+	endpoint_pool_text(options->endpoint, plan->instance.pool, sizeof(plan->instance.pool));
+	plan->instance.snapshot_pages = count_pages(info);
+	cleanup_fd int images_fd = open(instance_path(&plan->instance, "images", path, sizeof(path)), O_DIRECTORY | O_CLOEXEC);
+	if (images_fd < 0)
+		ret = dp_fail_errno(err, errno, "open %s", path);
+	if (!ret)
+		ret = fetch_files(client, info, images_fd, err);
+	times->fetched_ns = clock_now_ns();
+	if (!ret)
+		ret = read_skeleton(plan, images_fd, err);
+	if (ret)
+		instance_remove(&plan->instance, NULL);
+	return ret;
+}
+
+int plan_make(const struct restore_options *options, struct restore_plan *plan, struct restore_times *times, struct dp_err *err)
+{
+	struct client *client;
+	struct snapshot_info info = { 0 };
+	*plan = (struct restore_plan){ .options = options, .stdio = { -1, -1, -1 }, .report_fd = -1 };
+	if (!options->endpoint->name[0])
+		return dp_fail(err, EINVAL, "no snapshot named: write POOL/REPO:TAG");
+	int ret = client_open(&client, options->endpoint, 0, err);
+	if (ret)
+		return ret;
+	ret = client_snapshot_open(client, options->endpoint->name, &info, err);
+	times->opened_ns = clock_now_ns();
+	if (!ret) {
+		ret = fetch_and_check(plan, client, &info, times, err);
+		client_snapshot_info_done(&info);
+	}
+	client_close(client);
+	return ret;
+}

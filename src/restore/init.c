@@ -1,0 +1,236 @@
+/* init: the first process of a restored tree and the parent of CRIU.
+ *
+ * By default it is pid 1 of a PID namespace made for the tree, in a mount namespace whose only difference is /proc. It starts
+ * `criu restore` as its child, reaps whatever ends below it, passes every signal it gets on to the root task, and exits with
+ * the root's code; the kernel ends the rest of the namespace with it. With the host's pids, or where CRIU makes the
+ * snapshot's own namespace, it is a subreaper that does the same.
+ *
+ * It is deliberately small: one thread, no allocation after start, blocked signals read from a signalfd. Should the
+ * supervisor be killed, it goes on alone (R4): then it also watches the pager and ends the tree if that one dies. */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/pidfd.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/ioctl.h>
+#include <sys/wait.h>
+
+#include "base/base.h"
+#include "restore/criu_cache.h"
+#include "restore/plan.h"
+#include "restore/processes.h"
+#include "sys/proc.h"
+
+static struct {
+	const struct init_config *config;
+	int signal_fd;
+	int channel_fd;   /* -1: the supervisor is gone */
+	int pager_pidfd;  /* -1: the pager is gone */
+	bool pager_gone;
+	pid_t criu;       /* 0: not running */
+	pid_t root;       /* 0: the tree does not run yet */
+	int kdat_lock;
+	uint64_t criu_started_ns;
+	/* Tasks that ended before CRIU did: one of them may turn out to be the root. */
+	struct { pid_t pid; int status; } early[64];
+	size_t early_count;
+} self = { .signal_fd = -1, .channel_fd = -1, .pager_pidfd = -1, .kdat_lock = -1 };
+
+static void tell_supervisor(struct init_message *message, int pidfd)
+{
+	message->criu_started_ns = self.criu_started_ns;
+	message->criu_done_ns = clock_now_ns();
+	if (self.channel_fd >= 0)
+		send_with_fd(self.channel_fd, message, sizeof(*message), pidfd);
+}
+
+static void give_up(const char *what, int code)
+{
+	struct init_message message = { .kind = INIT_FAILED, .status = -code };
+	snprintf(message.text, sizeof(message.text), "%s: %s", what, strerror(code));
+	tell_supervisor(&message, -1);
+	_exit(125);
+}
+
+static int exit_code_of(int status)
+{
+	return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+/* Everything below us dies; in a namespace of our own the kernel does that when we exit. */
+static void end_tree(int code)
+{
+	const struct restore_plan *plan = self.config->plan;
+	if (!plan->own_pid_namespace)
+		kill_descendants(0);
+	if (self.channel_fd < 0)
+		instance_remove(&plan->instance, NULL); /* nobody else is left to do it */
+	_exit(code);
+}
+
+static void enter_namespaces(void)
+{
+	if (mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL))
+		give_up("make mounts private", errno);
+	if (self.config->plan->own_pid_namespace && mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
+		give_up("mount /proc", errno);
+}
+
+/* CRIU and its helpers get pids behind all those of the snapshot; CRIU asks for the snapshot's own by number. */
+static void set_last_pid(pid_t last_pid)
+{
+	char text[32];
+	int length = snprintf(text, sizeof(text), "%d", (int)last_pid);
+	cleanup_fd int fd = open("/proc/sys/kernel/ns_last_pid", O_WRONLY | O_CLOEXEC);
+	if (fd < 0 || write(fd, text, (size_t)length) != length)
+		give_up("set ns_last_pid", errno);
+}
+
+static void start_criu(void)
+{
+	const struct init_config *config = self.config;
+	const int *stdio = config->plan->stdio;
+	self.criu_started_ns = clock_now_ns();
+	self.criu = fork();
+	if (self.criu < 0)
+		give_up("fork", errno);
+	if (self.criu > 0)
+		return;
+	for (int i = 0; i < 3; i++)
+		if (dup2(stdio[i] >= 0 ? stdio[i] : i == 0 ? 0 : config->log_fd, i) < 0)
+			_exit(126);
+	sigset_t none;
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	execv(config->criu_argv[0], config->criu_argv);
+	dprintf(config->log_fd, "Error (init): exec %s: %s\n", config->criu_argv[0], strerror(errno));
+	_exit(127);
+}
+
+/* CRIU wrote the root's pid as we see it; in its own namespace that is not the image's. */
+static pid_t read_root_pid(void)
+{
+	char path[PATH_MAX], *text = NULL;
+	if (io_read_file(instance_path(&self.config->plan->instance, "work/root.pid", path, sizeof(path)), &text, 64) < 0)
+		return 0;
+	pid_t pid = (pid_t)strtol(text, NULL, 10);
+	free(text);
+	return pid > 0 ? pid : 0;
+}
+
+static void criu_ended(int status)
+{
+	struct init_message message = { .kind = INIT_RUNNING };
+	self.criu = 0;
+	criu_cache_take_back(self.config->kdat_path, self.kdat_lock);
+	self.kdat_lock = -1;
+	if (!WIFEXITED(status) || WEXITSTATUS(status)) {
+		message.kind = INIT_FAILED;
+		message.status = status;
+		tell_supervisor(&message, -1);
+		end_tree(125);
+	}
+	self.root = read_root_pid();
+	if (self.root == 0)
+		give_up("read the pid file of criu", ENOENT);
+	int pidfd = pidfd_open(self.root, 0);
+	tell_supervisor(&message, pidfd);
+	if (pidfd >= 0)
+		close(pidfd);
+	for (size_t i = 0; i < self.early_count; i++)
+		if (self.early[i].pid == self.root)
+			end_tree(exit_code_of(self.early[i].status));
+}
+
+static void reap(void)
+{
+	int status;
+	for (;;) {
+		pid_t pid = waitpid(-1, &status, WNOHANG | __WALL);
+		if (pid <= 0)
+			return;
+		if (pid == self.criu)
+			criu_ended(status);
+		else if (pid == self.root)
+			end_tree(exit_code_of(status));
+		else if (self.root == 0 && self.early_count < ARRAY_LENGTH(self.early)) {
+			self.early[self.early_count].pid = pid;
+			self.early[self.early_count++].status = status;
+		}
+	}
+}
+
+static void take_signals(void)
+{
+	struct signalfd_siginfo info;
+	while (read(self.signal_fd, &info, sizeof(info)) == sizeof(info)) {
+		int number = (int)info.ssi_signo;
+		if (number == SIGCHLD)
+			continue;
+		if (self.root)
+			kill(self.root, number);
+		else if (number == SIGTERM || number == SIGINT)
+			end_tree(128 + number);
+	}
+	reap();
+}
+
+static void watch(void)
+{
+	struct pollfd polls[3] = {
+		{ .fd = self.signal_fd, .events = POLLIN },
+		{ .fd = self.channel_fd, .events = POLLIN },
+		{ .fd = self.pager_pidfd, .events = POLLIN },
+	};
+	if (poll(polls, ARRAY_LENGTH(polls), -1) < 0)
+		return;
+	if (polls[2].revents) {
+		self.pager_gone = true;
+		self.pager_pidfd = -1;
+	}
+	if (polls[1].revents) {
+		close(self.channel_fd);
+		self.channel_fd = -1;
+	}
+	/* With the supervisor there, ending the tree is its part: it holds the userfaultfds meanwhile (R1). */
+	if (self.channel_fd < 0 && self.pager_gone)
+		end_tree(128 + SIGKILL);
+	if (polls[0].revents)
+		take_signals();
+}
+
+void init_main(const struct init_config *config)
+{
+	const struct restore_plan *plan = config->plan;
+	sigset_t all;
+	self.config = config;
+	self.channel_fd = config->channel_fd;
+	self.pager_pidfd = config->pager_pidfd;
+	prctl(PR_SET_NAME, "distri-init");
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, NULL);
+	self.signal_fd = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (self.signal_fd < 0)
+		give_up("signalfd", errno);
+	setsid();
+	const int keep[] = { self.signal_fd, self.channel_fd, self.pager_pidfd, config->log_fd, plan->stdio[0], plan->stdio[1],
+			     plan->stdio[2] };
+	close_all_but(keep, ARRAY_LENGTH(keep));
+	if (plan->options->shell_job && plan->stdio[0] >= 0 && isatty(plan->stdio[0]))
+		ioctl(plan->stdio[0], TIOCSCTTY, 0); /* without one, jobs of the tree just have no job control */
+	if (!plan->options->host_pid_namespace)
+		enter_namespaces();
+	if (plan->own_pid_namespace)
+		set_last_pid(plan->last_pid);
+	self.kdat_lock = criu_cache_lend(config->kdat_path);
+	start_criu();
+	for (;;)
+		watch();
+}

@@ -1,0 +1,108 @@
+#include "restore/pager_process.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "base/base.h"
+#include "base/log.h"
+#include "client/client.h"
+#include "instance/keeper.h"
+#include "pager/pager.h"
+#include "pager/source_pool.h"
+#include "restore/processes.h"
+#include "sys/uffd_abi.h"
+
+int pager_listen(const struct instance *instance, const char *file, int type, struct dp_err *err)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	/* By way of a descriptor: ROOT may be longer than a socket's address can be. */
+	cleanup_fd int directory_fd = open(instance->directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (directory_fd < 0)
+		return dp_fail_errno(err, errno, "open %s", instance->directory);
+	snprintf(address.sun_path, sizeof(address.sun_path), "/proc/self/fd/%d/%s", directory_fd, file);
+	int fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return dp_fail_errno(err, errno, "socket for %s", file);
+	int on = 1;
+	if (bind(fd, (struct sockaddr *)&address, sizeof(address)) || listen(fd, 16) ||
+	    setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)) || setsockopt(fd, SOL_SOCKET, SO_PASSPIDFD, &on, sizeof(on))) {
+		int code = errno;
+		close(fd);
+		return dp_fail_errno(err, code, "listen at %s/%s", instance->directory, file);
+	}
+	return fd;
+}
+
+static int serve(const struct restore_plan *plan, int listen_fd, int control_fd, int keeper_fd, struct dp_err *err)
+{
+	const struct instance *instance = &plan->instance;
+	char images[PATH_MAX], stats[PATH_MAX];
+	struct client *client;
+	struct instance_info info = { 0 };
+	struct source *source = NULL;
+	/* This connection is the instance's life: when it ends, the pool forgets the instance. */
+	int ret = client_open(&client, plan->options->endpoint, 0, err);
+	if (ret)
+		return ret;
+	ret = client_instance_create(client, instance->snapshot, instance->name, false, &info, err);
+	if (!ret)
+		ret = source_pool_new(&source, client, &info, err);
+	free(info.spaces);
+	if (ret) {
+		client_close(client);
+		return ret;
+	}
+	struct pager_config config = {
+		.images_dir = instance_path(instance, "images", images, sizeof(images)),
+		.source = source,
+		.listen_fd = listen_fd,
+		.control_fd = control_fd,
+		.keeper_fd = keeper_fd,
+		.stats_path = instance_path(instance, "stats", stats, sizeof(stats)),
+		.budget_bytes = instance->budget_bytes,
+	};
+	ret = pager_run(&config, err);
+	source->ops->free(source);
+	client_close(client);
+	return ret;
+}
+
+static void pager_main(const struct restore_plan *plan, int listen_fd, int control_fd, int keeper_fd)
+{
+	struct dp_err err = { "" };
+	char path[PATH_MAX];
+	sigset_t none;
+	prctl(PR_SET_NAME, "distri-pager");
+	int log_fd = open(instance_path(&plan->instance, "pager.log", path, sizeof(path)),
+			  O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+	if (log_fd >= 0)
+		dup2(log_fd, 2);
+	const int keep[] = { listen_fd, control_fd, keeper_fd };
+	close_all_but(keep, ARRAY_LENGTH(keep));
+	log_setup(2, plan->options->verbose > 1 ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO, "pager");
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	int why_fd = fcntl(keeper_fd, F_DUPFD_CLOEXEC, 3); /* pager_run takes its own */
+	int ret = serve(plan, listen_fd, control_fd, keeper_fd, &err);
+	if (ret < 0) {
+		log_error("%s", err.text);
+		keeper_send_text(why_fd, err.text);
+	}
+	_exit(ret < 0 ? 1 : 0);
+}
+
+pid_t pager_start(const struct restore_plan *plan, int listen_fd, int control_fd, int keeper_fd, struct dp_err *err)
+{
+	pid_t pid = fork();
+	if (pid < 0)
+		return dp_fail_errno(err, errno, "fork the pager");
+	if (pid == 0)
+		pager_main(plan, listen_fd, control_fd, keeper_fd);
+	return pid;
+}

@@ -1,0 +1,81 @@
+/* plan: everything a restore decides before it starts anything, and the messages between its processes. Inside src/restore only. */
+#ifndef DP_RESTORE_PLAN_H
+#define DP_RESTORE_PLAN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "image/images.h"
+#include "restore/restore.h"
+
+struct restore_plan {
+	const struct restore_options *options;
+	struct instance instance;
+	bool own_pid_namespace; /* we make it; false also where CRIU makes the snapshot's own */
+	bool nested;            /* the snapshot's root has its own PID namespace: CRIU makes that */
+	pid_t root_vpid;        /* root's pid as the images have it */
+	pid_t last_pid;         /* what ns_last_pid is set to before CRIU starts: its helpers' pids lie behind all of the snapshot's */
+	int stdio[3];           /* the caller's, for a tree with a terminal; -1: none */
+	int report_fd;          /* supervisor's end */
+	uint64_t start_ns;      /* when the caller began */
+};
+
+/* ---- fetch.c ---- */
+/* Opens the snapshot, makes the instance directory, loads the skeleton, and checks all that can be checked (R2). On failure
+ * the directory is removed. */
+int plan_make(const struct restore_options *options, struct restore_plan *plan, struct restore_times *times, struct dp_err *err);
+
+/* ---- pids.c ---- */
+/* Pids and thread ids that CRIU will claim, ascending, fresh array: the images core-*.img name each, pstree its sessions. */
+int plan_read_pids(int images_fd, const struct image_task *tasks, size_t task_count, pid_t **pids, size_t *count, struct dp_err *err);
+/* A value for ns_last_pid so that the `room` pids after it are none of these. 0 where there is no such gap below pid_max. */
+pid_t plan_pid_gap(const pid_t *pids, size_t count, pid_t pid_max, pid_t room);
+/* -EEXIST with the first of the pids that is in use on this host. */
+int plan_refuse_used_pids(const pid_t *pids, size_t count, struct dp_err *err);
+
+/* ---- messages: supervisor -> caller ---- */
+enum report_kind { REPORT_RUNNING = 1, REPORT_FAILED, REPORT_ENDED };
+struct report {
+	uint32_t kind;
+	int32_t code; /* FAILED: positive errno; ENDED: exit code of the root */
+	struct instance instance;
+	uint64_t criu_started_ns, criu_done_ns;
+	char text[1024]; /* FAILED; ENDED: why we ended it, or "" */
+};
+/* caller -> supervisor: one int32_t signal number for the root. */
+
+/* ---- messages: init -> supervisor ---- */
+enum init_kind { INIT_RUNNING = 1, INIT_FAILED };
+struct init_message {
+	uint32_t kind; /* INIT_RUNNING carries the root's pidfd */
+	int32_t status; /* FAILED: wait status of criu, or -errno of ours before it */
+	uint64_t criu_started_ns, criu_done_ns;
+	char text[256]; /* FAILED: what of ours failed */
+};
+
+/* ---- supervisor.c ---- */
+/* Becomes the supervisor; never returns. */
+void supervisor_main(struct restore_plan *plan) __attribute__((noreturn));
+
+/* ---- init.c ---- */
+struct init_config {
+	const struct restore_plan *plan;
+	char *const *criu_argv;  /* ready to exec */
+	const char *kdat_path;   /* CRIU's kernel-data cache to lend it, or NULL (criu_cache.h) */
+	int channel_fd;          /* to the supervisor, SEQPACKET */
+	int pager_pidfd;
+	int log_fd;              /* criu's stdout and stderr */
+};
+/* Becomes init; never returns; exits with the root's code. */
+void init_main(const struct init_config *config) __attribute__((noreturn));
+
+/* ---- criu_command.c ---- */
+/* argv for `criu restore`, fresh, for a process that execs or exits; `kdat` gets the cache to lend it, see criu_cache_prepare. */
+int criu_command_make(const struct restore_plan *plan, char ***argv, char *kdat, size_t kdat_size, struct dp_err *err);
+/* The last Error line of a CRIU log that says something, without its prefix; false where there is none. */
+bool criu_log_last_error(const char *log_path, char *text, size_t size);
+/* The same on a text (it is changed). */
+bool criu_text_last_error(char *log, char *text, size_t size);
+
+#endif

@@ -1,0 +1,118 @@
+/* restore: the caller's side. */
+#include "restore/restore.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#include "base/base.h"
+#include "restore/plan.h"
+
+static int fork_supervisor(struct restore_plan *plan, struct restore_session *session, struct dp_err *err)
+{
+	int pair[2];
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+		return dp_fail_errno(err, errno, "socket pair for the supervisor");
+	plan->report_fd = pair[1];
+	if (plan->options->foreground || plan->options->shell_job)
+		for (int i = 0; i < 3; i++)
+			plan->stdio[i] = fcntl(i, F_DUPFD_CLOEXEC, 3);
+	session->supervisor = fork();
+	if (session->supervisor == 0)
+		supervisor_main(plan);
+	int code = errno;
+	for (int i = 0; i < 3; i++)
+		if (plan->stdio[i] >= 0)
+			close(plan->stdio[i]);
+	close(pair[1]);
+	session->report_fd = pair[0];
+	return session->supervisor < 0 ? dp_fail_errno(err, code, "fork the supervisor") : 0;
+}
+
+/* Blocks for the next report. -EPIPE: the supervisor died without one. */
+static int next_report(struct restore_session *session, struct report *report)
+{
+	ssize_t got;
+	do
+		got = recv(session->report_fd, report, sizeof(*report), 0);
+	while (got < 0 && errno == EINTR);
+	return got == sizeof(*report) ? 0 : -EPIPE;
+}
+
+int restore_start(const struct restore_options *options, struct restore_session *session, struct dp_err *err)
+{
+	struct restore_plan plan;
+	struct report report;
+	*session = (struct restore_session){ .report_fd = -1, .times.start_ns = clock_now_ns() };
+	int ret = plan_make(options, &plan, &session->times, err);
+	plan.start_ns = session->times.start_ns;
+	if (!ret)
+		ret = fork_supervisor(&plan, session, err);
+	session->times.forked_ns = clock_now_ns();
+	if (!ret && next_report(session, &report))
+		ret = dp_fail(err, EPIPE, "the supervisor was killed before the tree ran");
+	else if (!ret && report.kind != REPORT_RUNNING)
+		ret = dp_fail(err, report.code, "%s", report.text);
+	if (ret) {
+		restore_session_done(session);
+		dp_err_doing(err, "restore %s", options->endpoint->name);
+		return ret;
+	}
+	session->instance = report.instance;
+	session->times.criu_started_ns = report.criu_started_ns;
+	session->times.criu_done_ns = report.criu_done_ns;
+	session->times.done_ns = clock_now_ns();
+	return 0;
+}
+
+static void pass_on(const struct restore_session *session, int signal_fd)
+{
+	struct signalfd_siginfo info;
+	if (read(signal_fd, &info, sizeof(info)) != sizeof(info))
+		return;
+	int32_t number = (int32_t)info.ssi_signo;
+	send(session->report_fd, &number, sizeof(number), MSG_NOSIGNAL);
+}
+
+int restore_wait(struct restore_session *session, const sigset_t *forward, int *exit_code, struct dp_err *err)
+{
+	struct report report;
+	cleanup_fd int signal_fd = forward ? signalfd(-1, forward, SFD_CLOEXEC | SFD_NONBLOCK) : -1;
+	if (forward && signal_fd < 0)
+		return dp_fail_errno(err, errno, "signalfd");
+	for (;;) {
+		struct pollfd polls[2] = { { .fd = session->report_fd, .events = POLLIN }, { .fd = signal_fd, .events = POLLIN } };
+		if (poll(polls, 2, -1) < 0 && errno != EINTR)
+			return dp_fail_errno(err, errno, "poll");
+		if (polls[1].revents)
+			pass_on(session, signal_fd);
+		if (polls[0].revents)
+			break;
+	}
+	int ret = 0;
+	if (next_report(session, &report)) {
+		ret = dp_fail(err, EPIPE, "the supervisor was killed; %s runs on without it (`distri-proc stop %s` ends it)",
+			      session->instance.name, session->instance.id);
+	} else {
+		*exit_code = report.code;
+		if (report.text[0])
+			ret = dp_fail(err, ECHILD, "%s", report.text);
+	}
+	if (ret)
+		dp_err_doing(err, "%s", session->instance.name);
+	return ret;
+}
+
+void restore_session_done(struct restore_session *session)
+{
+	if (session->report_fd >= 0)
+		close(session->report_fd);
+	session->report_fd = -1;
+	if (session->supervisor > 0)
+		waitpid(session->supervisor, NULL, WNOHANG);
+	session->supervisor = 0;
+}

@@ -1,0 +1,68 @@
+/* restore: brings a snapshot of a pool back to life as a process tree whose pages stay in the pool.
+ *
+ * How it works: the caller fetches the skeleton into a fresh instance directory, checks that this host has the files it needs,
+ * and forks the *supervisor*, which outlives the caller. The supervisor makes the sockets and forks the *pager* (serves faults)
+ * and *init* (init.c: the tree's reaper; runs `criu restore --lazy-pages` as its child). Pager and init start side by side; the
+ * only order that matters is that the lazy-pages socket listens before CRIU connects, and the supervisor sees to that.
+ *
+ *   caller ── report socket ── supervisor ─┬─ pager ····· userfaultfds, pool
+ *                                 keeper   └─ init ─┬─ criu (until the tree runs)
+ *                                                   └─ root of the tree ── ...
+ *
+ * Invariants:
+ *  R1 a duplicate of every userfaultfd is kept by the supervisor until the tree is dead (keeper.h, design invariant 1);
+ *  R2 nothing is started before everything that can be checked beforehand is checked;
+ *  R3 when a restore fails, nothing of it remains but its logs;
+ *  R4 a supervisor that is killed takes nothing with it: init and pager go on, init ends the tree should the pager die too.
+ * Thread rule: single-threaded processes only (this forks without exec). */
+#ifndef DP_RESTORE_RESTORE_H
+#define DP_RESTORE_RESTORE_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "instance/instance.h"
+#include "transport/endpoint.h"
+
+struct restore_options {
+	const char *root;               /* registry, see instance_root */
+	const struct endpoint *endpoint; /* pool and snapshot name */
+	const char *name;               /* --name, or NULL */
+	const char *local_memory;       /* "50%", "512M", or NULL: no budget */
+	bool host_pid_namespace;        /* the same pids on this host instead of a namespace of its own */
+	bool foreground;                /* the tree ends when the caller does */
+	bool shell_job;                 /* --shell-job is among criu_arguments */
+	unsigned verbose;
+	char *const *criu_arguments;    /* passed on to `criu restore` */
+	size_t criu_argument_count;
+};
+
+/* CLOCK_MONOTONIC; where the time went. */
+struct restore_times {
+	uint64_t start_ns, opened_ns, fetched_ns, forked_ns, criu_started_ns, criu_done_ns, done_ns;
+};
+
+struct restore_session {
+	struct instance instance;
+	struct restore_times times;
+	int report_fd;    /* to the supervisor */
+	pid_t supervisor; /* our child */
+};
+
+/* Restores and returns once the tree runs. On failure nothing is left but logs, which err names. Blocks. -ENOENT no such
+ * snapshot, -ENOEXEC another architecture, -ENOTUNIQ files differ, -EEXIST name or pid taken, -EINVAL budget, and others. */
+int restore_start(const struct restore_options *options, struct restore_session *session, struct dp_err *err);
+/* Waits until the tree has ended and its instance is removed; signals of `forward` (blocked by the caller; may be NULL) are
+ * passed on to the tree's root meanwhile. *exit_code is the root's, or 128 + signal. -ECHILD with a text where it was ended by
+ * a failure of ours (pager or pool). */
+int restore_wait(struct restore_session *session, const sigset_t *forward, int *exit_code, struct dp_err *err);
+void restore_session_done(struct restore_session *session);
+
+/* The budget in bytes for "50%" of snapshot_pages, or "512M"; NULL: 0, none. -EINVAL where it is no such thing, or less than a
+ * tree of `tasks` processes can work in; err names the least then. */
+int restore_budget(const char *local_memory, uint64_t snapshot_pages, size_t tasks, uint64_t *budget_bytes, struct dp_err *err);
+
+#endif

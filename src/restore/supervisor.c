@@ -1,0 +1,405 @@
+/* supervisor: parent of pager and init; keeps the userfaultfds (R1), tells the caller what happens, cleans up.
+ *
+ * One loop over poll: signals, the keeper's socket, init's messages, the caller. It never waits for anything but the death of
+ * processes that it has killed, and reads the keeper until the tree is dead. */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/pidfd.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "base/base.h"
+#include "base/log.h"
+#include "instance/keeper.h"
+#include "instance/process.h"
+#include "restore/criu_cache.h"
+#include "restore/pager_process.h"
+#include "restore/plan.h"
+#include "restore/processes.h"
+#include "sys/proc.h"
+
+#define PAGER_END_MS 5000   /* for a pager to leave after its tree; then it is killed */
+#define GRACE_NS 10000000000u /* between TERM and KILL of a tree whose caller went away */
+
+struct supervisor {
+	struct restore_plan *plan;
+	struct instance *instance;
+	struct keeper keeper;
+	int signal_fd, channel_fd, report_fd, pager_pidfd, root_pidfd, log_fd;
+	pid_t pager, init;      /* 0: not there, or reaped */
+	int init_status, pager_status;
+	bool running;           /* the caller has been told so */
+	bool failed;            /* ... or will be told that it failed */
+	uint64_t kill_at_ns;    /* 0: never */
+	struct restore_times times;
+	struct dp_err err;      /* why it failed or was ended, "" if it was not */
+};
+
+/* ---- the end ---- */
+
+static void report(struct supervisor *supervisor, enum report_kind kind, int code)
+{
+	struct report message = {
+		.kind = kind,
+		.code = code,
+		.instance = *supervisor->instance,
+		.criu_started_ns = supervisor->times.criu_started_ns,
+		.criu_done_ns = supervisor->times.criu_done_ns,
+	};
+	snprintf(message.text, sizeof(message.text), "%s", supervisor->err.text);
+	if (supervisor->report_fd >= 0)
+		send_with_fd(supervisor->report_fd, &message, sizeof(message), -1);
+}
+
+/* The tree's end first, with every descriptor still held, then the pager's. */
+static void end_tree(struct supervisor *supervisor)
+{
+	if (supervisor->init) {
+		kill(supervisor->init, SIGKILL);
+		waitpid(supervisor->init, &supervisor->init_status, __WALL);
+		supervisor->init = 0;
+	}
+	keeper_kill(&supervisor->keeper);
+	kill_descendants(supervisor->pager);
+}
+
+static void end_pager(struct supervisor *supervisor, int patience_ms)
+{
+	if (!supervisor->pager)
+		return;
+	struct pollfd ended = { .fd = supervisor->pager_pidfd, .events = POLLIN };
+	uint64_t until_ns = clock_now_ns() + (uint64_t)patience_ms * 1000000u;
+	for (uint64_t now = clock_now_ns(); now < until_ns && !ended.revents; now = clock_now_ns())
+		poll(&ended, 1, (int)((until_ns - now) / 1000000u) + 1);
+	if (!ended.revents)
+		kill(supervisor->pager, SIGKILL);
+	waitpid(supervisor->pager, &supervisor->pager_status, __WALL);
+	supervisor->pager = 0;
+}
+
+static void finish(struct supervisor *supervisor) __attribute__((noreturn));
+static void finish(struct supervisor *supervisor)
+{
+	char kept[PATH_MAX] = "";
+	end_tree(supervisor);
+	end_pager(supervisor, supervisor->failed ? 0 : PAGER_END_MS);
+	keeper_receive(&supervisor->keeper);
+	keeper_done(&supervisor->keeper);
+	if (supervisor->err.text[0]) {
+		log_error("%s", supervisor->err.text);
+		instance_keep_logs(supervisor->instance, kept, sizeof(kept));
+	}
+	if (*kept) {
+		size_t used = strlen(supervisor->err.text);
+		snprintf(supervisor->err.text + used, sizeof(supervisor->err.text) - used, " (log: %s)", kept);
+	}
+	struct dp_err err;
+	if (instance_remove(supervisor->instance, &err))
+		log_error("%s", err.text);
+	int status = supervisor->init_status;
+	if (supervisor->failed)
+		report(supervisor, REPORT_FAILED, EIO);
+	else
+		report(supervisor, REPORT_ENDED, WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status));
+	_exit(0);
+}
+
+/* Ends everything because of `why`; before the tree ran that is a failed restore. */
+static void fail(struct supervisor *supervisor, const char *format, ...) __attribute__((noreturn, format(printf, 2, 3)));
+static void fail(struct supervisor *supervisor, const char *format, ...)
+{
+	va_list args;
+	va_start(args, format);
+	vsnprintf(supervisor->err.text, sizeof(supervisor->err.text), format, args);
+	va_end(args);
+	supervisor->failed = !supervisor->running;
+	finish(supervisor);
+}
+
+/* ---- what happens ---- */
+
+static void pager_died(struct supervisor *supervisor)
+{
+	int status = supervisor->pager_status;
+	keeper_receive(&supervisor->keeper);
+	const char *text = supervisor->keeper.text;
+	const char *consequence = supervisor->running ? "; the tree was stopped rather than fed zeros" : "";
+	if (*text)
+		fail(supervisor, "pager: %s%s", text, consequence);
+	if (WIFSIGNALED(status))
+		fail(supervisor, "pager was killed by signal %d%s", WTERMSIG(status), consequence);
+	fail(supervisor, "pager ended with code %d before the tree%s", WEXITSTATUS(status), consequence);
+}
+
+static void criu_failed(struct supervisor *supervisor, const struct init_message *message)
+{
+	char path[PATH_MAX], text[512];
+	if (message->text[0])
+		fail(supervisor, "%s", message->text);
+	/* When the pager gave up, CRIU's error is only an echo; the pager's reason comes with its death. */
+	struct pollfd ended = { .fd = supervisor->pager_pidfd, .events = POLLIN };
+	if (poll(&ended, 1, 100) > 0 && waitpid(supervisor->pager, &supervisor->pager_status, WNOHANG) == supervisor->pager) {
+		supervisor->pager = 0;
+		if (supervisor->pager_status)
+			pager_died(supervisor);
+	}
+	if (criu_log_last_error(instance_path(supervisor->instance, "restore.log", path, sizeof(path)), text, sizeof(text)))
+		fail(supervisor, "criu: %s", text);
+	if (WIFSIGNALED(message->status))
+		fail(supervisor, "criu was killed by signal %d", WTERMSIG(message->status));
+	fail(supervisor, "criu ended with code %d and no error in its log", WEXITSTATUS(message->status));
+}
+
+static void tree_runs(struct supervisor *supervisor, const struct init_message *message, int pidfd)
+{
+	struct instance *instance = supervisor->instance;
+	struct dp_err err;
+	supervisor->root_pidfd = pidfd;
+	supervisor->times.criu_started_ns = message->criu_started_ns;
+	supervisor->times.criu_done_ns = message->criu_done_ns;
+	instance->root.pid = DP_MAX(proc_pidfd_pid(pidfd), 0);
+	instance->root.start_time = process_start_time(instance->root.pid);
+	instance->running = true;
+	instance->restore_ns = clock_now_ns() - supervisor->times.start_ns;
+	if (instance_save(instance, &err))
+		log_error("%s", err.text);
+	supervisor->running = true;
+	report(supervisor, REPORT_RUNNING, 0);
+}
+
+static void take_init_message(struct supervisor *supervisor)
+{
+	struct init_message message;
+	int pidfd;
+	ssize_t got = receive_with_fd(supervisor->channel_fd, &message, sizeof(message), &pidfd);
+	if (got == -EAGAIN)
+		return;
+	if (got != sizeof(message)) {
+		close(supervisor->channel_fd); /* init ends: its status says why */
+		supervisor->channel_fd = -1;
+	} else if (message.kind == INIT_FAILED) {
+		criu_failed(supervisor, &message);
+	} else {
+		tree_runs(supervisor, &message, pidfd);
+	}
+}
+
+static void signal_root(struct supervisor *supervisor, int number)
+{
+	if (supervisor->root_pidfd >= 0)
+		pidfd_send_signal(supervisor->root_pidfd, number, NULL, 0);
+	else if (number == SIGTERM || number == SIGINT || number == SIGHUP)
+		fail(supervisor, "stopped by signal %d before it was done", number);
+}
+
+static void take_caller_message(struct supervisor *supervisor)
+{
+	int32_t number;
+	ssize_t got = recv(supervisor->report_fd, &number, sizeof(number), MSG_DONTWAIT);
+	if (got < 0 && (errno == EAGAIN || errno == EINTR))
+		return;
+	if (got == sizeof(number)) {
+		if (number > 0 && number < SIGRTMAX)
+			signal_root(supervisor, number);
+		return;
+	}
+	close(supervisor->report_fd);
+	supervisor->report_fd = -1;
+	if (!supervisor->running)
+		fail(supervisor, "the caller went away");
+	if (supervisor->plan->options->foreground) {
+		signal_root(supervisor, SIGTERM);
+		supervisor->kill_at_ns = clock_now_ns() + GRACE_NS;
+	}
+}
+
+static void init_ended(struct supervisor *supervisor)
+{
+	/* Its last message may wait behind its death. */
+	if (!supervisor->running && supervisor->channel_fd >= 0)
+		take_init_message(supervisor);
+	int status = supervisor->init_status;
+	if (!supervisor->running)
+		fail(supervisor, WIFSIGNALED(status) ? "init was killed by signal %d" : "init ended early with code %d",
+		     WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+	finish(supervisor);
+}
+
+static void take_signals(struct supervisor *supervisor)
+{
+	struct signalfd_siginfo info;
+	int status;
+	while (read(supervisor->signal_fd, &info, sizeof(info)) == sizeof(info))
+		if (info.ssi_signo == SIGTERM)
+			signal_root(supervisor, SIGTERM);
+	bool init_gone = false, pager_gone = false;
+	for (pid_t pid = waitpid(-1, &status, WNOHANG | __WALL); pid > 0; pid = waitpid(-1, &status, WNOHANG | __WALL)) {
+		if (pid == supervisor->init) {
+			supervisor->init = 0;
+			supervisor->init_status = status;
+			init_gone = true;
+		} else if (pid == supervisor->pager) {
+			supervisor->pager = 0;
+			supervisor->pager_status = status;
+			pager_gone = true;
+		}
+	}
+	if (init_gone)
+		init_ended(supervisor);
+	if (pager_gone && (!supervisor->running || supervisor->pager_status))
+		pager_died(supervisor);
+	/* A pager that ends well has seen its whole tree go: init is about to follow. */
+	if (pager_gone)
+		supervisor->kill_at_ns = clock_now_ns() + GRACE_NS;
+}
+
+static void watch(struct supervisor *supervisor)
+{
+	struct pollfd polls[] = {
+		{ .fd = supervisor->keeper.socket_fd, .events = POLLIN },
+		{ .fd = supervisor->channel_fd, .events = POLLIN },
+		{ .fd = supervisor->report_fd, .events = POLLIN },
+		{ .fd = supervisor->signal_fd, .events = POLLIN },
+	};
+	int timeout_ms = -1;
+	if (supervisor->kill_at_ns) {
+		uint64_t now = clock_now_ns();
+		if (now >= supervisor->kill_at_ns)
+			fail(supervisor, "killed: it did not end by itself in time");
+		timeout_ms = (int)((supervisor->kill_at_ns - now) / 1000000u) + 1;
+	}
+	if (poll(polls, ARRAY_LENGTH(polls), timeout_ms) < 0)
+		return;
+	if (polls[0].revents) {
+		int ret = keeper_receive(&supervisor->keeper);
+		if (ret < 0 && ret != -EPIPE)
+			fail(supervisor, "userfaultfds cannot be kept safe: %s", strerror(-ret));
+	}
+	if (polls[1].revents)
+		take_init_message(supervisor);
+	if (polls[2].revents)
+		take_caller_message(supervisor);
+	if (polls[3].revents)
+		take_signals(supervisor);
+}
+
+/* ---- the start ---- */
+
+static void set_up_process(struct supervisor *supervisor)
+{
+	struct restore_plan *plan = supervisor->plan;
+	char path[PATH_MAX];
+	sigset_t all;
+	prctl(PR_SET_NAME, "distri-superv");
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	setsid();
+	const int keep[] = { plan->report_fd, plan->stdio[0], plan->stdio[1], plan->stdio[2] };
+	close_all_but(keep, ARRAY_LENGTH(keep));
+	int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	int log_fd = open(instance_path(supervisor->instance, "supervisor.log", path, sizeof(path)),
+			  O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+	dup2(null_fd, 0);
+	dup2(null_fd, 1);
+	dup2(log_fd >= 0 ? log_fd : null_fd, 2);
+	close(null_fd);
+	if (log_fd >= 0)
+		close(log_fd);
+	log_setup(2, plan->options->verbose > 1 ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO, "supervisor");
+	/* Two descriptors a process of the tree are kept here. */
+	struct rlimit files;
+	if (!getrlimit(RLIMIT_NOFILE, &files)) {
+		files.rlim_cur = files.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &files);
+	}
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, NULL);
+	supervisor->signal_fd = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
+	supervisor->report_fd = plan->report_fd;
+}
+
+static void start_pager(struct supervisor *supervisor)
+{
+	struct dp_err *err = &supervisor->err;
+	int keeper_fd = -1;
+	cleanup_fd int listen_fd = pager_listen(supervisor->instance, "work/lazy-pages.socket", SOCK_STREAM, err);
+	cleanup_fd int control_fd = listen_fd < 0 ? -1 : pager_listen(supervisor->instance, "control.sock", SOCK_SEQPACKET, err);
+	int ret = control_fd < 0 ? control_fd : keeper_init(&supervisor->keeper, &keeper_fd, err);
+	if (!ret)
+		ret = pager_start(supervisor->plan, listen_fd, control_fd, keeper_fd, err);
+	if (keeper_fd >= 0)
+		close(keeper_fd);
+	if (ret > 0) {
+		supervisor->pager = ret;
+		supervisor->pager_pidfd = pidfd_open(ret, 0);
+		supervisor->instance->pager = (struct instance_process){ ret, process_start_time(ret) };
+	}
+	if (ret < 0 || supervisor->pager_pidfd < 0) {
+		supervisor->failed = true;
+		finish(supervisor);
+	}
+}
+
+static void start_init(struct supervisor *supervisor)
+{
+	struct restore_plan *plan = supervisor->plan;
+	char kdat[PATH_MAX] = "", path[PATH_MAX];
+	cleanup_free char **argv = NULL;
+	int channel[2];
+	if (criu_command_make(plan, &argv, kdat, sizeof(kdat), &supervisor->err)) {
+		supervisor->failed = true;
+		finish(supervisor);
+	}
+	supervisor->log_fd = open(instance_path(supervisor->instance, "criu-output.log", path, sizeof(path)),
+				  O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel))
+		fail(supervisor, "socket pair for init: %s", strerror(errno));
+	struct clone_args clone = { .exit_signal = SIGCHLD };
+	if (plan->own_pid_namespace)
+		clone.flags |= CLONE_NEWPID;
+	if (!plan->options->host_pid_namespace)
+		clone.flags |= CLONE_NEWNS;
+	long pid = syscall(SYS_clone3, &clone, sizeof(clone));
+	if (pid < 0)
+		fail(supervisor, "make namespaces for the tree: %s", strerror(errno));
+	if (pid == 0) {
+		struct init_config config = {
+			.plan = plan, .criu_argv = argv, .kdat_path = kdat, .channel_fd = channel[1],
+			.pager_pidfd = supervisor->pager_pidfd, .log_fd = supervisor->log_fd,
+		};
+		init_main(&config);
+	}
+	close(channel[1]);
+	supervisor->channel_fd = channel[0];
+	supervisor->init = (pid_t)pid;
+	supervisor->instance->init = (struct instance_process){ (pid_t)pid, process_start_time((pid_t)pid) };
+	for (int i = 0; i < 3; i++)
+		if (plan->stdio[i] >= 0)
+			close(plan->stdio[i]); /* the tree's now: who reads them must see their end when it ends */
+}
+
+void supervisor_main(struct restore_plan *plan)
+{
+	struct supervisor supervisor = {
+		.plan = plan, .instance = &plan->instance, .keeper = { .socket_fd = -1 }, .signal_fd = -1, .channel_fd = -1,
+		.report_fd = -1, .pager_pidfd = -1, .root_pidfd = -1, .log_fd = -1, .times = { .start_ns = plan->start_ns },
+	};
+	set_up_process(&supervisor);
+	supervisor.instance->supervisor = (struct instance_process){ getpid(), process_start_time(getpid()) };
+	start_pager(&supervisor);
+	start_init(&supervisor);
+	if (instance_save(supervisor.instance, &supervisor.err)) {
+		supervisor.failed = true;
+		finish(&supervisor);
+	}
+	for (;;)
+		watch(&supervisor);
+}
