@@ -1,0 +1,600 @@
+/* What each message does: decode, call the pool, answer. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/base.h"
+#include "pool/connection.h"
+#include "transport/endpoint.h"
+
+struct request {
+	struct connection *connection;
+	struct pool *pool;
+	const struct message_header *header;
+	const uint8_t *payload;
+	struct dp_err err;
+	uint64_t ok_object, ok_epoch; /* of the OK that answers, unless answered */
+	bool answered;
+};
+
+static int malformed(struct request *request)
+{
+	return dp_fail(&request->err, EBADMSG, "malformed %s message", message_type_name(request->header->type));
+}
+
+/* Takes a name out of a message and normalises it. */
+static int take_name(struct request *request, struct message_text text, char name[static 256])
+{
+	char raw[NAME_LIMIT + 1];
+
+	message_text_copy(text, raw, sizeof(raw));
+	return endpoint_name_check(raw, name, &request->err);
+}
+
+/* A reply whose payload is in a fresh buffer of the given size, to be filled by the caller; NULL where memory is out. */
+static struct reply *reply_with_buffer(struct request *request, uint64_t bytes)
+{
+	struct reply *reply = reply_new(request->connection->shared);
+
+	if (!reply)
+		return NULL;
+	reply->head_bytes = MESSAGE_HEADER_BYTES;
+	reply->extra = malloc(bytes + 1);
+	if (!reply->extra) {
+		reply_free(request->connection->shared, reply);
+		return NULL;
+	}
+	return reply;
+}
+
+static void answer(struct request *request, struct reply *reply, enum message_type type, uint8_t class, uint64_t object, uint64_t epoch)
+{
+	connection_queue(request->connection, reply, request->header, type, class, object, epoch);
+	request->answered = true;
+}
+
+/* ---- hello, status ---- */
+
+static int handle_hello(struct request *request)
+{
+	struct message_hello hello, ours = { MESSAGE_VERSION, MESSAGE_VERSION };
+
+	if (message_hello_decode(request->payload, request->header->length, &hello) < 0)
+		return malformed(request);
+	if (hello.lowest > MESSAGE_VERSION || hello.highest < MESSAGE_VERSION)
+		return dp_fail(&request->err, EPROTONOSUPPORT, "this pool speaks protocol version %d", MESSAGE_VERSION);
+	struct reply *reply = reply_new(request->connection->shared);
+
+	if (!reply)
+		return -ENOMEM;
+	reply->head_bytes = MESSAGE_HEADER_BYTES + (uint32_t)message_hello_encode(reply->head + MESSAGE_HEADER_BYTES, 64, &ours);
+	request->connection->hello = true;
+	answer(request, reply, MESSAGE_HELLO, CLASS_DEMAND, 0, 0);
+	return 0;
+}
+
+static int handle_status(struct request *request)
+{
+	const struct connection_shared *shared = request->connection->shared;
+	struct store_capacity capacity;
+	struct reply *reply = reply_new(request->connection->shared);
+
+	if (!reply)
+		return -ENOMEM;
+	request->pool->store->ops->capacity(request->pool->store, &capacity);
+	const struct message_status status = {
+		.page_slots_used = capacity.used_pages,
+		.page_slots_free = capacity.free_pages,
+		.snapshots = request->pool->snapshot_count,
+		.instances = request->pool->instance_count,
+		.spaces = request->pool->spaces.count,
+		.connections = shared->connections,
+		.bytes_in = shared->bytes_in,
+		.bytes_out = shared->bytes_out,
+		.requests = shared->requests,
+		.uptime_ns = clock_now_ns() - shared->started_ns,
+	};
+
+	reply->head_bytes =
+		MESSAGE_HEADER_BYTES + (uint32_t)message_status_encode(reply->head + MESSAGE_HEADER_BYTES, 256, &status);
+	answer(request, reply, MESSAGE_STATUS, CLASS_DEMAND, 0, 0);
+	return 0;
+}
+
+/* ---- pages ---- */
+
+/* A DATA answer in the making. */
+struct parts {
+	struct request *request;
+	struct reply *reply; /* the part being filled, or NULL */
+	struct message_run runs[DATA_RUNS_LIMIT];
+	uint32_t run_count;
+};
+
+/* Stores without memory to point at are read into the reply. */
+static int read_slots(struct request *request, struct reply *reply)
+{
+	struct store *store = request->pool->store;
+	void *pages[DATA_PAGES_LIMIT];
+	int result;
+
+	if (!reply->slot_count || store->ops->page(store, reply->slots[0]))
+		return 0;
+	reply->extra = malloc((size_t)reply->slot_count * PAGE_BYTES);
+	if (!reply->extra)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < reply->slot_count; i++)
+		pages[i] = reply->extra + (size_t)i * PAGE_BYTES;
+	result = store->ops->read(store, reply->slots, pages, reply->slot_count);
+	if (result < 0)
+		return result;
+	reply->extra_bytes = (uint64_t)reply->slot_count * PAGE_BYTES;
+	for (uint32_t i = 0; i < reply->slot_count; i++)
+		slots_release(&request->pool->slots, reply->slots[i]);
+	reply->slot_count = 0;
+	return 0;
+}
+
+static int parts_flush(struct parts *parts, bool more)
+{
+	struct request *request = parts->request;
+	struct reply *reply = parts->reply;
+	uint8_t class = request->header->class & MESSAGE_CLASS_MASK;
+	int result = read_slots(request, reply);
+
+	if (result < 0)
+		return result;
+	reply->head_bytes = MESSAGE_HEADER_BYTES + (uint32_t)message_data_encode(reply->head + MESSAGE_HEADER_BYTES,
+										 REPLY_HEAD_BYTES - MESSAGE_HEADER_BYTES, parts->runs,
+										 parts->run_count);
+	parts->reply = NULL;
+	parts->run_count = 0;
+	answer(request, reply, MESSAGE_DATA, more ? class | MESSAGE_MORE : class, request->header->object, 0);
+	return 0;
+}
+
+static int parts_add(struct parts *parts, uint64_t pgno, uint64_t slot)
+{
+	struct message_run *last = parts->run_count ? &parts->runs[parts->run_count - 1] : NULL;
+	bool joins = last && last->zero == (slot == 0) && last->pgno + last->pages == pgno;
+
+	if (parts->reply && ((slot && parts->reply->slot_count == DATA_PAGES_LIMIT) || (!joins && parts->run_count == DATA_RUNS_LIMIT))) {
+		int result = parts_flush(parts, true);
+
+		if (result < 0)
+			return result;
+		joins = false;
+	}
+	if (!parts->reply) {
+		parts->reply = reply_new(parts->request->connection->shared);
+		if (!parts->reply)
+			return -ENOMEM;
+	}
+	if (joins)
+		last->pages++;
+	else
+		parts->runs[parts->run_count++] = (struct message_run){ .pgno = pgno, .pages = 1, .zero = slot == 0 };
+	if (slot) {
+		slots_take(&parts->request->pool->slots, slot);
+		parts->reply->slots[parts->reply->slot_count++] = slot;
+	}
+	return 0;
+}
+
+static int handle_get(struct request *request)
+{
+	struct message_ranges ranges;
+	struct parts parts;
+	uint64_t slots[GET_PAGES_LIMIT];
+	int result = 0;
+
+	if (message_get_decode(request->payload, request->header->length, &ranges) < 0)
+		return malformed(request);
+	const struct space *space = pool_space(request->pool, request->header->object);
+
+	if (!space)
+		return -ENOENT;
+	parts.request = request;
+	parts.reply = NULL;
+	parts.run_count = 0;
+	for (uint32_t i = 0; i < ranges.count && result == 0; i++) {
+		struct page_range range = message_range_at(&ranges, i);
+
+		pagemap_read(&space->map, range.pgno, slots, range.pages);
+		for (uint64_t page = 0; page < range.pages && result == 0; page++)
+			result = parts_add(&parts, range.pgno + page, slots[page]);
+	}
+	if (result == 0)
+		result = parts_flush(&parts, false);
+	if (result < 0) {
+		/* Parts that were queued already are followed by the error, which ends the request. */
+		if (parts.reply)
+			reply_free(request->connection->shared, parts.reply);
+		request->answered = false;
+	}
+	return result;
+}
+
+static int handle_put(struct request *request)
+{
+	struct message_ranges encoded;
+	struct page_range ranges[PUT_RANGES_LIMIT];
+	const uint8_t *pages;
+
+	if (message_put_decode(request->payload, request->header->length, &encoded, &pages) < 0)
+		return malformed(request);
+	for (uint32_t i = 0; i < encoded.count; i++)
+		ranges[i] = message_range_at(&encoded, i);
+	return pool_put(request->pool, request->connection, request->header->object, request->header->epoch, ranges, encoded.count,
+			pages);
+}
+
+static int handle_drop(struct request *request)
+{
+	struct message_ranges ranges;
+	int result = 0;
+
+	if (message_drop_decode(request->payload, request->header->length, &ranges) < 0)
+		return malformed(request);
+	for (uint32_t i = 0; i < ranges.count && result == 0; i++)
+		result = pool_drop(request->pool, request->connection, request->header->object, request->header->epoch,
+				   message_range_at(&ranges, i));
+	return result;
+}
+
+static int handle_move(struct request *request)
+{
+	struct message_move move;
+
+	if (message_move_decode(request->payload, request->header->length, &move) < 0)
+		return malformed(request);
+	return pool_move(request->pool, request->connection, request->header->object, request->header->epoch, move.from_pgno,
+			 move.to_pgno, move.pages);
+}
+
+static int handle_fork(struct request *request)
+{
+	uint64_t child;
+
+	if (message_number_decode(request->payload, request->header->length, &child) < 0)
+		return malformed(request);
+	return pool_fork(request->pool, request->connection, request->header->object, request->header->epoch, child);
+}
+
+static int handle_space_free(struct request *request)
+{
+	if (request->header->length)
+		return malformed(request);
+	return pool_space_free(request->pool, request->connection, request->header->object, request->header->epoch);
+}
+
+/* ---- snapshots ---- */
+
+static int handle_snapshot_begin(struct request *request)
+{
+	struct message_name message;
+	char name[256];
+
+	if (message_name_decode(request->payload, request->header->length, &message) < 0)
+		return malformed(request);
+	int result = take_name(request, message.name, name);
+
+	if (result < 0)
+		return result;
+	return pool_snapshot_begin(request->pool, request->connection, name, message.flags & NAME_FLAG_REPLACE, &request->ok_object,
+				   &request->err);
+}
+
+static int handle_snapshot_space(struct request *request)
+{
+	uint64_t label;
+
+	if (message_number_decode(request->payload, request->header->length, &label) < 0)
+		return malformed(request);
+	return pool_snapshot_space(request->pool, request->connection, request->header->object, label, &request->ok_object, &request->err);
+}
+
+static int handle_snapshot_inherit(struct request *request)
+{
+	struct message_inherit message;
+	int result = 0;
+
+	if (message_inherit_decode(request->payload, request->header->length, &message) < 0)
+		return malformed(request);
+	for (uint32_t i = 0; i < message.ranges.count && result == 0; i++)
+		result = pool_snapshot_inherit(request->pool, request->connection, request->header->object, message.source,
+					       message_range_at(&message.ranges, i), &request->err);
+	return result;
+}
+
+static int handle_snapshot_file(struct request *request)
+{
+	struct message_file message;
+	char name[FILE_NAME_LIMIT + 1];
+
+	if (message_file_decode(request->payload, request->header->length, &message) < 0)
+		return malformed(request);
+	message_text_copy(message.name, name, sizeof(name));
+	return pool_snapshot_file(request->pool, request->connection, request->header->object, name, message.total, message.offset,
+				  message.content.at, message.content.length, &request->err);
+}
+
+static int handle_snapshot_commit(struct request *request)
+{
+	const char *meta = (const char *)request->payload;
+
+	if (request->header->length > META_LIMIT || memchr(meta, 0, request->header->length))
+		return malformed(request);
+	return pool_snapshot_commit(request->pool, request->connection, request->header->object, meta, request->header->length,
+				    &request->err);
+}
+
+static int handle_snapshot_abort(struct request *request)
+{
+	if (request->header->length)
+		return malformed(request);
+	return pool_snapshot_abort(request->pool, request->connection, request->header->object, &request->err);
+}
+
+/* An upper bound of what a snapshot's INFO takes. */
+static uint64_t info_size(const struct object *snapshot, bool lists)
+{
+	uint64_t size = 512 + snapshot->meta_length;
+
+	if (lists)
+		size += snapshot->file_count * (FILE_NAME_LIMIT + 10u) + snapshot->space_count * 24ull;
+	return size;
+}
+
+static int answer_info(struct request *request, const struct object *snapshot, bool lists, bool sharing, bool more)
+{
+	uint64_t size = info_size(snapshot, lists), used;
+	struct message_info info = { .created_unix_ns = snapshot->created_unix_ns,
+				     .stored_pages = object_pages(snapshot),
+				     .own_pages = sharing ? object_own_pages(snapshot) : UINT64_MAX,
+				     .instances = snapshot->instances,
+				     .file_count = lists ? (uint32_t)snapshot->file_count : 0,
+				     .space_count = lists ? snapshot->space_count : 0,
+				     .name = { snapshot->name, (uint32_t)strlen(snapshot->name) },
+				     .meta = { snapshot->meta, snapshot->meta_length } };
+
+	if (size > MESSAGE_PAYLOAD_LIMIT)
+		return dp_fail(&request->err, EMSGSIZE, "snapshot %s has too many files or spaces for one message", snapshot->name);
+	struct reply *reply = reply_with_buffer(request, size);
+
+	if (!reply)
+		return -ENOMEM;
+	used = (uint64_t)message_info_encode(reply->extra, size, &info);
+	for (uint32_t i = 0; i < info.file_count; i++) {
+		const struct pool_file *file = &snapshot->files[i];
+		struct message_text name = { file->name, (uint32_t)strlen(file->name) };
+
+		used += (uint64_t)message_info_file_encode(reply->extra + used, size - used, name, file->total);
+	}
+	for (const struct space *space = snapshot->spaces; space && lists; space = space->next)
+		used += (uint64_t)message_info_space_encode(
+			reply->extra + used, size - used,
+			&(struct message_info_space){ space->label, space->id, pagemap_pages(&space->map) });
+	reply->extra_bytes = used;
+	answer(request, reply, MESSAGE_SNAPSHOT_INFO, more ? CLASS_PREFETCH | MESSAGE_MORE : CLASS_DEMAND, snapshot->id, 0);
+	return 0;
+}
+
+static int handle_snapshot_open(struct request *request)
+{
+	struct message_name message;
+	char name[256];
+
+	if (message_name_decode(request->payload, request->header->length, &message) < 0)
+		return malformed(request);
+	int result = take_name(request, message.name, name);
+
+	if (result < 0)
+		return result;
+	const struct object *snapshot = pool_snapshot(request->pool, name);
+
+	if (!snapshot)
+		return dp_fail(&request->err, ENOENT, "there is no snapshot %s", name);
+	return answer_info(request, snapshot, true, message.flags & NAME_FLAG_SHARING, false);
+}
+
+/* One INFO each, then an OK that ends the list. All are bulk, so they stay in order. */
+static int handle_list(struct request *request)
+{
+	int result = 0;
+
+	if (request->header->length)
+		return malformed(request);
+	for (const struct object *snapshot = request->pool->by_name; snapshot && result == 0; snapshot = snapshot->next_name)
+		result = answer_info(request, snapshot, false, false, true);
+	request->answered = false;
+	if (result < 0)
+		return result;
+	struct reply *end = reply_new(request->connection->shared);
+
+	if (!end)
+		return -ENOMEM;
+	end->head_bytes = MESSAGE_HEADER_BYTES;
+	answer(request, end, MESSAGE_OK, CLASS_PREFETCH, 0, 0);
+	return 0;
+}
+
+static int handle_file_get(struct request *request)
+{
+	struct message_file_get message;
+	char name[FILE_NAME_LIMIT + 1];
+
+	if (message_file_get_decode(request->payload, request->header->length, &message) < 0)
+		return malformed(request);
+	message_text_copy(message.name, name, sizeof(name));
+	const struct object *snapshot = pool_object(request->pool, request->header->object, OBJECT_SNAPSHOT);
+	const struct pool_file *file = snapshot ? pool_file_find(snapshot, name) : NULL;
+
+	if (!file)
+		return dp_fail(&request->err, ENOENT, snapshot ? "the snapshot has no file %s" : "the snapshot of file %s is gone", name);
+	if (message.offset > file->total)
+		return dp_fail(&request->err, EINVAL, "file %s is shorter", name);
+	uint64_t bytes = DP_MIN(message.bytes, file->total - message.offset);
+	struct reply *reply = reply_with_buffer(request, bytes);
+
+	if (!reply)
+		return -ENOMEM;
+	/* A copy: the snapshot may be removed before it is sent. */
+	memcpy(reply->extra, file->content + message.offset, bytes);
+	reply->extra_bytes = bytes;
+	answer(request, reply, MESSAGE_FILE_BYTES, CLASS_PREFETCH, request->header->object, 0);
+	return 0;
+}
+
+static int handle_remove(struct request *request)
+{
+	struct message_name message;
+	char name[256];
+
+	if (message_name_decode(request->payload, request->header->length, &message) < 0)
+		return malformed(request);
+	int result = take_name(request, message.name, name);
+
+	return result < 0 ? result : pool_snapshot_remove(request->pool, name, message.flags & NAME_FLAG_FORCE, &request->err);
+}
+
+/* ---- instances ---- */
+
+static int answer_instance(struct request *request, const struct object *instance)
+{
+	uint64_t size = 8 + instance->space_count * 24ull;
+
+	if (size > MESSAGE_PAYLOAD_LIMIT)
+		return dp_fail(&request->err, EMSGSIZE, "the snapshot has too many spaces");
+	struct message_info_space *spaces = calloc(instance->space_count + 1u, sizeof(*spaces));
+	struct reply *reply = spaces ? reply_with_buffer(request, size) : NULL;
+	size_t count = 0;
+
+	if (!reply) {
+		free(spaces);
+		return -ENOMEM;
+	}
+	for (const struct space *space = instance->spaces; space; space = space->next)
+		spaces[count++] = (struct message_info_space){ space->label, space->id, pagemap_pages(&space->map) };
+	reply->extra_bytes = (uint64_t)message_instance_info_encode(reply->extra, size, spaces, count);
+	free(spaces);
+	answer(request, reply, MESSAGE_INSTANCE_INFO, CLASS_DEMAND, instance->id, instance->epoch);
+	return 0;
+}
+
+static int handle_instance_create(struct request *request)
+{
+	struct message_instance_create message;
+	char snapshot[256], name[NAME_LIMIT + 1];
+	struct object *instance;
+
+	if (message_instance_create_decode(request->payload, request->header->length, &message) < 0)
+		return malformed(request);
+	int result = take_name(request, message.snapshot, snapshot);
+
+	if (result < 0)
+		return result;
+	message_text_copy(message.name, name, sizeof(name));
+	result = pool_instance_create(request->pool, request->connection, snapshot, name, message.flags & INSTANCE_FLAG_KEEP, &instance,
+				      &request->err);
+	if (result < 0)
+		return result;
+	result = answer_instance(request, instance);
+	if (result < 0)
+		object_free(request->pool, instance);
+	return result;
+}
+
+static int handle_instance_end(struct request *request)
+{
+	if (request->header->length)
+		return malformed(request);
+	return pool_instance_end(request->pool, request->header->object, request->header->epoch, &request->err);
+}
+
+static int handle_lease_take(struct request *request)
+{
+	if (request->header->length)
+		return malformed(request);
+	request->ok_object = request->header->object;
+	return pool_lease_take(request->pool, request->connection, request->header->object, &request->ok_epoch, &request->err);
+}
+
+/* ---- dispatch ---- */
+
+static int (*const handlers[])(struct request *request) = {
+	[MESSAGE_HELLO] = handle_hello,
+	[MESSAGE_GET] = handle_get,
+	[MESSAGE_PUT] = handle_put,
+	[MESSAGE_DROP] = handle_drop,
+	[MESSAGE_MOVE] = handle_move,
+	[MESSAGE_FORK] = handle_fork,
+	[MESSAGE_SPACE_FREE] = handle_space_free,
+	[MESSAGE_SNAPSHOT_BEGIN] = handle_snapshot_begin,
+	[MESSAGE_SNAPSHOT_SPACE] = handle_snapshot_space,
+	[MESSAGE_SNAPSHOT_INHERIT] = handle_snapshot_inherit,
+	[MESSAGE_SNAPSHOT_FILE] = handle_snapshot_file,
+	[MESSAGE_SNAPSHOT_COMMIT] = handle_snapshot_commit,
+	[MESSAGE_SNAPSHOT_ABORT] = handle_snapshot_abort,
+	[MESSAGE_SNAPSHOT_OPEN] = handle_snapshot_open,
+	[MESSAGE_FILE_GET] = handle_file_get,
+	[MESSAGE_LIST] = handle_list,
+	[MESSAGE_REMOVE] = handle_remove,
+	[MESSAGE_STATUS] = handle_status,
+	[MESSAGE_INSTANCE_CREATE] = handle_instance_create,
+	[MESSAGE_INSTANCE_END] = handle_instance_end,
+	[MESSAGE_LEASE_TAKE] = handle_lease_take,
+};
+
+int request_fail(struct connection *connection, const struct message_header *header, int error, const char *text)
+{
+	struct reply *reply = reply_new(connection->shared);
+	uint8_t class = header->class & MESSAGE_CLASS_MASK;
+
+	if (!reply)
+		return -ENOMEM;
+	/* An error behind parts of an answer keeps their class, so that it cannot overtake them. */
+	int length = message_error_encode(reply->head + MESSAGE_HEADER_BYTES, REPLY_HEAD_BYTES - MESSAGE_HEADER_BYTES,
+					  &(struct message_error){ error, { text, (uint32_t)strlen(text) } });
+
+	reply->head_bytes = MESSAGE_HEADER_BYTES + (uint32_t)length;
+	if (header->type == MESSAGE_LIST)
+		class = CLASS_PREFETCH;
+	connection_queue(connection, reply, header, MESSAGE_ERROR, class, header->object, 0);
+	return 0;
+}
+
+int request_handle(struct connection *connection, const struct message_header *header, const uint8_t *payload)
+{
+	struct request request;
+	int result;
+
+	request.connection = connection;
+	request.pool = connection->shared->pool;
+	request.header = header;
+	request.payload = payload;
+	request.err.text[0] = 0; /* the rest of the text is not cleared: this is the hot path */
+	request.ok_object = request.ok_epoch = 0;
+	request.answered = false;
+	if (header->type >= ARRAY_LENGTH(handlers) || !handlers[header->type]) {
+		connection->broken = true;
+		return request_fail(connection, header, EPROTO, "this message is an answer, not a request");
+	}
+	if (!connection->hello && header->type != MESSAGE_HELLO) {
+		connection->broken = true;
+		return request_fail(connection, header, EPROTO, "the first message must be hello");
+	}
+	result = handlers[header->type](&request);
+	if (result < 0)
+		return request_fail(connection, header, -result, request.err.text[0] ? request.err.text : strerror(-result));
+	if (request.answered)
+		return 0;
+	struct reply *reply = reply_new(connection->shared);
+
+	if (!reply)
+		return -ENOMEM;
+	reply->head_bytes = MESSAGE_HEADER_BYTES;
+	/* Short answers are urgent: who waits for one waits for little. */
+	connection_queue(connection, reply, header, MESSAGE_OK, CLASS_DEMAND, request.ok_object, request.ok_epoch);
+	return 0;
+}

@@ -1,0 +1,275 @@
+#include "pool/server.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+
+#include "base/base.h"
+#include "base/log.h"
+#include "pool/connection.h"
+
+#define EVENTS 64
+#define TICK_MS 1000
+#define SHRINK_AFTER_NS (UINT64_C(5) * 1000000000)
+
+struct server_listener {
+	struct server_listener *next;
+	struct listener listener;
+	bool watched; /* in the epoll set */
+};
+
+struct server {
+	struct connection_shared shared;
+	int epoll_fd, stop_fd;
+	struct server_listener *listeners;
+	struct connection *connections;
+	uint64_t idle_exit_ns; /* 0: never */
+	uint64_t idle_since_ns;
+	bool stopping;
+};
+
+int server_open(struct server **result, struct pool *pool, struct dp_err *err)
+{
+	struct server *server = calloc(1, sizeof(*server));
+
+	if (!server)
+		return dp_fail_errno(err, ENOMEM, "open server");
+	server->shared.pool = pool;
+	server->shared.started_ns = server->idle_since_ns = clock_now_ns();
+	server->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	server->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	struct epoll_event event = { .events = EPOLLIN, .data.ptr = server };
+
+	if (server->epoll_fd < 0 || server->stop_fd < 0 || epoll_ctl(server->epoll_fd, EPOLL_CTL_ADD, server->stop_fd, &event) < 0) {
+		int error = errno;
+
+		server_close(server);
+		return dp_fail_errno(err, error, "open server");
+	}
+	*result = server;
+	return 0;
+}
+
+static int watch_listener(struct server *server, struct server_listener *entry)
+{
+	struct epoll_event event = { .events = EPOLLIN, .data.ptr = entry };
+
+	if (epoll_ctl(server->epoll_fd, EPOLL_CTL_ADD, entry->listener.fd, &event) < 0)
+		return -errno;
+	entry->watched = true;
+	return 0;
+}
+
+int server_listen(struct server *server, const struct endpoint *endpoint, bool allow_plaintext, const struct endpoint **in_use,
+		  struct dp_err *err)
+{
+	struct server_listener *entry = calloc(1, sizeof(*entry));
+
+	if (!entry)
+		return dp_fail_errno(err, ENOMEM, "listen");
+	int result = listener_open(&entry->listener, endpoint, allow_plaintext, err);
+
+	if (result == 0) {
+		result = watch_listener(server, entry);
+		if (result < 0) {
+			dp_fail_errno(err, -result, "listen");
+			listener_close(&entry->listener);
+		}
+	}
+	if (result < 0) {
+		free(entry);
+		return result;
+	}
+	entry->next = server->listeners;
+	server->listeners = entry;
+	if (in_use)
+		*in_use = &entry->listener.endpoint;
+	return 0;
+}
+
+void server_set_idle_exit(struct server *server, uint64_t idle_ns)
+{
+	server->idle_exit_ns = idle_ns;
+}
+
+void server_stop(struct server *server)
+{
+	uint64_t one = 1;
+	ssize_t ignored = write(server->stop_fd, &one, sizeof(one));
+
+	(void)ignored; /* full means that it was said already */
+}
+
+/* ---- connections ---- */
+
+static void drop_connection(struct server *server, struct connection *connection)
+{
+	if (connection->previous)
+		connection->previous->next = connection->next;
+	else
+		server->connections = connection->next;
+	if (connection->next)
+		connection->next->previous = connection->previous;
+	/* Closing the fd takes it out of the epoll set. */
+	connection_free(connection);
+	server->idle_since_ns = clock_now_ns();
+	/* A descriptor is free again: listeners that were set aside may go on. */
+	for (struct server_listener *entry = server->listeners; entry; entry = entry->next)
+		if (!entry->watched)
+			watch_listener(server, entry);
+}
+
+/* Tells epoll what the connection waits for now. */
+static int update_events(struct server *server, struct connection *connection)
+{
+	uint32_t wanted = (connection_wants_read(connection) ? EPOLLIN : 0u) | (connection_wants_write(connection) ? EPOLLOUT : 0u);
+	struct epoll_event event = { .events = wanted, .data.ptr = connection };
+
+	if (wanted == connection->events)
+		return 0;
+	if (epoll_ctl(server->epoll_fd, connection->events == UINT32_MAX ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, connection->stream->fd, &event) <
+	    0)
+		return -errno;
+	connection->events = wanted;
+	return 0;
+}
+
+static void accept_all(struct server *server, struct server_listener *entry)
+{
+	int error = 0;
+	struct stream *stream;
+
+	while ((stream = listener_accept(&entry->listener, &error))) {
+		struct connection *connection = connection_new(&server->shared, stream);
+
+		if (!connection) {
+			error = -ENOMEM;
+			break;
+		}
+		connection->events = UINT32_MAX;
+		connection->next = server->connections;
+		if (server->connections)
+			server->connections->previous = connection;
+		server->connections = connection;
+		if (update_events(server, connection) < 0)
+			drop_connection(server, connection);
+	}
+	if (error) {
+		/* Out of descriptors or memory: whoever waits goes on waiting, and we do not spin on him. */
+		log_warn("cannot accept a connection: %s", strerror(-error));
+		epoll_ctl(server->epoll_fd, EPOLL_CTL_DEL, entry->listener.fd, NULL);
+		entry->watched = false;
+	}
+}
+
+static void serve_connection(struct server *server, struct connection *connection, uint32_t events)
+{
+	int result = 0;
+
+	if (events & EPOLLOUT)
+		result = connection_writable(connection);
+	if (result == 0 && (events & (EPOLLIN | EPOLLHUP | EPOLLERR))) {
+		/* A peer that is gone while we wait to send to it: reading would not be tried, so take the event's word. */
+		if (!connection_wants_read(connection) && (events & (EPOLLHUP | EPOLLERR)))
+			result = -EPIPE;
+		else if (connection_wants_read(connection))
+			result = connection_readable(connection);
+	}
+	if (result == 0)
+		result = update_events(server, connection);
+	if (result < 0)
+		drop_connection(server, connection);
+}
+
+/* ---- the loop ---- */
+
+static bool idle(const struct server *server)
+{
+	return !server->connections && server->shared.pool->instance_count == 0;
+}
+
+static int loop_timeout_ms(const struct server *server)
+{
+	if (server->idle_exit_ns && idle(server)) {
+		uint64_t now = clock_now_ns(), end = server->idle_since_ns + server->idle_exit_ns;
+
+		return now >= end ? 0 : (int)((end - now) / 1000000 + 1);
+	}
+	for (const struct server_listener *entry = server->listeners; entry; entry = entry->next)
+		if (!entry->watched)
+			return TICK_MS;
+	for (const struct connection *connection = server->connections; connection; connection = connection->next)
+		if (connection->input_size > INPUT_SMALL_BYTES)
+			return TICK_MS;
+	return -1;
+}
+
+static void tick(struct server *server)
+{
+	uint64_t now = clock_now_ns();
+
+	for (struct connection *connection = server->connections; connection; connection = connection->next)
+		if (now - connection->last_active_ns > SHRINK_AFTER_NS)
+			connection_shrink(connection);
+	for (struct server_listener *entry = server->listeners; entry; entry = entry->next)
+		if (!entry->watched)
+			watch_listener(server, entry);
+}
+
+static void dispatch(struct server *server, const struct epoll_event *event)
+{
+	/* An event's data points at the server (stop), a listener or a connection. */
+	if (event->data.ptr == server) {
+		server->stopping = true;
+		return;
+	}
+	for (struct server_listener *entry = server->listeners; entry; entry = entry->next) {
+		if (event->data.ptr == entry) {
+			accept_all(server, entry);
+			return;
+		}
+	}
+	serve_connection(server, event->data.ptr, event->events);
+}
+
+int server_run(struct server *server)
+{
+	struct epoll_event events[EVENTS];
+
+	while (!server->stopping) {
+		int timeout_ms = loop_timeout_ms(server);
+		int count = epoll_wait(server->epoll_fd, events, EVENTS, timeout_ms);
+
+		if (count < 0 && errno != EINTR)
+			return -errno;
+		for (int i = 0; i < count; i++)
+			dispatch(server, &events[i]);
+		if (count <= 0)
+			tick(server);
+		if (server->idle_exit_ns && idle(server) && clock_now_ns() - server->idle_since_ns >= server->idle_exit_ns)
+			return 0;
+	}
+	return 0;
+}
+
+void server_close(struct server *server)
+{
+	if (!server)
+		return;
+	/* Socket files go first: whoever connects from now on is to find nobody rather than a closing door. */
+	while (server->listeners) {
+		struct server_listener *entry = server->listeners;
+
+		server->listeners = entry->next;
+		listener_close(&entry->listener);
+		free(entry);
+	}
+	while (server->connections)
+		drop_connection(server, server->connections);
+	connection_shared_done(&server->shared);
+	dp_close_fd(&server->epoll_fd);
+	dp_close_fd(&server->stop_fd);
+	free(server);
+}

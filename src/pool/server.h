@@ -1,0 +1,34 @@
+/* pool/server: serves a pool to its connections: one thread, one epoll loop.
+ *
+ * How it works: each connection has an input buffer, in which whole messages are handled in order, and two queues of answers:
+ * urgent (demand pages, short answers) and bulk (prefetched pages, files, lists). What is urgent overtakes what is bulk, but
+ * not within a part. Page answers refer to slots and are sent straight from the store's memory where it has them mapped. A
+ * connection whose queues hold more than OUTPUT_HIGH_BYTES is not read until they have drained.
+ *
+ * Thread rule: one thread, but for server_stop, which may be called from a signal handler or another thread. */
+#ifndef DP_POOL_SERVER_H
+#define DP_POOL_SERVER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "pool/pool.h"
+#include "transport/stream.h"
+
+struct server;
+
+/* `pool` is borrowed and outlives the server. */
+int server_open(struct server **server, struct pool *pool, struct dp_err *err);
+/* Adds a place to listen at; *in_use (may be NULL) is the endpoint with the port in use, borrowed from the server. */
+int server_listen(struct server *server, const struct endpoint *endpoint, bool allow_plaintext, const struct endpoint **in_use,
+		  struct dp_err *err);
+/* Ends by itself when nobody has been connected, and no kept instance is left, for idle_ns. */
+void server_set_idle_exit(struct server *server, uint64_t idle_ns);
+/* Serves until server_stop or idle exit. 0 or -errno. */
+int server_run(struct server *server);
+void server_stop(struct server *server);
+/* Takes NULL. Closes all connections and listeners. */
+void server_close(struct server *server);
+
+#endif
