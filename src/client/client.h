@@ -6,6 +6,9 @@
  * land in one ring of memory that is set up at open; nothing is allocated on the page path after that.
  * A space of an instance is written under its lease's epoch; the pool answers ESTALE to any other.
  *
+ * Answers to page requests that come while a control call waits are kept and delivered by the next client_receive: after a
+ * control call that was made with page requests in flight, call client_receive before polling.
+ *
  * Invariants: C1 a page of a DATA reply is handed over exactly once or its request fails; C2 an answer that names an unknown
  * request, a page that was not asked for, or a length beyond the limits ends the connection with -EPROTO.
  * Thread rule: one thread per client. Errors: -errno of the pool as it sent it, or -ECONNRESET/-EPIPE/-ETIMEDOUT/-EPROTO. */
@@ -23,9 +26,11 @@
 
 struct client;
 
-/* Connects and says hello. For dir:/file: endpoints the captive pool of that path is found or started. Blocks, at most
- * timeout_ms (0: 10 s). */
+/* Connects and says hello. For dir:/file: endpoints the captive pool of that path is found or started; -ENOENT where the path
+ * holds no store. Blocks, at most timeout_ms (0: 10 s). */
 int client_open(struct client **client, const struct endpoint *endpoint, unsigned timeout_ms, struct dp_err *err);
+/* The same for a caller that is going to write: the store of a dir:/file: endpoint is created where it is absent. */
+int client_open_for_writing(struct client **client, const struct endpoint *endpoint, unsigned timeout_ms, struct dp_err *err);
 void client_close(struct client *client);
 /* For poll/epoll; readable means client_receive has work. Borrowed. */
 int client_fd(const struct client *client);
@@ -63,7 +68,7 @@ struct snapshot_info {
 	char name[256];
 	uint64_t created_unix_ns;
 	uint64_t stored_pages; /* pages of all spaces */
-	uint64_t own_pages;    /* of them, not shared with any other snapshot or instance */
+	uint64_t own_pages;    /* of them, not shared with any other snapshot or instance; UINT64_MAX where not counted */
 	uint32_t instances;    /* live instances */
 	char *meta_json;
 	struct snapshot_file *files;
@@ -73,6 +78,8 @@ struct snapshot_info {
 };
 /* Fills info (client_snapshot_info_done frees what it holds). -ENOENT. */
 int client_snapshot_open(struct client *client, const char *name, struct snapshot_info *info, struct dp_err *err);
+/* The same with own_pages counted, which takes the pool a look at every page: for people, not for restores. */
+int client_snapshot_inspect(struct client *client, const char *name, struct snapshot_info *info, struct dp_err *err);
 void client_snapshot_info_done(struct snapshot_info *info);
 /* Reads a whole file of the skeleton into a fresh buffer (caller frees). */
 int client_file_get(struct client *client, uint64_t snapshot, const char *name, uint64_t bytes, void **content, struct dp_err *err);
@@ -112,10 +119,11 @@ int client_lease_take(struct client *client, uint64_t instance, uint64_t *epoch,
  * asks for at most 1024 pages and 64 ranges. `cookie` comes back with each part. */
 int client_get(struct client *client, enum request_class class, uint64_t space, const struct page_range *ranges, size_t count,
 	       uint64_t cookie);
-/* Stores pages; `data` holds the ranges' pages one after another; at most 1024 pages and 256 ranges. */
+/* Stores pages; `data` holds the ranges' pages one after another; at most 1024 pages and 256 ranges, which
+ * do not overlap. */
 int client_put(struct client *client, uint64_t space, uint64_t epoch, const struct page_range *ranges, size_t count,
 	       const struct iovec *data, size_t data_count, uint64_t cookie);
-/* These pages are gone: read as zero from now on, their storage is given back. Ranges may be of any length. */
+/* These pages are gone: read as zero from now on, their storage is given back. Ranges may be of any length; at most 256 ranges. */
 int client_drop(struct client *client, uint64_t space, uint64_t epoch, const struct page_range *ranges, size_t count, uint64_t cookie);
 /* mremap: pages from..from+pages now live at to..; what was there before is dropped. */
 int client_move(struct client *client, uint64_t space, uint64_t epoch, uint64_t from_pgno, uint64_t to_pgno, uint64_t pages,

@@ -7,6 +7,8 @@
 #include "pool/connection.h"
 #include "transport/endpoint.h"
 
+#define LIST_BYTES (1u << 20) /* of one answer to LIST */
+
 struct request {
 	struct connection *connection;
 	struct pool *pool;
@@ -398,15 +400,25 @@ static int handle_snapshot_open(struct request *request)
 	return answer_info(request, snapshot, true, message.flags & NAME_FLAG_SHARING, false);
 }
 
-/* One INFO each, then an OK that ends the list. All are bulk, so they stay in order. */
+/* The snapshots whose names come after the one given, one INFO each, as many as fit LIST_BYTES; then an OK whose object says
+ * whether there are more. All are bulk, so they stay in order. */
 static int handle_list(struct request *request)
 {
+	struct message_name message;
+	char after[NAME_LIMIT + 1];
+	const struct object *snapshot = request->pool->by_name;
+	uint64_t bytes = 0;
 	int result = 0;
 
-	if (request->header->length)
+	if (message_name_decode(request->payload, request->header->length, &message) < 0)
 		return malformed(request);
-	for (const struct object *snapshot = request->pool->by_name; snapshot && result == 0; snapshot = snapshot->next_name)
+	message_text_copy(message.name, after, sizeof(after));
+	while (snapshot && strcmp(snapshot->name, after) <= 0)
+		snapshot = snapshot->next_name;
+	for (; snapshot && bytes < LIST_BYTES && result == 0; snapshot = snapshot->next_name) {
+		bytes += info_size(snapshot, false);
 		result = answer_info(request, snapshot, false, false, true);
+	}
 	request->answered = false;
 	if (result < 0)
 		return result;
@@ -415,7 +427,7 @@ static int handle_list(struct request *request)
 	if (!end)
 		return -ENOMEM;
 	end->head_bytes = MESSAGE_HEADER_BYTES;
-	answer(request, end, MESSAGE_OK, CLASS_PREFETCH, 0, 0);
+	answer(request, end, MESSAGE_OK, CLASS_PREFETCH, snapshot != NULL, 0);
 	return 0;
 }
 

@@ -1,0 +1,86 @@
+/* Opening and closing a client. */
+#include "client/client.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/base.h"
+#include "client/captive.h"
+#include "client/connection.h"
+
+#define OPEN_TIMEOUT_MS 10000u
+
+static int open_stream(struct client **result, struct stream *stream, const char *text, unsigned timeout_ms, struct dp_err *err)
+{
+	struct client *client = calloc(1, sizeof(*client));
+
+	if (!client) {
+		stream_close(stream);
+		return dp_fail_errno(err, ENOMEM, "open pool %s", text);
+	}
+	snprintf(client->text, sizeof(client->text), "%s", text);
+	int code = connection_open(client, stream);
+
+	if (code < 0)
+		dp_fail_errno(err, -code, "open pool %s", text);
+	else
+		code = control_hello(client, timeout_ms, err);
+	if (code < 0) {
+		client_close(client);
+		return code;
+	}
+	*result = client;
+	return 0;
+}
+
+static int open_endpoint(struct client **client, const struct endpoint *endpoint, bool create, unsigned timeout_ms, struct dp_err *err)
+{
+	uint64_t deadline_ns;
+	struct stream *stream;
+	char text[1400];
+	int result;
+
+	if (timeout_ms == 0)
+		timeout_ms = OPEN_TIMEOUT_MS;
+	deadline_ns = clock_now_ns() + timeout_ms * UINT64_C(1000000);
+	endpoint_pool_text(endpoint, text, sizeof(text));
+	bool captive = endpoint->kind == ENDPOINT_DIR || endpoint->kind == ENDPOINT_FILE;
+
+	do {
+		result = captive ? captive_connect(&stream, endpoint, create, deadline_ns, err) :
+				   stream_connect(&stream, endpoint, timeout_ms, err);
+		if (result < 0)
+			return result;
+		result = open_stream(client, stream, text, timeout_ms, err);
+		/* A captive pool that is just leaving takes the connection down with it: start the next one. */
+	} while (captive && (result == -ECONNRESET || result == -EPIPE) && clock_now_ns() < deadline_ns);
+	return result;
+}
+
+int client_open(struct client **client, const struct endpoint *endpoint, unsigned timeout_ms, struct dp_err *err)
+{
+	return open_endpoint(client, endpoint, false, timeout_ms, err);
+}
+
+int client_open_for_writing(struct client **client, const struct endpoint *endpoint, unsigned timeout_ms, struct dp_err *err)
+{
+	return open_endpoint(client, endpoint, true, timeout_ms, err);
+}
+
+void client_close(struct client *client)
+{
+	if (!client)
+		return;
+	while (client->held) {
+		struct held *held = client->held;
+
+		client->held = held->next;
+		free(held);
+	}
+	stream_close(client->stream);
+	free(client->output);
+	free(client->input);
+	free(client->flights);
+	free(client);
+}

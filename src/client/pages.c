@@ -1,0 +1,208 @@
+/* The asynchronous page calls. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/base.h"
+#include "client/connection.h"
+
+/* Takes an entry; NULL where all are in use. */
+static struct flight *take_flight(struct client *client, enum flight_kind kind, uint64_t cookie, uint64_t *request)
+{
+	if (client->first_free == IN_FLIGHT_LIMIT)
+		return NULL;
+	struct flight *flight = &client->flights[client->first_free];
+
+	*request = ((uint64_t)flight->generation << 32) | client->first_free;
+	client->first_free = flight->next_free;
+	flight->kind = kind;
+	flight->cookie = cookie;
+	return flight;
+}
+
+static void untake_flight(struct client *client, struct flight *flight)
+{
+	flight->kind = FLIGHT_FREE;
+	flight->next_free = client->first_free;
+	client->first_free = (uint32_t)(flight - client->flights);
+}
+
+static uint64_t pages_of(const struct page_range *ranges, size_t count, uint64_t limit)
+{
+	uint64_t pages = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		if (ranges[i].pages == 0 || ranges[i].pages > PGNO_END || ranges[i].pgno > PGNO_END - ranges[i].pages)
+			return UINT64_MAX;
+		pages += ranges[i].pages;
+		if (pages > limit)
+			return UINT64_MAX;
+	}
+	return pages ? pages : UINT64_MAX;
+}
+
+int client_get(struct client *client, enum request_class class, uint64_t space, const struct page_range *ranges, size_t count,
+	       uint64_t cookie)
+{
+	uint8_t payload[8 + GET_RANGES_LIMIT * 16];
+	struct message_header header = { .type = MESSAGE_GET, .class = (uint8_t)class, .object = space };
+
+	if (client->error)
+		return client->error;
+	if (count > GET_RANGES_LIMIT || pages_of(ranges, count, GET_PAGES_LIMIT) == UINT64_MAX)
+		return -EINVAL;
+	struct flight *flight = take_flight(client, FLIGHT_GET, cookie, &header.request);
+
+	if (!flight)
+		return -EAGAIN;
+	flight->range_count = (uint32_t)count;
+	flight->range_at = 0;
+	flight->page_at = 0;
+	memcpy(flight->ranges, ranges, count * sizeof(*ranges));
+	int bytes = message_ranges_encode(payload, sizeof(payload), ranges, count);
+	int result = connection_send(client, &header, payload, (size_t)bytes, NULL, 0, 0, OUTPUT_BYTES);
+
+	if (result < 0)
+		untake_flight(client, flight);
+	return result;
+}
+
+/* A request that is answered by OK or ERROR. */
+static int send_change(struct client *client, struct message_header *header, const void *payload, int bytes, const struct iovec *data,
+		       size_t data_count, size_t data_bytes, uint64_t cookie)
+{
+	if (client->error)
+		return client->error;
+	if (bytes < 0)
+		return bytes;
+	struct flight *flight = take_flight(client, FLIGHT_CHANGE, cookie, &header->request);
+
+	if (!flight)
+		return -EAGAIN;
+	header->class = CLASS_WRITE_BACK;
+	int result = connection_send(client, header, payload, (size_t)bytes, data, data_count, data_bytes,
+				     data_bytes ? OUTPUT_PUT_BYTES : OUTPUT_BYTES);
+
+	if (result < 0)
+		untake_flight(client, flight);
+	return result;
+}
+
+int client_put(struct client *client, uint64_t space, uint64_t epoch, const struct page_range *ranges, size_t count,
+	       const struct iovec *data, size_t data_count, uint64_t cookie)
+{
+	uint8_t payload[8 + PUT_RANGES_LIMIT * 16];
+	struct message_header header = { .type = MESSAGE_PUT, .object = space, .epoch = epoch };
+	uint64_t pages = count > PUT_RANGES_LIMIT ? UINT64_MAX : pages_of(ranges, count, PUT_PAGES_LIMIT);
+	size_t bytes = 0;
+
+	for (size_t i = 0; i < data_count; i++)
+		bytes += data[i].iov_len;
+	if (pages == UINT64_MAX || bytes != pages * PAGE_BYTES)
+		return -EINVAL;
+	return send_change(client, &header, payload, message_ranges_encode(payload, sizeof(payload), ranges, count), data, data_count,
+			   bytes, cookie);
+}
+
+int client_drop(struct client *client, uint64_t space, uint64_t epoch, const struct page_range *ranges, size_t count, uint64_t cookie)
+{
+	uint8_t payload[8 + 256 * 16];
+	struct message_header header = { .type = MESSAGE_DROP, .object = space, .epoch = epoch };
+
+	/* More ranges than 256 go in several calls: the caller's loop, not a large buffer here. */
+	if (count > 256 || pages_of(ranges, count, UINT64_MAX - 1) == UINT64_MAX)
+		return -EINVAL;
+	return send_change(client, &header, payload, message_ranges_encode(payload, sizeof(payload), ranges, count), NULL, 0, 0, cookie);
+}
+
+int client_move(struct client *client, uint64_t space, uint64_t epoch, uint64_t from_pgno, uint64_t to_pgno, uint64_t pages,
+		uint64_t cookie)
+{
+	uint8_t payload[24];
+	struct message_header header = { .type = MESSAGE_MOVE, .object = space, .epoch = epoch };
+	const struct message_move move = { from_pgno, to_pgno, pages };
+
+	return send_change(client, &header, payload, message_move_encode(payload, sizeof(payload), &move), NULL, 0, 0, cookie);
+}
+
+int client_fork(struct client *client, uint64_t parent, uint64_t epoch, uint64_t child, uint64_t cookie)
+{
+	uint8_t payload[8];
+	struct message_header header = { .type = MESSAGE_FORK, .object = parent, .epoch = epoch };
+
+	return send_change(client, &header, payload, message_number_encode(payload, sizeof(payload), child), NULL, 0, 0, cookie);
+}
+
+int client_space_free(struct client *client, uint64_t space, uint64_t epoch, uint64_t cookie)
+{
+	struct message_header header = { .type = MESSAGE_SPACE_FREE, .object = space, .epoch = epoch };
+
+	return send_change(client, &header, NULL, 0, NULL, 0, 0, cookie);
+}
+
+/* What came while a control call waited. */
+static int deliver_held(struct client *client, const struct client_handler *handler)
+{
+	int calls = 0;
+
+	while (client->held && !client->error) {
+		struct held *held = client->held;
+
+		client->held = held->next;
+		if (!client->held)
+			client->last_held = &client->held;
+		int made = connection_deliver(client, handler, &held->header, held->payload);
+
+		free(held);
+		if (made < 0)
+			return made;
+		calls += made;
+	}
+	return calls;
+}
+
+int client_receive(struct client *client, const struct client_handler *handler)
+{
+	struct message_header header;
+	const uint8_t *payload;
+	int result, calls;
+
+	if (client->error)
+		return client->error;
+	calls = deliver_held(client, handler);
+	if (calls < 0 || connection_flush(client) < 0)
+		return client->error;
+	result = connection_fill(client);
+	if (result < 0)
+		return result;
+	while ((result = connection_next(client, &header, &payload)) > 0) {
+		/* Nothing else is on its way: a control call takes its answer before it returns. */
+		if (header.request & CONTROL_REQUEST)
+			return connection_fail(client, -EPROTO);
+		result = connection_deliver(client, handler, &header, payload);
+		if (result < 0)
+			return result;
+		calls += result;
+	}
+	return result < 0 ? result : calls;
+}
+
+bool client_wants_write(const struct client *client)
+{
+	return client->output_end > client->output_start;
+}
+
+int client_fd(const struct client *client)
+{
+	return client->stream->fd;
+}
+
+uint64_t client_bytes_sent(const struct client *client)
+{
+	return client->bytes_sent;
+}
+
+uint64_t client_bytes_received(const struct client *client)
+{
+	return client->bytes_received;
+}
