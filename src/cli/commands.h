@@ -1,0 +1,12 @@
+/* commands: one function per subcommand; see cli.h. Each has a line in the table of main.c. */
+#ifndef DP_CLI_COMMANDS_H
+#define DP_CLI_COMMANDS_H
+
+int cmd_check(int argc, char **argv);
+int cmd_ps(int argc, char **argv);
+int cmd_restore(int argc, char **argv);
+int cmd_run(int argc, char **argv);
+int cmd_stats(int argc, char **argv);
+int cmd_stop(int argc, char **argv);
+
+#endif
