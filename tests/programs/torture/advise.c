@@ -83,6 +83,7 @@ static bool huge_round(struct worker *worker)
 
 	pthread_rwlock_rdlock(&world);
 	if (worker->round % 64 == 0) {
+		pthread_mutex_lock(&places);
 		void *fresh = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		if (fresh == MAP_FAILED)
 			good = torture_fail("huge: mmap: %s", strerror(errno));
@@ -92,6 +93,7 @@ static bool huge_round(struct worker *worker)
 			region_set_zero(region, 0, region->pages);
 			madvise(fresh, bytes, MADV_HUGEPAGE); /* a kernel without huge pages refuses; the rest holds there too */
 		}
+		pthread_mutex_unlock(&places);
 	}
 	for (unsigned i = 0; i < 64 && good; i++) {
 		uint64_t index = random_below(&worker->random, region->pages);

@@ -125,7 +125,9 @@ static bool spawn_round(struct worker *worker)
 	usleep(20000);
 	if (!board->spawn_allowed)
 		return true;
+	pthread_mutex_lock(&places); /* it maps a stack */
 	int error = posix_spawn(&pid, "/bin/true", NULL, NULL, arguments, environ);
+	pthread_mutex_unlock(&places);
 	if (error)
 		return torture_fail("spawn: /bin/true: %s", strerror(error));
 	return child_wait(pid, "spawn: /bin/true");

@@ -10,6 +10,7 @@
 #define MAX_REGIONS 64
 
 pthread_rwlock_t world;
+pthread_mutex_t places = PTHREAD_MUTEX_INITIALIZER;
 static struct region regions[MAX_REGIONS];
 static bool registered[MAX_REGIONS];
 static unsigned region_count;

@@ -31,9 +31,21 @@ static void *somewhere(uint64_t bytes)
 	return place;
 }
 
-static bool remap_failed(void)
+/* The kernel answers EFAULT where the range has become several areas, and they do not merge while some of it is registered with a
+ * userfaultfd and some is not yet. Legal, so the region starts anew; both ranges are ours alone, whatever part of them moved. */
+static bool remap_failed(struct region *region, void *other)
 {
-	return torture_fail("remap: mremap: %s", strerror(errno));
+	uint64_t bytes = region->max_pages * PAGE_BYTES;
+
+	if (errno != EFAULT)
+		return torture_fail("remap: mremap: %s", strerror(errno));
+	munmap(region->base, region->pages * PAGE_BYTES);
+	if (other)
+		munmap(other, region->pages * PAGE_BYTES);
+	region->pages = region->max_pages / 2;
+	region->base = mmap(NULL, bytes / 2, READ_WRITE, PRIVATE, -1, 0);
+	region_set_zero(region, 0, region->max_pages);
+	return region->base != MAP_FAILED || torture_fail("remap: mmap: %s", strerror(errno));
 }
 
 static bool resize(struct region *region, uint64_t pages)
@@ -41,7 +53,7 @@ static bool resize(struct region *region, uint64_t pages)
 	void *base = mremap(region->base, region->pages * PAGE_BYTES, pages * PAGE_BYTES, MREMAP_MAYMOVE);
 
 	if (base == MAP_FAILED)
-		return remap_failed();
+		return remap_failed(region, NULL);
 	if (pages > region->pages)
 		region_set_zero(region, region->pages, pages - region->pages);
 	region->base = base;
@@ -57,7 +69,7 @@ static bool move_whole(struct region *region, int flags)
 	if (place == MAP_FAILED)
 		return false;
 	if (mremap(old, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED | flags, place) == MAP_FAILED)
-		return remap_failed();
+		return remap_failed(region, place);
 	region->base = place;
 	if (!(flags & MREMAP_DONTUNMAP))
 		return true;
@@ -67,18 +79,18 @@ static bool move_whole(struct region *region, int flags)
 	return munmap(old, bytes) == 0 || torture_fail("remap: munmap: %s", strerror(errno));
 }
 
-/* The slice leaves an empty area behind, not a hole, in which another thread might map something before the slice comes back. */
+/* The hole left behind is filled by the slice itself coming back, so areas split and merge. */
 static bool move_slice(struct worker *worker)
 {
 	struct region *region = worker->region;
 	uint64_t pages = 1 + random_below(&worker->random, region->pages / 2);
 	uint64_t first = random_below(&worker->random, region->pages - pages);
-	uint8_t *home = region_page(region, first), *place = somewhere(pages * PAGE_BYTES);
+	uint8_t *home = region_page(region, first), *place = somewhere(region->pages * PAGE_BYTES);
 
 	if (place == MAP_FAILED)
 		return false;
-	if (mremap(home, pages * PAGE_BYTES, pages * PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, place) == MAP_FAILED)
-		return remap_failed();
+	if (mremap(home, pages * PAGE_BYTES, pages * PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, place) == MAP_FAILED)
+		return remap_failed(region, place);
 	for (uint64_t i = 0; i < pages; i += 5) {
 		uint32_t version = region->versions[first + i];
 		int wrong = pattern_find_wrong(place + i * PAGE_BYTES, region->id, first + i, version);
@@ -91,7 +103,8 @@ static bool move_slice(struct worker *worker)
 				    (void *)(place + i * PAGE_BYTES), wrong, version, text);
 	}
 	if (mremap(place, pages * PAGE_BYTES, pages * PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, home) == MAP_FAILED)
-		return remap_failed();
+		return remap_failed(region, place);
+	munmap(place, region->pages * PAGE_BYTES);
 	return true;
 }
 
@@ -119,11 +132,26 @@ static bool remap_round(struct worker *worker)
 	struct region *region = worker->region;
 
 	pthread_rwlock_rdlock(&world);
-	bool good = remap_once(worker) && region_check_some(region, 0, region->pages, 64, &worker->random);
+	pthread_mutex_lock(&places);
+	bool good = remap_once(worker);
+	pthread_mutex_unlock(&places);
+	good = good && region_check_some(region, 0, region->pages, 64, &worker->random);
 	for (unsigned i = 0; i < 64 && good; i++)
 		region_write(region, random_below(&worker->random, region->pages));
 	pthread_rwlock_unlock(&world);
 	return good;
+}
+
+static bool unmap_and_map(struct region *region, uint64_t first, uint64_t pages)
+{
+	void *start = region_page(region, first);
+
+	if (munmap(start, pages * PAGE_BYTES))
+		return torture_fail("unmap: munmap: %s", strerror(errno));
+	if (mmap(start, pages * PAGE_BYTES, READ_WRITE, PRIVATE | MAP_FIXED_NOREPLACE, -1, 0) != start)
+		return torture_fail("unmap: mmap: %s", strerror(errno));
+	region_set_zero(region, first, pages);
+	return true;
 }
 
 static bool unmap_round(struct worker *worker)
@@ -131,34 +159,13 @@ static bool unmap_round(struct worker *worker)
 	struct region *region = worker->region;
 	uint64_t pages = 1 + random_below(&worker->random, worker->round % 16 ? region->pages / 4 : region->pages);
 	uint64_t first = random_below(&worker->random, region->pages - pages + 1);
-	void *start = region_page(region, first);
-	bool good = true;
 
 	pthread_rwlock_rdlock(&world);
-	if (munmap(start, pages * PAGE_BYTES))
-		good = torture_fail("unmap: munmap: %s", strerror(errno));
-	else if (mmap(start, pages * PAGE_BYTES, READ_WRITE, PRIVATE | MAP_FIXED_NOREPLACE, -1, 0) != start) {
-		/* another thread's mapping took the hole meanwhile: a legal event, answered by a fresh place for the whole region */
-		if (errno != EEXIST)
-			good = torture_fail("unmap: mmap: %s", strerror(errno));
-		else {
-			uint8_t *old = region->base;
-			region->base = mmap(NULL, region->pages * PAGE_BYTES, READ_WRITE, PRIVATE, -1, 0);
-			if (region->base == MAP_FAILED)
-				good = torture_fail("unmap: mmap: %s", strerror(errno));
-			if (first)
-				munmap(old, first * PAGE_BYTES);
-			if (first + pages < region->pages)
-				munmap(old + (first + pages) * PAGE_BYTES, (region->pages - first - pages) * PAGE_BYTES);
-			first = 0;
-			pages = region->pages;
-		}
-	}
-	if (good) {
-		region_set_zero(region, first, pages);
-		good = region_check_some(region, first, pages, 32, &worker->random) &&
-		       region_check_some(region, 0, region->pages, 32, &worker->random);
-	}
+	pthread_mutex_lock(&places);
+	bool good = unmap_and_map(region, first, pages);
+	pthread_mutex_unlock(&places);
+	good = good && region_check_some(region, first, pages, 32, &worker->random) &&
+	       region_check_some(region, 0, region->pages, 32, &worker->random);
 	for (uint64_t i = 0; i < pages && good; i++)
 		if (random_next(&worker->random) & 1)
 			region_write(region, first + i);

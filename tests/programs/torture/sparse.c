@@ -100,36 +100,51 @@ static bool big_start(struct worker *worker)
 	return worker->state;
 }
 
+static bool big_move(struct sparse *sparse)
+{
+	uint8_t *fresh = sparse_map(sparse->bytes);
+
+	if (fresh == MAP_FAILED)
+		return torture_fail("big: mmap: %s", strerror(errno));
+	if (mremap(sparse->base, sparse->bytes, sparse->bytes, MREMAP_MAYMOVE | MREMAP_FIXED, fresh) == MAP_FAILED) {
+		if (errno != EFAULT) /* see remap_failed */
+			return torture_fail("big: mremap: %s", strerror(errno));
+		munmap(sparse->base, sparse->bytes);
+		munmap(fresh, sparse->bytes);
+		fresh = sparse_map(sparse->bytes);
+		sparse_all_zero(sparse);
+	}
+	sparse->base = fresh;
+	return fresh != MAP_FAILED || torture_fail("big: mmap: %s", strerror(errno));
+}
+
 /* The whole range, 2 GiB and more, in one call: given up, unmapped, or moved. */
+static bool big_change(struct sparse *sparse, unsigned way)
+{
+	switch (way) {
+	case 0:
+		sparse_all_zero(sparse);
+		return madvise(sparse->base, sparse->bytes, MADV_DONTNEED) == 0 || torture_fail("big: madvise: %s", strerror(errno));
+	case 2:
+		sparse_all_zero(sparse);
+		munmap(sparse->base, sparse->bytes);
+		sparse->base = sparse_map(sparse->bytes);
+		return sparse->base != MAP_FAILED || torture_fail("big: mmap: %s", strerror(errno));
+	default:
+		return big_move(sparse);
+	}
+}
+
 static bool big_round(struct worker *worker)
 {
 	struct sparse *sparse = worker->state;
-	void *fresh;
 
 	if (!sparse_check("big", sparse))
 		return false;
-	switch (worker->round % 4) {
-	case 0:
-		if (madvise(sparse->base, sparse->bytes, MADV_DONTNEED))
-			return torture_fail("big: madvise: %s", strerror(errno));
-		sparse_all_zero(sparse);
-		break;
-	case 1:
-	case 3:
-		fresh = sparse_map(sparse->bytes);
-		if (fresh == MAP_FAILED ||
-		    mremap(sparse->base, sparse->bytes, sparse->bytes, MREMAP_MAYMOVE | MREMAP_FIXED, fresh) == MAP_FAILED)
-			return torture_fail("big: mremap: %s", strerror(errno));
-		sparse->base = fresh;
-		break;
-	default:
-		munmap(sparse->base, sparse->bytes);
-		sparse->base = sparse_map(sparse->bytes);
-		if (sparse->base == MAP_FAILED)
-			return torture_fail("big: mmap: %s", strerror(errno));
-		sparse_all_zero(sparse);
-	}
-	if (!sparse_check("big", sparse))
+	pthread_mutex_lock(&places);
+	bool good = big_change(sparse, worker->round % 4);
+	pthread_mutex_unlock(&places);
+	if (!good || !sparse_check("big", sparse))
 		return false;
 	for (unsigned i = 0; i < TOUCHED / 2; i++)
 		sparse_write(sparse, (unsigned)random_below(&worker->random, TOUCHED));

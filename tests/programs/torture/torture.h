@@ -59,6 +59,8 @@ bool region_check_some(struct region *region, uint64_t first, uint64_t pages, un
 bool regions_check_everything(void);
 static inline uint8_t *region_page(const struct region *region, uint64_t index) { return region->base + index * PAGE_BYTES; }
 extern pthread_rwlock_t world;
+/* Held (inside `world`) by whoever maps or unmaps: so a hole that one thread leaves for a moment is not taken by another. */
+extern pthread_mutex_t places;
 
 /* ---- workers ---- */
 struct worker {
