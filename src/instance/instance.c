@@ -218,6 +218,35 @@ static int copy_log(const char *from, const char *to)
 	return length < 0 ? (int)length : io_write_file(to, text, (size_t)length, 0600);
 }
 
+/* Failures must not fill the disk: beyond the limit the oldest goes, but none of `id`. */
+static void prune_logs(const char *directory, const char *id)
+{
+	for (;;) {
+		char oldest[256] = "";
+		struct timespec oldest_time = { 0 };
+		size_t files = 0;
+		DIR *logs = opendir(directory);
+		if (!logs)
+			return;
+		for (struct dirent *entry = readdir(logs); entry; entry = readdir(logs)) {
+			struct stat info;
+			if (entry->d_name[0] == '.' || fstatat(dirfd(logs), entry->d_name, &info, AT_SYMLINK_NOFOLLOW))
+				continue;
+			files++;
+			bool older = !*oldest || info.st_mtim.tv_sec < oldest_time.tv_sec ||
+				     (info.st_mtim.tv_sec == oldest_time.tv_sec && info.st_mtim.tv_nsec < oldest_time.tv_nsec);
+			if (older && strncmp(entry->d_name, id, strlen(id))) {
+				snprintf(oldest, sizeof(oldest), "%s", entry->d_name);
+				oldest_time = info.st_mtim;
+			}
+		}
+		bool removed = files > INSTANCE_LOG_FILES && *oldest && !unlinkat(dirfd(logs), oldest, 0);
+		closedir(logs);
+		if (!removed)
+			return;
+	}
+}
+
 void instance_keep_logs(const struct instance *instance, char *kept, size_t kept_bytes)
 {
 	static const char *const logs[] = { "restore.log", "pager.log", "supervisor.log" };
@@ -232,6 +261,7 @@ void instance_keep_logs(const struct instance *instance, char *kept, size_t kept
 		if (to && !copy_log(instance_path(instance, logs[i], from, sizeof(from)), to) && !*kept)
 			snprintf(kept, kept_bytes, "%s", to);
 	}
+	prune_logs(directory, instance->id);
 }
 
 /* Live as long as its supervisor, or, that one killed, its tree. Without both, or without a state after a minute, it is rubbish. */

@@ -22,6 +22,7 @@
 #include "base/err.h"
 
 #define INSTANCE_ID_BYTES 64
+#define INSTANCE_LOG_FILES 60 /* files in ROOT/logs; older ones make room */
 
 struct instance_process {
 	pid_t pid;           /* host's numbering; 0: none yet */

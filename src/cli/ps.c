@@ -1,0 +1,175 @@
+/* ps: the instances of this host. */
+#include <errno.h>
+#include <getopt.h>
+#include <json-c/json.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "base/base.h"
+#include "cli/cli.h"
+#include "cli/commands.h"
+#include "instance/instance.h"
+#include "instance/process.h"
+#include "instance/stats.h"
+
+static const char usage[] =
+	"Usage: distri-proc ps [--json] [--root DIRECTORY]\n"
+	"\n"
+	"Lists the process trees restored on this host.\n"
+	"\n"
+	"  --json            one object, sizes in bytes, times in ns\n"
+	"  --root DIRECTORY  registry of instances (default $DISTRI_PROC_ROOT or /run/distri-proc)\n";
+
+struct row {
+	const struct instance *instance;
+	size_t tasks;
+	bool has_stats;
+	uint64_t resident_bytes, remote_bytes, faults, uptime_ns;
+};
+
+static const char *state_of(const struct row *row)
+{
+	if (!row->instance->running)
+		return "restoring";
+	if (!row->tasks)
+		return "ending";
+	if (!process_is_alive(row->instance->supervisor.pid, row->instance->supervisor.start_time))
+		return "unsupervised";
+	return "running";
+}
+
+static void fill_row(struct row *row, const struct instance *instance)
+{
+	char path[PATH_MAX];
+	struct timespec now;
+	pid_t *tasks = NULL;
+	*row = (struct row){ .instance = instance };
+	if (instance_tasks(instance, &tasks, &row->tasks))
+		row->tasks = 0;
+	free(tasks);
+	clock_gettime(CLOCK_REALTIME, &now);
+	uint64_t now_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+	row->uptime_ns = now_ns > instance->created_unix_ns ? now_ns - instance->created_unix_ns : 0;
+	struct pager_stats *stats = stats_map(instance_path(instance, "stats", path, sizeof(path)), 0, NULL);
+	if (!stats)
+		return; /* the pager has not come so far yet */
+	row->has_stats = true;
+	row->resident_bytes = stats->resident_pages * PAGE_BYTES;
+	row->remote_bytes = stats->remote_pages * PAGE_BYTES;
+	for (int i = 0; i < FAULT_KINDS; i++)
+		row->faults += stats->faults[i];
+	stats_unmap(stats);
+}
+
+static json_object *row_json(const struct row *row)
+{
+	const struct instance *instance = row->instance;
+	json_object *object = json_object_new_object();
+	json_object_object_add(object, "id", json_object_new_string(instance->id));
+	json_object_object_add(object, "name", json_object_new_string(instance->name));
+	json_object_object_add(object, "snapshot", json_object_new_string(instance->snapshot));
+	json_object_object_add(object, "pool", json_object_new_string(instance->pool));
+	json_object_object_add(object, "state", json_object_new_string(state_of(row)));
+	json_object_object_add(object, "pid", json_object_new_int(instance->root.pid));
+	json_object_object_add(object, "init_pid", json_object_new_int(instance->init.pid));
+	json_object_object_add(object, "pager_pid", json_object_new_int(instance->pager.pid));
+	json_object_object_add(object, "supervisor_pid", json_object_new_int(instance->supervisor.pid));
+	json_object_object_add(object, "directory", json_object_new_string(instance->directory));
+	json_object_object_add(object, "tasks", json_object_new_uint64(row->tasks));
+	json_object_object_add(object, "snapshot_bytes", json_object_new_uint64(instance->snapshot_pages * PAGE_BYTES));
+	json_object_object_add(object, "budget_bytes", json_object_new_uint64(instance->budget_bytes));
+	json_object_object_add(object, "resident_bytes", row->has_stats ? json_object_new_uint64(row->resident_bytes) : NULL);
+	json_object_object_add(object, "remote_bytes", row->has_stats ? json_object_new_uint64(row->remote_bytes) : NULL);
+	json_object_object_add(object, "faults", row->has_stats ? json_object_new_uint64(row->faults) : NULL);
+	json_object_object_add(object, "restore_ns", json_object_new_uint64(instance->restore_ns));
+	json_object_object_add(object, "uptime_ns", json_object_new_uint64(row->uptime_ns));
+	return object;
+}
+
+static void print_json(const struct instance *list, size_t count)
+{
+	json_object *all = json_object_new_object(), *rows = json_object_new_array();
+	json_object_object_add(all, "schema", json_object_new_string("distriproc.ps/1"));
+	json_object_object_add(all, "instances", rows);
+	for (size_t i = 0; i < count; i++) {
+		struct row row;
+		fill_row(&row, &list[i]);
+		json_object_array_add(rows, row_json(&row));
+	}
+	cli_print_json(all);
+}
+
+static const char *format_uptime(uint64_t ns, char *buffer, size_t size)
+{
+	uint64_t seconds = ns / 1000000000u;
+	if (seconds < 120)
+		snprintf(buffer, size, "%us", (unsigned)seconds);
+	else if (seconds < 7200)
+		snprintf(buffer, size, "%um", (unsigned)(seconds / 60));
+	else if (seconds < 48 * 3600)
+		snprintf(buffer, size, "%uh", (unsigned)(seconds / 3600));
+	else
+		snprintf(buffer, size, "%ud", (unsigned)(seconds / 86400));
+	return buffer;
+}
+
+static void print_table(const struct instance *list, size_t count)
+{
+	int id = 2, name = 4, snapshot = 8;
+	for (size_t i = 0; i < count; i++) {
+		id = DP_MAX(id, (int)strlen(list[i].id));
+		name = DP_MAX(name, (int)strlen(list[i].name));
+		snapshot = DP_MAX(snapshot, (int)strlen(list[i].snapshot));
+	}
+	printf("%-*s  %-*s  %-*s  %7s  %-12s  %5s  %10s  %10s  %10s  %6s\n", id, "ID", name, "NAME", snapshot, "SNAPSHOT", "PID",
+	       "STATE", "TASKS", "RESIDENT", "BUDGET", "FAULTS", "UPTIME");
+	for (size_t i = 0; i < count; i++) {
+		char resident[32] = "-", budget[32] = "none", faults[32] = "-", uptime[32];
+		struct row row;
+		fill_row(&row, &list[i]);
+		if (row.has_stats) {
+			format_size(row.resident_bytes, resident, sizeof(resident));
+			snprintf(faults, sizeof(faults), "%llu", (unsigned long long)row.faults);
+		}
+		if (list[i].budget_bytes)
+			format_size(list[i].budget_bytes, budget, sizeof(budget));
+		printf("%-*s  %-*s  %-*s  %7d  %-12s  %5zu  %10s  %10s  %10s  %6s\n", id, list[i].id, name, list[i].name, snapshot,
+		       list[i].snapshot, (int)list[i].root.pid, state_of(&row), row.tasks, resident, budget, faults,
+		       format_uptime(row.uptime_ns, uptime, sizeof(uptime)));
+	}
+}
+
+int cmd_ps(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "json", no_argument, NULL, 'j' }, { "root", required_argument, NULL, 'r' },
+		{ "help", no_argument, NULL, 'h' }, { 0 },
+	};
+	bool json = false;
+	const char *root = NULL;
+	for (int option; (option = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
+		if (option == 'j')
+			json = true;
+		else if (option == 'r')
+			root = optarg;
+		else if (option == 'h')
+			return fputs(usage, stdout), EXIT_OK;
+		else
+			return cli_usage_hint(argv[0]);
+	}
+	if (optind != argc)
+		return cli_usage_error(argv[0], "takes no arguments");
+	struct dp_err err;
+	struct instance *list;
+	size_t count;
+	int ret = instance_list(instance_root(root), &list, &count, &err);
+	if (ret)
+		return cli_print_error(ret, &err, json);
+	if (json)
+		print_json(list, count);
+	else
+		print_table(list, count);
+	free(list);
+	return 0;
+}

@@ -1,0 +1,301 @@
+/* restore and run: a snapshot of a pool becomes a process tree again. `run` is restore in the foreground. */
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <json-c/json.h>
+#include <signal.h>
+#include <string.h>
+
+#include "base/base.h"
+#include "cli/cli.h"
+#include "cli/commands.h"
+#include "restore/restore.h"
+#include "transport/endpoint.h"
+
+static const char restore_usage[] =
+	"Usage: distri-proc restore [options] POOL/REPO:TAG\n"
+	"\n"
+	"Brings a snapshot back to life; its memory stays in the pool and comes when touched.\n"
+	"\n"
+	"  --local-memory SHARE|SIZE  local memory the tree may keep, such as 50% or 512M (default: no limit)\n"
+	"  --detach                   return when the tree runs (default)\n"
+	"  --wait                     stay until the tree has ended; exit with its code\n";
+
+static const char run_usage[] =
+	"Usage: distri-proc run [options] POOL/REPO:TAG\n"
+	"\n"
+	"Restores a snapshot, stays in the foreground, passes signals on to it and exits with its code; it ends when this ends.\n"
+	"\n"
+	"  --local-memory SHARE|SIZE  local memory the tree may keep, such as 50% or 512M (default: no limit)\n";
+
+static const char common_usage[] =
+	"  --name NAME                name of the instance (default: its id)\n"
+	"  --pid-namespace own|host   a PID namespace of its own (default), or the same pids on this host\n"
+	"  --pidfile FILE             write the host's pid of the tree's first process there\n"
+	"  --status-fd N              write one zero byte to this descriptor when the tree runs\n"
+	"  --json                     one object, or the error as one\n"
+	"  --root DIRECTORY           registry of instances (default $DISTRI_PROC_ROOT or /run/distri-proc)\n"
+	"  -v, --verbose              where the time goes; twice: detailed logs\n"
+	"\n"
+	"CRIU's options, under CRIU's names:\n"
+	"  --tcp-established --tcp-close --shell-job --ext-unix-sk --file-locks --link-remap --evasive-devices\n"
+	"  --skip-file-rwx-check --weak-sysctls --external RES --inherit-fd FD:RES --join-ns NS --manage-cgroups[=MODE]\n"
+	"  --cgroup-root PATH --file-validation METHOD --network-lock METHOD --action-script FILE --ghost-limit SIZE\n"
+	"  --lsm-profile TYPE:NAME --enable-fs NAMES --ext-mount-map KEY:VALUE --skip-mnt PATH --empty-ns net --libdir PATH\n";
+
+enum {
+	OPTION_LOCAL_MEMORY = 256, OPTION_DETACH, OPTION_WAIT, OPTION_PIDFILE, OPTION_STATUS_FD, OPTION_PID_NAMESPACE, OPTION_NAME,
+	OPTION_JSON, OPTION_ROOT, OPTION_CRIU, OPTION_SHELL_JOB,
+};
+
+static const struct option options[] = {
+	{ "local-memory", required_argument, NULL, OPTION_LOCAL_MEMORY },
+	{ "detach", no_argument, NULL, OPTION_DETACH },
+	{ "wait", no_argument, NULL, OPTION_WAIT },
+	{ "pidfile", required_argument, NULL, OPTION_PIDFILE },
+	{ "status-fd", required_argument, NULL, OPTION_STATUS_FD },
+	{ "pid-namespace", required_argument, NULL, OPTION_PID_NAMESPACE },
+	{ "name", required_argument, NULL, OPTION_NAME },
+	{ "json", no_argument, NULL, OPTION_JSON },
+	{ "root", required_argument, NULL, OPTION_ROOT },
+	{ "verbose", no_argument, NULL, 'v' },
+	{ "help", no_argument, NULL, 'h' },
+	{ "shell-job", no_argument, NULL, OPTION_SHELL_JOB },
+	{ "tcp-established", no_argument, NULL, OPTION_CRIU },
+	{ "tcp-close", no_argument, NULL, OPTION_CRIU },
+	{ "ext-unix-sk", no_argument, NULL, OPTION_CRIU },
+	{ "file-locks", no_argument, NULL, OPTION_CRIU },
+	{ "link-remap", no_argument, NULL, OPTION_CRIU },
+	{ "evasive-devices", no_argument, NULL, OPTION_CRIU },
+	{ "skip-file-rwx-check", no_argument, NULL, OPTION_CRIU },
+	{ "weak-sysctls", no_argument, NULL, OPTION_CRIU },
+	{ "external", required_argument, NULL, OPTION_CRIU },
+	{ "inherit-fd", required_argument, NULL, OPTION_CRIU },
+	{ "join-ns", required_argument, NULL, OPTION_CRIU },
+	{ "manage-cgroups", optional_argument, NULL, OPTION_CRIU },
+	{ "cgroup-root", required_argument, NULL, OPTION_CRIU },
+	{ "file-validation", required_argument, NULL, OPTION_CRIU },
+	{ "network-lock", required_argument, NULL, OPTION_CRIU },
+	{ "action-script", required_argument, NULL, OPTION_CRIU },
+	{ "ghost-limit", required_argument, NULL, OPTION_CRIU },
+	{ "lsm-profile", required_argument, NULL, OPTION_CRIU },
+	{ "enable-fs", required_argument, NULL, OPTION_CRIU },
+	{ "ext-mount-map", required_argument, NULL, OPTION_CRIU },
+	{ "skip-mnt", required_argument, NULL, OPTION_CRIU },
+	{ "empty-ns", required_argument, NULL, OPTION_CRIU },
+	{ "libdir", required_argument, NULL, OPTION_CRIU },
+	{ 0 },
+};
+
+struct settings {
+	const char *command; /* argv[0] */
+	struct restore_options restore;
+	struct endpoint endpoint;
+	char **criu_arguments;
+	const char *pidfile;
+	int status_fd;
+	bool detach, wait, json, help;
+};
+
+static int add_criu_argument(struct settings *settings, const struct option *option)
+{
+	char *argument = optarg ? format_text("--%s=%s", option->name, optarg) : format_text("--%s", option->name);
+	if (!argument)
+		return cli_usage_error(settings->command, "out of memory");
+	settings->criu_arguments[settings->restore.criu_argument_count++] = argument;
+	return 0;
+}
+
+static int take_number(const struct settings *settings, const char *text, int *number)
+{
+	char *end;
+	long value = strtol(text, &end, 10);
+	if (end == text || *end || value < 0 || value > INT32_MAX || fcntl((int)value, F_GETFD) < 0)
+		return cli_usage_error(settings->command, "--status-fd takes the number of an open descriptor");
+	*number = (int)value;
+	return 0;
+}
+
+static int take_option(struct settings *settings, int value, const struct option *option)
+{
+	struct restore_options *restore = &settings->restore;
+	switch (value) {
+	case OPTION_LOCAL_MEMORY: restore->local_memory = optarg; return 0;
+	case OPTION_DETACH: settings->detach = true; return 0;
+	case OPTION_WAIT: settings->wait = true; return 0;
+	case OPTION_PIDFILE: settings->pidfile = optarg; return 0;
+	case OPTION_STATUS_FD: return take_number(settings, optarg, &settings->status_fd);
+	case OPTION_NAME: restore->name = optarg; return 0;
+	case OPTION_JSON: settings->json = true; return 0;
+	case OPTION_ROOT: restore->root = instance_root(optarg); return 0;
+	case 'v': restore->verbose++; return 0;
+	case 'h': settings->help = true; return 0;
+	case OPTION_PID_NAMESPACE:
+		restore->host_pid_namespace = !strcmp(optarg, "host");
+		if (restore->host_pid_namespace || !strcmp(optarg, "own"))
+			return 0;
+		return cli_usage_error(settings->command, "--pid-namespace takes own or host");
+	case OPTION_SHELL_JOB: restore->shell_job = true; return add_criu_argument(settings, option);
+	case OPTION_CRIU: return add_criu_argument(settings, option);
+	default: return cli_usage_hint(settings->command);
+	}
+}
+
+static int read_options(struct settings *settings, int argc, char **argv)
+{
+	settings->criu_arguments = calloc((size_t)argc + 1, sizeof(char *));
+	if (!settings->criu_arguments)
+		return cli_usage_error(settings->command, "out of memory");
+	settings->restore.criu_arguments = settings->criu_arguments;
+	for (int value, index = 0; (value = getopt_long(argc, argv, "vhj", options, &index)) != -1;) {
+		static const struct option shell_job = { "shell-job", no_argument, NULL, OPTION_SHELL_JOB };
+		int code = value == 'j' ? take_option(settings, OPTION_SHELL_JOB, &shell_job)
+					: take_option(settings, value, &options[index]);
+		if (code || settings->help)
+			return code;
+	}
+	if (argc - optind != 1)
+		return cli_usage_error(settings->command, "which snapshot? Write one POOL/REPO:TAG, such as dp://host:7400/redis:prod");
+	if (settings->detach && (settings->wait || settings->restore.foreground))
+		return cli_usage_error(settings->command, "--detach is the opposite of --wait and of `run`");
+	return 0;
+}
+
+static void print_times(const struct restore_times *times)
+{
+	const struct { const char *name; uint64_t from, to; } phases[] = {
+		{ "open snapshot", times->start_ns, times->opened_ns },   { "fetch skeleton", times->opened_ns, times->fetched_ns },
+		{ "check", times->fetched_ns, times->forked_ns },         { "prepare", times->forked_ns, times->criu_started_ns },
+		{ "criu", times->criu_started_ns, times->criu_done_ns },  { "hand over", times->criu_done_ns, times->done_ns },
+	};
+	for (size_t i = 0; i < ARRAY_LENGTH(phases); i++)
+		fprintf(stderr, "%-14s %7.2f ms\n", phases[i].name, (double)(int64_t)(phases[i].to - phases[i].from) / 1e6);
+}
+
+static void print_text(const struct restore_session *session)
+{
+	const struct instance *instance = &session->instance;
+	char size[32], budget[64] = "all";
+	uint64_t bytes = instance->snapshot_pages * PAGE_BYTES;
+	if (instance->budget_bytes && bytes)
+		snprintf(budget, sizeof(budget), "%.0f %%", 100.0 * (double)instance->budget_bytes / (double)bytes);
+	printf("restored %s as %s: pid %d, %s of %s local, %.0f ms\n", instance->snapshot, instance->id, (int)instance->root.pid, budget,
+	       format_size(bytes, size, sizeof(size)), (double)(session->times.done_ns - session->times.start_ns) / 1e6);
+	fflush(stdout);
+}
+
+static void print_json(const struct restore_session *session)
+{
+	const struct instance *instance = &session->instance;
+	json_object *object = json_object_new_object();
+	json_object_object_add(object, "schema", json_object_new_string("distriproc.restore/1"));
+	json_object_object_add(object, "id", json_object_new_string(instance->id));
+	json_object_object_add(object, "name", json_object_new_string(instance->name));
+	json_object_object_add(object, "snapshot", json_object_new_string(instance->snapshot));
+	json_object_object_add(object, "pool", json_object_new_string(instance->pool));
+	json_object_object_add(object, "pid", json_object_new_int(instance->root.pid));
+	json_object_object_add(object, "init_pid", json_object_new_int(instance->init.pid));
+	json_object_object_add(object, "pager_pid", json_object_new_int(instance->pager.pid));
+	json_object_object_add(object, "supervisor_pid", json_object_new_int(instance->supervisor.pid));
+	json_object_object_add(object, "directory", json_object_new_string(instance->directory));
+	json_object_object_add(object, "snapshot_bytes", json_object_new_uint64(instance->snapshot_pages * PAGE_BYTES));
+	json_object_object_add(object, "budget_bytes", json_object_new_uint64(instance->budget_bytes));
+	json_object_object_add(object, "elapsed_ns", json_object_new_uint64(session->times.done_ns - session->times.start_ns));
+	json_object_object_add(object, "criu_ns", json_object_new_uint64(session->times.criu_done_ns - session->times.criu_started_ns));
+	cli_print_json(object);
+	fflush(stdout);
+}
+
+/* Whoever waits on the descriptor is told first. */
+static int announce(const struct settings *settings, const struct restore_session *session, struct dp_err *err)
+{
+	int ret = 0;
+	if (settings->pidfile) {
+		char text[32];
+		int length = snprintf(text, sizeof(text), "%d\n", (int)session->instance.root.pid);
+		ret = io_write_file(settings->pidfile, text, (size_t)length, 0644);
+		if (ret)
+			dp_fail_errno(err, -ret, "the tree runs as %s, but its pid file %s cannot be written", session->instance.id,
+				      settings->pidfile);
+	}
+	if (settings->status_fd >= 0 && io_write_full(settings->status_fd, "", 1) == 0)
+		close(settings->status_fd);
+	if (settings->json)
+		print_json(session);
+	else if (!settings->restore.foreground)
+		print_text(session);
+	if (settings->restore.verbose)
+		print_times(&session->times);
+	return ret;
+}
+
+/* What a supervisor of services, a terminal or a user may send; what is left out is about this process itself. */
+static void forwarded_signals(sigset_t *set)
+{
+	static const int own[] = { SIGCHLD, SIGPIPE, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGTRAP, SIGSYS, SIGKILL, SIGSTOP,
+				   SIGTTIN, SIGTTOU };
+	sigfillset(set);
+	for (size_t i = 0; i < ARRAY_LENGTH(own); i++)
+		sigdelset(set, own[i]);
+}
+
+/* With `run`, every code below 125 is the process's own. */
+static int failure(const struct settings *settings, int ret, const struct dp_err *err)
+{
+	int code = cli_print_error(ret, err, settings->json);
+	return settings->restore.foreground ? EXIT_RUN_FAILED : code;
+}
+
+static int restore_and_wait(struct settings *settings)
+{
+	struct restore_session session;
+	struct dp_err err = { "" };
+	sigset_t forward;
+	bool foreground = settings->restore.foreground;
+	forwarded_signals(&forward);
+	if (foreground)
+		sigprocmask(SIG_BLOCK, &forward, NULL); /* none is lost while the tree is not there yet */
+	int ret = restore_start(&settings->restore, &session, &err);
+	if (ret)
+		return failure(settings, ret, &err);
+	ret = announce(settings, &session, &err);
+	int code = ret ? cli_print_error(ret, &err, settings->json) : EXIT_OK;
+	if (foreground || settings->wait) {
+		ret = restore_wait(&session, foreground ? &forward : NULL, &code, &err);
+		if (ret)
+			code = failure(settings, ret, &err);
+	}
+	restore_session_done(&session);
+	return code;
+}
+
+static int restore_command(int argc, char **argv, bool foreground)
+{
+	struct dp_err err;
+	struct settings settings = {
+		.command = argv[0], .status_fd = -1,
+		.restore = { .root = instance_root(NULL), .foreground = foreground },
+	};
+	int code = read_options(&settings, argc, argv);
+	if (settings.help && !code) {
+		printf("%s%s", foreground ? run_usage : restore_usage, common_usage);
+	} else if (!code) {
+		int ret = endpoint_parse(&settings.endpoint, argv[optind], &err);
+		settings.restore.endpoint = &settings.endpoint;
+		code = ret ? failure(&settings, ret, &err) : restore_and_wait(&settings);
+	}
+	for (size_t i = 0; i < settings.restore.criu_argument_count; i++)
+		free(settings.criu_arguments[i]);
+	free(settings.criu_arguments);
+	return code;
+}
+
+int cmd_restore(int argc, char **argv)
+{
+	return restore_command(argc, argv, false);
+}
+
+int cmd_run(int argc, char **argv)
+{
+	return restore_command(argc, argv, true);
+}

@@ -1,0 +1,260 @@
+/* stats: what the pager of an instance counts. */
+#include <errno.h>
+#include <getopt.h>
+#include <json-c/json.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+
+#include "base/base.h"
+#include "cli/cli.h"
+#include "cli/commands.h"
+#include "instance/instance.h"
+#include "instance/process.h"
+#include "instance/stats.h"
+
+static const char usage[] =
+	"Usage: distri-proc stats [--watch[=SECONDS]] [--json] INSTANCE\n"
+	"\n"
+	"Shows what the pager of an instance counts: memory, faults with their latencies, traffic, evictions. INSTANCE is an id,\n"
+	"a name, the beginning of an id, or the pid of one of its processes.\n"
+	"\n"
+	"  -w, --watch[=SECONDS]  again every so many seconds (default 1) until the instance ends, with rates\n"
+	"  --json                 one object; with --watch one a line. Bytes, pages and ns\n"
+	"  --root DIRECTORY       registry of instances (default $DISTRI_PROC_ROOT or /run/distri-proc)\n";
+
+static const char *const fault_names[FAULT_KINDS] = {
+	[FAULT_REMOTE] = "remote", [FAULT_STAGED] = "staged", [FAULT_ZERO] = "zero",
+	[FAULT_IN_FLIGHT] = "in_flight", [FAULT_SPURIOUS] = "spurious",
+};
+
+/* Every plain counter under its JSON name. */
+static const struct { const char *name; size_t offset; } fields[] = {
+#define FIELD(name) { #name, offsetof(struct pager_stats, name) }
+	FIELD(resident_pages), FIELD(remote_pages), FIELD(staged_pages), FIELD(zero_pages), FIELD(dirty_pages), FIELD(other_pages),
+	FIELD(pss_pages), FIELD(budget_pages), FIELD(reserve_pages), FIELD(spaces), FIELD(tasks), FIELD(wardens), FIELD(table_bytes),
+	FIELD(table_pages), FIELD(events_fork), FIELD(events_remap), FIELD(events_remove), FIELD(events_unmap), FIELD(bytes_in),
+	FIELD(bytes_out), FIELD(requests), FIELD(installed_pages), FIELD(zero_filled_pages), FIELD(evicted_pages),
+	FIELD(moved_pages), FIELD(second_chance_pages), FIELD(written_back_pages), FIELD(clean_dropped_pages), FIELD(busy_pages),
+	FIELD(unshared_pages), FIELD(prefetched_pages), FIELD(prefetch_used_pages), FIELD(prefetch_wasted_pages), FIELD(stalls),
+	FIELD(copy_retries), FIELD(areas_found), FIELD(pager_pid),
+#undef FIELD
+};
+
+static json_object *histogram_json(const struct histogram *histogram)
+{
+	json_object *object = json_object_new_object();
+	json_object_object_add(object, "count", json_object_new_uint64(histogram->count));
+	json_object_object_add(object, "mean_ns", json_object_new_uint64(histogram->count ? histogram->sum_ns / histogram->count : 0));
+	json_object_object_add(object, "p50_ns", json_object_new_uint64(histogram_quantile_ns(histogram, 0.5)));
+	json_object_object_add(object, "p99_ns", json_object_new_uint64(histogram_quantile_ns(histogram, 0.99)));
+	json_object_object_add(object, "p999_ns", json_object_new_uint64(histogram_quantile_ns(histogram, 0.999)));
+	json_object_object_add(object, "max_ns", json_object_new_uint64(histogram->max_ns));
+	return object;
+}
+
+static void print_json(const struct instance *instance, const struct pager_stats *stats, uint64_t now_ns)
+{
+	json_object *object = json_object_new_object();
+	json_object_object_add(object, "schema", json_object_new_string("distriproc.stats/1"));
+	json_object_object_add(object, "id", json_object_new_string(instance->id));
+	json_object_object_add(object, "name", json_object_new_string(instance->name));
+	json_object_object_add(object, "snapshot", json_object_new_string(instance->snapshot));
+	json_object_object_add(object, "pid", json_object_new_int(instance->root.pid));
+	json_object_object_add(object, "page_bytes", json_object_new_int(PAGE_BYTES));
+	json_object_object_add(object, "uptime_ns", json_object_new_uint64(now_ns - stats->started_ns));
+	for (size_t i = 0; i < ARRAY_LENGTH(fields); i++) {
+		const uint64_t *value = (const uint64_t *)((const char *)stats + fields[i].offset);
+		json_object_object_add(object, fields[i].name, json_object_new_uint64(*value));
+	}
+	json_object *faults = json_object_new_object(), *latency = json_object_new_object();
+	for (int i = 0; i < FAULT_KINDS; i++)
+		json_object_object_add(faults, fault_names[i], json_object_new_uint64(stats->faults[i]));
+	json_object_object_add(latency, "remote", histogram_json(&stats->fault_remote));
+	json_object_object_add(latency, "staged", histogram_json(&stats->fault_staged));
+	json_object_object_add(latency, "zero", histogram_json(&stats->fault_zero));
+	json_object_object_add(object, "faults", faults);
+	json_object_object_add(object, "fault_latency", latency);
+	cli_print_json(object);
+	fflush(stdout);
+}
+
+static const char *pages_text(uint64_t pages, char buffer[static 32])
+{
+	return format_size(pages * PAGE_BYTES, buffer, 32);
+}
+
+static const char *latency_text(uint64_t ns, char buffer[static 32])
+{
+	if (ns < 10000)
+		snprintf(buffer, 32, "%.1f us", (double)ns / 1e3);
+	else if (ns < 1000000)
+		snprintf(buffer, 32, "%.0f us", (double)ns / 1e3);
+	else
+		snprintf(buffer, 32, "%.1f ms", (double)ns / 1e6);
+	return buffer;
+}
+
+static double rate(uint64_t now, uint64_t before, double seconds)
+{
+	return seconds > 0 && now >= before ? (double)(now - before) / seconds : 0;
+}
+
+static void print_memory(const struct pager_stats *now)
+{
+	char a[32], b[32], c[32], d[32];
+	printf("memory     resident %s", pages_text(now->resident_pages, a));
+	if (now->budget_pages)
+		printf(" of %s (%.0f %%), reserve %s\n", pages_text(now->budget_pages, b),
+		       100.0 * (double)now->resident_pages / (double)now->budget_pages, pages_text(now->reserve_pages, c));
+	else
+		printf(", no budget\n");
+	printf("           remote %s   staged %s   dirty %s   zero %s\n", pages_text(now->remote_pages, a),
+	       pages_text(now->staged_pages, b), pages_text(now->dirty_pages, c), pages_text(now->zero_pages, d));
+	printf("           other %s   pss %s   page tables %s\n", pages_text(now->other_pages, a), pages_text(now->pss_pages, b),
+	       format_size(now->table_bytes, c, sizeof(c)));
+	printf("tree       %llu tasks   %llu spaces   %llu wardens\n", (unsigned long long)now->tasks, (unsigned long long)now->spaces,
+	       (unsigned long long)now->wardens);
+}
+
+static void print_fault_row(const char *name, uint64_t now, uint64_t before, double seconds, const struct histogram *latency)
+{
+	char p50[32] = "-", p99[32] = "-", p999[32] = "-", most[32] = "-";
+	if (latency && latency->count) {
+		latency_text(histogram_quantile_ns(latency, 0.5), p50);
+		latency_text(histogram_quantile_ns(latency, 0.99), p99);
+		latency_text(histogram_quantile_ns(latency, 0.999), p999);
+		latency_text(latency->max_ns, most);
+	}
+	printf("  %-9s %12llu %10.0f %10s %10s %10s %10s\n", name, (unsigned long long)now, rate(now, before, seconds), p50, p99, p999,
+	       most);
+}
+
+static void print_counters(const struct pager_stats *now, const struct pager_stats *before, double seconds)
+{
+	char a[32], b[32], c[32], d[32];
+	printf("traffic    in %s (%s/s)   out %s (%s/s)   requests %llu\n", format_size(now->bytes_in, a, sizeof(a)),
+	       format_size((uint64_t)rate(now->bytes_in, before->bytes_in, seconds), b, sizeof(b)),
+	       format_size(now->bytes_out, c, sizeof(c)),
+	       format_size((uint64_t)rate(now->bytes_out, before->bytes_out, seconds), d, sizeof(d)),
+	       (unsigned long long)now->requests);
+	printf("eviction   out %s   clean %s   written back %s   second chance %s\n", pages_text(now->evicted_pages, a),
+	       pages_text(now->clean_dropped_pages, b), pages_text(now->written_back_pages, c),
+	       pages_text(now->second_chance_pages, d));
+	printf("           moved %s   busy %llu   unshared %llu   stalls %llu\n", pages_text(now->moved_pages, a),
+	       (unsigned long long)now->busy_pages, (unsigned long long)now->unshared_pages, (unsigned long long)now->stalls);
+	printf("prefetch   %s   used %s   wasted %s\n", pages_text(now->prefetched_pages, a), pages_text(now->prefetch_used_pages, b),
+	       pages_text(now->prefetch_wasted_pages, c));
+	printf("installed  %s   zero-filled %s   retries %llu\n", pages_text(now->installed_pages, a),
+	       pages_text(now->zero_filled_pages, b), (unsigned long long)now->copy_retries);
+	printf("events     fork %llu   remap %llu   remove %llu   unmap %llu   areas found %llu\n",
+	       (unsigned long long)now->events_fork, (unsigned long long)now->events_remap, (unsigned long long)now->events_remove,
+	       (unsigned long long)now->events_unmap, (unsigned long long)now->areas_found);
+}
+
+/* `before` and `seconds` are those of the last look; the first time, the pager's start. */
+static void print_table(const struct instance *instance, const struct pager_stats *now, const struct pager_stats *before,
+			double seconds)
+{
+	const struct histogram *latency[FAULT_KINDS] = {
+		[FAULT_REMOTE] = &now->fault_remote, [FAULT_STAGED] = &now->fault_staged, [FAULT_ZERO] = &now->fault_zero,
+	};
+	printf("%s (%s)   pid %d   snapshot %s\n", instance->id, instance->name, (int)instance->root.pid, instance->snapshot);
+	print_memory(now);
+	printf("faults %15s %12s %10s %10s %10s %10s\n", "count", "per second", "p50", "p99", "p999", "max");
+	for (int i = 0; i < FAULT_KINDS; i++)
+		print_fault_row(i == FAULT_IN_FLIGHT ? "in flight" : fault_names[i], now->faults[i], before->faults[i], seconds,
+				latency[i]);
+	print_counters(now, before, seconds);
+	fflush(stdout);
+}
+
+static int watch(const struct instance *instance, const struct pager_stats *stats, uint64_t interval_ns, bool json)
+{
+	cleanup_fd int init = process_open(instance->init.pid, instance->init.start_time);
+	struct pollfd ended = { .fd = init, .events = POLLIN };
+	bool redraw = !json && isatty(1);
+	struct pager_stats before = { 0 };
+	uint64_t before_ns = stats->started_ns, due_ns = clock_now_ns();
+	while (init >= 0 && !ended.revents) {
+		struct pager_stats now = *stats;
+		uint64_t now_ns = clock_now_ns();
+		if (redraw)
+			printf("\033[H\033[J");
+		if (json)
+			print_json(instance, &now, now_ns);
+		else
+			print_table(instance, &now, &before, (double)(now_ns - before_ns) / 1e9);
+		if (!json && !redraw)
+			printf("\n");
+		if (ferror(stdout))
+			return 0; /* the reader has gone */
+		before = now;
+		before_ns = now_ns;
+		due_ns += interval_ns;
+		for (uint64_t at = clock_now_ns(); at < due_ns && !ended.revents; at = clock_now_ns())
+			poll(&ended, 1, (int)DP_MIN((due_ns - at) / 1000000u + 1, 1000000u));
+	}
+	return 0;
+}
+
+static int show(const char *root, const char *key, uint64_t interval_ns, bool json)
+{
+	struct instance instance;
+	struct dp_err err;
+	char path[PATH_MAX];
+	int ret = instance_find(root, key, &instance, &err);
+	if (ret)
+		return cli_print_error(ret, &err, json);
+	struct pager_stats *stats = stats_map(instance_path(&instance, "stats", path, sizeof(path)), 0, &err);
+	if (!stats)
+		return cli_print_error(-EBADMSG, &err, json);
+	if (interval_ns) {
+		watch(&instance, stats, interval_ns, json);
+	} else {
+		struct pager_stats now = *stats, none = { 0 };
+		uint64_t now_ns = clock_now_ns();
+		if (json)
+			print_json(&instance, &now, now_ns);
+		else
+			print_table(&instance, &now, &none, (double)(now_ns - now.started_ns) / 1e9);
+	}
+	stats_unmap(stats);
+	return 0;
+}
+
+int cmd_stats(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "watch", optional_argument, NULL, 'w' }, { "json", no_argument, NULL, 'j' },
+		{ "root", required_argument, NULL, 'r' },  { "help", no_argument, NULL, 'h' }, { 0 },
+	};
+	bool json = false;
+	uint64_t interval_ns = 0;
+	const char *root = NULL;
+	for (int option; (option = getopt_long(argc, argv, "hw", options, NULL)) != -1;) {
+		if (option == 'w') {
+			interval_ns = 1000000000u;
+			if (optarg && (parse_duration(optarg, &interval_ns) || interval_ns < 10000000u))
+				return cli_usage_error(argv[0], "--watch takes seconds, at least 0.01");
+		} else if (option == 'j') {
+			json = true;
+		} else if (option == 'r') {
+			root = optarg;
+		} else if (option == 'h') {
+			return fputs(usage, stdout), EXIT_OK;
+		} else {
+			return cli_usage_hint(argv[0]);
+		}
+	}
+	/* `--watch 2 ID` and `ID --watch 2` are what people type: a number beside the instance is the interval. */
+	if (argc - optind == 2 && interval_ns) {
+		int number = parse_duration(argv[optind], &interval_ns) ? optind + 1 : optind;
+		if (parse_duration(argv[number], &interval_ns) || interval_ns < 10000000u)
+			return cli_usage_error(argv[0], "--watch takes seconds, at least 0.01");
+		return show(instance_root(root), argv[number == optind ? optind + 1 : optind], interval_ns, json);
+	}
+	if (argc - optind != 1)
+		return cli_usage_error(argv[0], "which instance? `distri-proc ps` lists them");
+	return show(instance_root(root), argv[optind], interval_ns, json);
+}
