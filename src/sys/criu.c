@@ -143,7 +143,7 @@ int criu_check_kernel(const char *path, struct dp_err *err)
 		return 0;
 	const char *last = NULL;
 	for (char *rest = output, *line; (line = strsep(&rest, "\n"));)
-		if (strncmp(line, "Error", 5) == 0)
+		if (strncmp(line, "Error", 5) == 0 || (*line && !last))
 			last = line;
-	return dp_fail(err, EOPNOTSUPP, "%s check: %s", path, last ? last : "it failed without an error line");
+	return dp_fail(err, EOPNOTSUPP, "%s check: %s", path, last ? last : "it failed without a word");
 }

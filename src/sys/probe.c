@@ -25,6 +25,11 @@
 #define KERNEL_MAJOR 6
 #define KERNEL_MINOR 8
 
+/* Remedies that several share. */
+#define BE_ROOT "run as root, or give the container this capability"
+#define NEW_KERNEL "boot Linux 6.8 or later"
+#define NOT_BLOCKED "run as root; in a container, give it the capability and let its seccomp profile permit the call"
+
 __attribute__((format(printf, 3, 4)))
 static bool answer(struct probe_result *result, bool present, const char *format, ...)
 {
@@ -53,10 +58,18 @@ static int try_in_child(int (*trial)(void))
 	return WIFEXITED(status) ? -WEXITSTATUS(status) : -ETIMEDOUT;
 }
 
+/* A lack of privilege is mended otherwise than a lack in the kernel. */
+static bool answer_refusal(struct probe_result *result, int code, const char *what)
+{
+	if (code == EPERM || code == EACCES)
+		result->remedy = NOT_BLOCKED;
+	return answer(result, false, "%s: %s", what, strerror(code));
+}
+
 static bool answer_trial(struct probe_result *result, int (*trial)(void), const char *what)
 {
 	int ret = try_in_child(trial);
-	return ret ? answer(result, false, "%s: %s", what, strerror(-ret)) : answer(result, true, "%s works", what);
+	return ret ? answer_refusal(result, -ret, what) : answer(result, true, "%s", what);
 }
 
 /* ---- the machine ---- */
@@ -113,7 +126,7 @@ static bool probe_cap_checkpoint(struct probe_result *result)
 
 static bool probe_cap_resource(struct probe_result *result)
 {
-	return answer_capability(result, CAP_SYS_RESOURCE, "restore of resource limits and of a process's memory layout");
+	return answer_capability(result, CAP_SYS_RESOURCE, "restoring resource limits above those of this shell");
 }
 
 static bool probe_cap_net_admin(struct probe_result *result)
@@ -145,7 +158,7 @@ static bool probe_userfaultfd(struct probe_result *result)
 {
 	int fd = open_uffd(0, NULL);
 	if (fd < 0)
-		return answer(result, false, "userfaultfd: %s", strerror(-fd));
+		return answer_refusal(result, -fd, "userfaultfd");
 	close(fd);
 	return answer(result, true, "faults of kernel and user code");
 }
@@ -154,7 +167,7 @@ static bool probe_uffd_events(struct probe_result *result)
 {
 	int fd = open_uffd(EVENT_FEATURES, NULL);
 	if (fd < 0)
-		return answer(result, false, "fork, remap, remove, unmap: %s", strerror(-fd));
+		return answer_refusal(result, -fd, "fork, remap, remove, unmap");
 	close(fd);
 	return answer(result, true, "fork, remap, remove, unmap");
 }
@@ -164,7 +177,7 @@ static bool answer_feature(struct probe_result *result, uint64_t feature, const 
 	uint64_t available = 0;
 	int fd = open_uffd(0, &available);
 	if (fd < 0)
-		return answer(result, false, "userfaultfd: %s", strerror(-fd));
+		return answer_refusal(result, -fd, "userfaultfd");
 	close(fd);
 	return (available & feature) ? answer(result, true, "%s", purpose) : answer(result, false, "the kernel lacks it: %s", purpose);
 }
@@ -460,10 +473,6 @@ static bool probe_criu_check(struct probe_result *result)
 	return answer(result, true, "CRIU's own check passes");
 }
 
-#define BE_ROOT "run as root, or give the container this capability"
-#define NEW_KERNEL "boot Linux 6.8 or later"
-#define NOT_BLOCKED "run as root; in a container, let its seccomp profile permit the call"
-
 static const struct {
 	const char *name;
 	bool required;
@@ -474,11 +483,11 @@ static const struct {
 	{ "machine", true, probe_machine, "use an x86-64 machine" },
 	{ "cap-sys-ptrace", true, probe_cap_ptrace, BE_ROOT },
 	{ "cap-sys-admin", true, probe_cap_admin, BE_ROOT },
-	{ "cap-sys-resource", true, probe_cap_resource, BE_ROOT },
+	{ "cap-sys-resource", false, probe_cap_resource, BE_ROOT },
 	{ "cap-checkpoint-restore", false, probe_cap_checkpoint, BE_ROOT },
 	{ "cap-net-admin", false, probe_cap_net_admin, BE_ROOT },
-	{ "userfaultfd", true, probe_userfaultfd, "run as root; use a kernel with CONFIG_USERFAULTFD; let seccomp permit the call" },
-	{ "uffd-events", true, probe_uffd_events, "run with CAP_SYS_PTRACE in the first user namespace" },
+	{ "userfaultfd", true, probe_userfaultfd, "use a kernel with CONFIG_USERFAULTFD" },
+	{ "uffd-events", true, probe_uffd_events, "use a kernel with CONFIG_USERFAULTFD, 6.8 or later" },
 	{ "uffd-move", true, probe_uffd_move, NEW_KERNEL },
 	{ "uffd-wp-async", false, probe_uffd_wp_async, "boot Linux 6.7 or later with CONFIG_PTE_MARKER_UFFD_WP" },
 	{ "uffd-poison", false, probe_uffd_poison, "boot Linux 6.6 or later" },
@@ -486,8 +495,8 @@ static const struct {
 	{ "pagemap-scan", true, probe_pagemap_scan, "boot Linux 6.7 or later" },
 	{ "pidfd", true, probe_pidfd, NOT_BLOCKED },
 	{ "so-passpidfd", true, probe_passpidfd, "boot Linux 6.5 or later" },
-	{ "ptrace", true, probe_ptrace, "run as root; set sysctl kernel.yama.ptrace_scope below 3" },
-	{ "ptrace-suspend-seccomp", false, probe_suspend_seccomp, "run as root outside any seccomp filter (kernel: CONFIG_CHECKPOINT_RESTORE)" },
+	{ "ptrace", true, probe_ptrace, "set sysctl kernel.yama.ptrace_scope below 3" },
+	{ "ptrace-suspend-seccomp", false, probe_suspend_seccomp, "run outside any seccomp filter; use a kernel with CONFIG_CHECKPOINT_RESTORE" },
 	{ "process-vm-readv", true, probe_read_memory, NOT_BLOCKED },
 	{ "namespace-pid", true, probe_pid_namespace, NOT_BLOCKED },
 	{ "namespace-mnt", true, probe_mount_namespace, NOT_BLOCKED },
