@@ -65,13 +65,14 @@ finish() {
 	exit $?
 }
 
-# Processes that have our directory in their command line or are below one of our instances.
+# Processes that have our directory in their command line. They may end while we look.
 ours_left() {
-	local link pid
-	for link in /proc/[0-9]*/cmdline; do
-		pid=${link#/proc/}
+	local file pid command
+	for file in /proc/[0-9]*/cmdline; do
+		pid=${file#/proc/}
 		pid=${pid%/cmdline}
-		[ "$pid" -ne $$ ] && tr '\0' ' ' <"$link" 2>/dev/null | grep -qF -- "$T/" && printf '%s ' "$pid:$(cat "/proc/$pid/comm" 2>/dev/null)"
+		command=$({ tr '\0' ' ' <"$file"; } 2>/dev/null)
+		[ "$pid" -ne $$ ] && [[ $command == *"$T/"* ]] && printf '%s:%s ' "$pid" "${command:0:60}"
 	done
 	return 0
 }
@@ -132,8 +133,8 @@ clean_up() {
 	local status=$? pid
 	trap - EXIT
 	stop_started
-	for pid in $(ours_left); do # what a failed test left behind; ours by its command line
-		kill -KILL "${pid%%:*}" 2>/dev/null
+	for pid in $(ours_left | grep -oE '(^| )[0-9]+:'); do # what a failed test left behind; ours by its command line
+		kill -KILL "${pid%:}" 2>/dev/null
 	done
 	if [ -z "${DP_KEEP:-}" ]; then
 		for pid in "$DISTRI_PROC_ROOT"/*; do # an instance's directory may be a link to one in memory

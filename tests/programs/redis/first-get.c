@@ -1,5 +1,7 @@
-/* first-get: asks a Redis for one key until the right answer comes, and prints how long that took, in ns. */
+/* first-get: asks a Redis for one key until the right answer comes, and prints how long that took, in ns. The command that brings
+ * the Redis up can be started by it, so that the clock starts right before it. */
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -9,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -22,6 +25,8 @@ struct options {
 	uint64_t index, since_ns, timeout_ms;
 	uint32_t version;
 	size_t value_bytes;
+	const char *model, *command_log;
+	char **command; /* or NULL */
 };
 
 /* Answers 1 for the right value, 0 for "not yet" (no connection, loading), -1 for a wrong value. */
@@ -54,9 +59,11 @@ static int ask(const struct options *options, const char *request, size_t reques
 static void usage(void)
 {
 	printf("usage: first-get (--port N | --socket PATH) [--host ADDRESS] [--index I] [--version V] [--value-bytes N]\n"
-	       "                 [--since NS] [--timeout-ms N]\n"
+	       "                 [--model FILE] [--since NS] [--timeout-ms N] [--command-log FILE] [-- COMMAND...]\n"
 	       "Asks for key number I, as redis-load filled it, again and again until the right answer comes. Prints the ns since\n"
-	       "its start, or since the given time of CLOCK_MONOTONIC. Exits 1 on a wrong answer or after the timeout (30000 ms).\n");
+	       "its start, or since the given time of CLOCK_MONOTONIC. Exits 1 on a wrong answer or after the timeout (30000 ms).\n"
+	       "The version is V (1), or what the model file of redis-load says. COMMAND is started when the clock starts, and left\n"
+	       "running when the answer is there; should it fail before, that is the end.\n");
 }
 
 static bool set_address(struct options *options, const char *host, int port, const char *path)
@@ -79,11 +86,12 @@ static bool parse_options(int argc, char **argv, struct options *options)
 	static const struct option names[] = {{"host", 1, NULL, 'H'},	     {"port", 1, NULL, 'p'},	{"socket", 1, NULL, 's'},
 					      {"index", 1, NULL, 'i'},	     {"version", 1, NULL, 'v'}, {"value-bytes", 1, NULL, 'b'},
 					      {"since", 1, NULL, 'S'},	     {"timeout-ms", 1, NULL, 't'}, {"help", 0, NULL, 'h'},
+					      {"model", 1, NULL, 'm'},	     {"command-log", 1, NULL, 'l'},
 					      {NULL, 0, NULL, 0}};
 	const char *host = "127.0.0.1", *path = NULL;
 	int option, port = 0;
 
-	while ((option = getopt_long(argc, argv, "h", names, NULL)) != -1)
+	while ((option = getopt_long(argc, argv, "+h", names, NULL)) != -1)
 		switch (option) {
 		case 'H': host = optarg; break;
 		case 'p': port = atoi(optarg); break;
@@ -93,10 +101,50 @@ static bool parse_options(int argc, char **argv, struct options *options)
 		case 'b': options->value_bytes = strtoul(optarg, NULL, 10); break;
 		case 'S': options->since_ns = strtoull(optarg, NULL, 10); break;
 		case 't': options->timeout_ms = strtoull(optarg, NULL, 10); break;
+		case 'm': options->model = optarg; break;
+		case 'l': options->command_log = optarg; break;
 		case 'h': usage(); exit(0);
 		default: return false;
 		}
+	options->command = optind < argc ? argv + optind : NULL;
 	return options->value_bytes <= MOST_BYTES && set_address(options, host, port, path);
+}
+
+static bool read_model(struct options *options)
+{
+	int fd = open(options->model, O_RDONLY | O_CLOEXEC);
+	bool good = fd >= 0 && pread(fd, &options->version, sizeof(options->version), (off_t)(options->index * sizeof(uint32_t))) ==
+				       (ssize_t)sizeof(options->version);
+
+	if (fd >= 0)
+		close(fd);
+	if (!good)
+		fprintf(stderr, "first-get: %s holds no version of key %llu\n", options->model, (unsigned long long)options->index);
+	return good;
+}
+
+static pid_t start_command(const struct options *options)
+{
+	pid_t pid = fork();
+
+	if (pid)
+		return pid;
+	/* what the caller captures ends with us, not with the command */
+	int log = open(options->command_log ? options->command_log : "/dev/null", O_WRONLY | O_CREAT | O_TRUNC, 0644);
+	dup2(open("/dev/null", O_RDONLY | O_CLOEXEC), STDIN_FILENO);
+	dup2(log, STDOUT_FILENO);
+	dup2(log, STDERR_FILENO);
+	if (log > STDERR_FILENO)
+		close(log);
+	execvp(options->command[0], options->command);
+	_exit(127);
+}
+
+static bool command_failed(pid_t pid)
+{
+	int status;
+
+	return pid > 0 && waitpid(pid, &status, WNOHANG) == pid && !(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
 int main(int argc, char **argv)
@@ -105,11 +153,12 @@ int main(int argc, char **argv)
 	static char right[MOST_BYTES + 64];
 	char key[32], request[128];
 
-	uint64_t start_ns = clock_ns();
 	if (!parse_options(argc, argv, &options)) {
 		fprintf(stderr, "first-get: bad options, see --help\n");
 		return 2;
 	}
+	if (options.model && !read_model(&options))
+		return 1;
 	size_t key_bytes = value_key(options.index, key);
 	int request_bytes = snprintf(request, sizeof(request), "*2\r\n$3\r\nGET\r\n$%zu\r\n%s\r\n", key_bytes, key);
 	int head = snprintf(right, 64, "$%zu\r\n", options.value_bytes);
@@ -117,9 +166,16 @@ int main(int argc, char **argv)
 	memcpy(right + (size_t)head + options.value_bytes, "\r\n", 2);
 	size_t right_bytes = (size_t)head + options.value_bytes + 2;
 	int answer;
+	uint64_t start_ns = clock_ns();
+	pid_t command = options.command ? start_command(&options) : 0;
 	while ((answer = ask(&options, request, (size_t)request_bytes, right, right_bytes)) == 0) {
 		if (clock_ns() - start_ns > options.timeout_ms * 1000000) {
 			fprintf(stderr, "first-get: no answer to GET %s after %llu ms\n", key, (unsigned long long)options.timeout_ms);
+			return 1;
+		}
+		if (command_failed(command)) {
+			fprintf(stderr, "first-get: %s failed%s%s\n", options.command[0], options.command_log ? ", see " : "",
+				options.command_log ? options.command_log : "");
 			return 1;
 		}
 		usleep(100);
