@@ -3,6 +3,9 @@
 #define DP_CLI_COMMANDS_H
 
 int cmd_check(int argc, char **argv);
+int cmd_checkpoint(int argc, char **argv);
+int cmd_criu_hook(int argc, char **argv);
+int cmd_pool(int argc, char **argv);
 int cmd_ps(int argc, char **argv);
 int cmd_restore(int argc, char **argv);
 int cmd_run(int argc, char **argv);

@@ -1,0 +1,276 @@
+/* pool serve: the server of a pool, in the foreground. */
+#include "cli/pool.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include "base/base.h"
+#include "base/log.h"
+#include "cli/cli.h"
+#include "client/captive.h"
+#include "pool/server.h"
+
+#define LISTEN_LIMIT 16
+#define CAPTIVE_IDLE_NS (UINT64_C(2) * 1000000000)
+
+static const char usage[] =
+	"Usage: distri-proc pool serve --store URI [--listen URI]... [OPTIONS]\n"
+	"\n"
+	"Serves a pool until it is told to stop (SIGTERM, SIGINT). Logs to stderr, and prints one line\n"
+	"`listening URI` for each place where it listens once it does.\n"
+	"\n"
+	"  --store URI         where pages are kept: memory:, memory:4G (at most 4 GiB), dir:/path, file:/path\n"
+	"                      (made where absent; also reachable by its own name, dir:/path#NAME)\n"
+	"  --listen URI        tcp://127.0.0.1:7400 (port 0 picks one) or unix:///run/pool.sock; may be repeated\n"
+	"  --allow-plaintext   listen beyond loopback although nothing is encrypted\n"
+	"  --pidfile FILE      write the process id there\n"
+	"  --ready-fd N        write `ready` there once listening, or `error ERRNO TEXT`\n"
+	"  --verbose           log more\n";
+
+struct serve {
+	const char *store_uri, *pidfile;
+	const char *listen[LISTEN_LIMIT];
+	size_t listen_count;
+	bool allow_plaintext, captive, create, verbose;
+	int ready_fd;
+};
+
+static struct server *running; /* for the signal handler */
+
+static void stop_running(int signal_number)
+{
+	server_stop(running);
+}
+
+static int parse_options(struct serve *serve, int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "store", required_argument, NULL, 's' },
+		{ "listen", required_argument, NULL, 'l' },
+		{ "allow-plaintext", no_argument, NULL, 'a' },
+		{ "pidfile", required_argument, NULL, 'p' },
+		{ "ready-fd", required_argument, NULL, 'r' },
+		{ "captive", no_argument, NULL, 'c' }, /* by client/captive.c only */
+		{ "create", no_argument, NULL, 'C' },
+		{ "verbose", no_argument, NULL, 'v' },
+		{ "help", no_argument, NULL, 'h' },
+		{ 0 },
+	};
+	uint64_t number;
+
+	for (int option; (option = getopt_long(argc, argv, "hv", options, NULL)) != -1;) {
+		switch (option) {
+		case 's':
+			serve->store_uri = optarg;
+			break;
+		case 'l':
+			if (serve->listen_count == LISTEN_LIMIT)
+				return cli_usage_error(argv[0], "more than %d --listen", LISTEN_LIMIT);
+			serve->listen[serve->listen_count++] = optarg;
+			break;
+		case 'a':
+			serve->allow_plaintext = true;
+			break;
+		case 'p':
+			serve->pidfile = optarg;
+			break;
+		case 'r':
+			if (parse_size(optarg, &number) < 0 || number > 1000000 || fcntl((int)number, F_SETFD, FD_CLOEXEC) < 0)
+				return cli_usage_error(argv[0], "--ready-fd %s is not an open descriptor", optarg);
+			serve->ready_fd = (int)number;
+			break;
+		case 'c':
+			serve->captive = true;
+			break;
+		case 'C':
+			serve->create = true;
+			break;
+		case 'v':
+			serve->verbose = true;
+			break;
+		case 'h':
+			fputs(usage, stdout);
+			return -1;
+		default:
+			return cli_usage_hint(argv[0]);
+		}
+	}
+	if (optind != argc)
+		return cli_usage_error(argv[0], "unexpected argument '%s'", argv[optind]);
+	if (!serve->store_uri)
+		return cli_usage_error(argv[0], "--store is missing; for example --store memory:");
+	return 0;
+}
+
+/* The endpoint of a dir: or file: store; false for other stores. */
+static bool store_endpoint(const struct serve *serve, struct endpoint *endpoint)
+{
+	return endpoint_parse(endpoint, serve->store_uri, NULL) == 0 &&
+	       (endpoint->kind == ENDPOINT_DIR || endpoint->kind == ENDPOINT_FILE) && !endpoint->name[0];
+}
+
+static int listen_at(struct server *server, const struct endpoint *endpoint, const struct serve *serve, bool announce,
+		     struct dp_err *err)
+{
+	const struct endpoint *in_use;
+	char text[1400];
+	int result = server_listen(server, endpoint, serve->allow_plaintext, &in_use, err);
+
+	if (result < 0)
+		return result;
+	endpoint_pool_text(in_use, text, sizeof(text));
+	log_info("serving %s at %s", serve->store_uri, text);
+	if (announce) {
+		printf("listening %s\n", text);
+		fflush(stdout);
+	}
+	return 0;
+}
+
+static int listen_everywhere(struct server *server, const struct serve *serve, struct dp_err *err)
+{
+	struct endpoint endpoint;
+	int result = 0;
+
+	if (store_endpoint(serve, &endpoint)) {
+		struct endpoint beside = { .kind = ENDPOINT_UNIX };
+
+		result = captive_socket_path(&endpoint, beside.path, sizeof(beside.path));
+		if (result < 0)
+			return dp_fail_errno(err, -result, "socket beside %s", serve->store_uri);
+		result = listen_at(server, &beside, serve, false, err);
+	} else if (!serve->listen_count) {
+		return dp_fail(err, EINVAL, "--listen is missing; for example --listen tcp://127.0.0.1:7400");
+	}
+	for (size_t i = 0; i < serve->listen_count && result == 0; i++) {
+		result = endpoint_parse(&endpoint, serve->listen[i], err);
+		if (result == 0 && ((endpoint.kind != ENDPOINT_TCP && endpoint.kind != ENDPOINT_UNIX) || endpoint.name[0]))
+			result = dp_fail(err, EINVAL, "cannot listen at '%s'; write tcp://127.0.0.1:7400 or unix:///run/pool.sock",
+					 serve->listen[i]);
+		if (result == 0)
+			result = listen_at(server, &endpoint, serve, true, err);
+	}
+	return result;
+}
+
+/* A captive pool has nobody's terminal: its log lies beside its store. */
+static void log_beside_store(const struct serve *serve)
+{
+	struct endpoint endpoint;
+	char path[1100];
+
+	if (!store_endpoint(serve, &endpoint))
+		return;
+	snprintf(path, sizeof(path), endpoint.kind == ENDPOINT_DIR ? "%s/pool.log" : "%s.pool.log", endpoint.path);
+	int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+
+	if (fd >= 0)
+		log_setup(fd, LOG_LEVEL_INFO, "pool"); /* open as long as the process */
+}
+
+static void say_ready(const struct serve *serve, int result, const struct dp_err *err)
+{
+	if (serve->ready_fd < 0)
+		return;
+	if (result < 0)
+		dprintf(serve->ready_fd, "error %d %s\n", -result, err->text);
+	else
+		dprintf(serve->ready_fd, "ready\n");
+	close(serve->ready_fd);
+}
+
+static int write_pidfile(const struct serve *serve, struct dp_err *err)
+{
+	char text[32];
+
+	if (!serve->pidfile)
+		return 0;
+	snprintf(text, sizeof(text), "%d\n", (int)getpid());
+	int result = io_write_file(serve->pidfile, text, strlen(text), 0644);
+
+	return result < 0 ? dp_fail_errno(err, -result, "write %s", serve->pidfile) : 0;
+}
+
+static void catch_signals(struct server *server)
+{
+	struct sigaction action = { .sa_handler = stop_running };
+
+	running = server;
+	sigaction(SIGTERM, &action, NULL);
+	sigaction(SIGINT, &action, NULL);
+}
+
+/* Each client is a descriptor: as many as the system lets us have. */
+static void raise_descriptor_limit(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+		limit.rlim_cur = limit.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &limit);
+	}
+}
+
+static int serve_pool(const struct serve *serve, struct dp_err *err)
+{
+	struct store *store;
+	struct pool *pool = NULL;
+	struct server *server = NULL;
+	bool ready = false;
+	int result = store_open(&store, serve->store_uri, !serve->captive || serve->create, err);
+
+	if (result == 0 && serve->captive)
+		log_beside_store(serve);
+	if (result == 0)
+		result = pool_open(&pool, store, err);
+	if (result == 0)
+		result = server_open(&server, pool, err);
+	if (result == 0) {
+		catch_signals(server);
+		result = listen_everywhere(server, serve, err);
+	}
+	if (result == 0)
+		result = write_pidfile(serve, err);
+	if (result == 0) {
+		if (serve->captive)
+			server_set_idle_exit(server, CAPTIVE_IDLE_NS);
+		say_ready(serve, 0, err);
+		ready = true;
+		result = server_run(server);
+		if (result < 0)
+			dp_fail_errno(err, -result, "serve");
+		log_info("no longer serving %s", serve->store_uri);
+	}
+	/* From here on signals have their old meaning: a second one ends a slow end. */
+	signal(SIGTERM, SIG_DFL);
+	signal(SIGINT, SIG_DFL);
+	server_close(server);
+	pool_close(pool);
+	if (ready && serve->pidfile)
+		unlink(serve->pidfile);
+	if (!ready)
+		say_ready(serve, result, err);
+	return result;
+}
+
+int cmd_pool_serve(int argc, char **argv)
+{
+	struct serve serve = { .ready_fd = -1 };
+	struct dp_err err;
+	int code = parse_options(&serve, argc, argv);
+
+	if (code)
+		return code < 0 ? EXIT_OK : code;
+	log_setup(2, serve.verbose ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO, "pool");
+	raise_descriptor_limit();
+	code = serve_pool(&serve, &err);
+	if (code < 0) {
+		dp_err_doing(&err, "pool serve");
+		return cli_print_error(code, &err, false);
+	}
+	return EXIT_OK;
+}
