@@ -72,7 +72,6 @@ int cli_print_error(int result, const struct dp_err *err, bool json)
 
 int cli_usage_hint(const char *command)
 {
-	fprintf(stderr, "%s: see '%s --help'\n", command, command);
 	return EXIT_USAGE;
 }
 

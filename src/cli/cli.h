@@ -38,7 +38,7 @@ int cli_print_error(int result, const struct dp_err *err, bool json);
 
 /* Wrong arguments: `distri-proc COMMAND: text; see 'distri-proc COMMAND --help'`. `command` is argv[0]. Returns EXIT_USAGE. */
 int cli_usage_error(const char *command, const char *format, ...) __attribute__((format(printf, 2, 3)));
-/* The same after getopt_long returned '?', which has printed its own message. */
+/* The same after getopt_long returned '?': it has printed the one line already. */
 int cli_usage_hint(const char *command);
 
 /* The candidate nearest to `word` by edit distance, or NULL where none is near. */

@@ -1,0 +1,74 @@
+# The front door. The build itself is Meson's; `meson setup build && ninja -C build` does as well.
+#
+#   make         build                        make test     install what is missing, build, run all tests
+#   make demo    install, build, show it      make bench    measure
+#   make install PREFIX=/usr/local            make soak     an hour of tests with a budget (SOAK_SECONDS=3600)
+#   make fuzz    FUZZ_SECONDS=60 a parser     make lint     rules of the house
+#   make clean
+
+BUILD ?= build
+BUILD_ASAN ?= build-asan
+BUILD_FUZZ ?= build-fuzz
+PREFIX ?= /usr/local
+SOAK_SECONDS ?= 3600
+FUZZ_SECONDS ?= 60
+DISTRI_PROC_PREFIX ?= /opt/distri-proc
+export DISTRI_PROC_PREFIX
+MESON_FLAGS ?=
+MESON_SETUP = meson setup --prefix=$(PREFIX) -Dcriu_prefix=$(DISTRI_PROC_PREFIX) $(MESON_FLAGS)
+
+.PHONY: all setup demo test bench soak fuzz install clean lint build-plain build-asan
+
+all: build-plain
+
+$(BUILD)/build.ninja:
+	@command -v meson >/dev/null && command -v ninja >/dev/null || { echo "make: meson or ninja is missing: run scripts/setup" >&2; exit 1; }
+	$(MESON_SETUP) $(BUILD) >/dev/null || { $(MESON_SETUP) $(BUILD) | tail -n 3; exit 1; }
+
+build-plain: $(BUILD)/build.ninja
+	@ninja -C $(BUILD) --quiet
+
+# -O1 keeps the sanitized tests quick.
+$(BUILD_ASAN)/build.ninja:
+	$(MESON_SETUP) $(BUILD_ASAN) -Db_sanitize=address,undefined -Dbuildtype=debug -Doptimization=1 >/dev/null
+
+build-asan: $(BUILD_ASAN)/build.ninja
+	@ninja -C $(BUILD_ASAN) --quiet
+
+$(BUILD_FUZZ)/build.ninja:
+	CC=clang $(MESON_SETUP) $(BUILD_FUZZ) -Dfuzz=true -Db_sanitize=address,undefined -Db_lundef=false \
+		-Dc_args=-fsanitize=fuzzer-no-link >/dev/null
+
+setup:
+	@scripts/setup
+
+demo: setup
+	@$(MAKE) --no-print-directory build-plain
+	@DP_BUILD=$(abspath $(BUILD)) scripts/demo
+
+test: setup
+	@$(MAKE) --no-print-directory build-plain build-asan $(BUILD_FUZZ)/build.ninja
+	@tests/run --build $(BUILD) --asan $(BUILD_ASAN) --fuzz $(BUILD_FUZZ)
+
+bench: setup
+	@$(MAKE) --no-print-directory build-plain
+	@DP_BUILD=$(abspath $(BUILD)) bench/run
+
+soak: setup
+	@$(MAKE) --no-print-directory build-plain
+	@DP_SECONDS=$(SOAK_SECONDS) tests/run --build $(BUILD) test-torture test-budget
+
+fuzz: setup
+	@$(MAKE) --no-print-directory $(BUILD_FUZZ)/build.ninja
+	@tests/run --fuzz $(BUILD_FUZZ) --fuzz-seconds $(FUZZ_SECONDS)
+
+install: build-plain
+	@meson configure $(BUILD) --prefix=$(PREFIX)
+	@meson install -C $(BUILD) --quiet
+	@echo "installed below $(DESTDIR)$(PREFIX)"
+
+lint:
+	@scripts/lint
+
+clean:
+	rm -rf $(BUILD) $(BUILD_ASAN) $(BUILD_FUZZ)
