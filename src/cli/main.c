@@ -23,6 +23,7 @@ static const struct command {
 	const char *summary;
 	enum group group;
 } commands[] = {
+	{ "checkpoint", cmd_checkpoint, "store a running process tree in a pool", GROUP_PROCESSES },
 	{ "restore", cmd_restore, "bring a snapshot back to life, its memory in the pool", GROUP_PROCESSES },
 	{ "run", cmd_run, "restore in the foreground, pass signals on, exit as it does", GROUP_PROCESSES },
 	{ "ps", cmd_ps, "list the process trees restored on this host", GROUP_PROCESSES },
@@ -30,6 +31,7 @@ static const struct command {
 	{ "stop", cmd_stop, "end one and wait until nothing of it is left", GROUP_PROCESSES },
 	{ "pool", cmd_pool, "serve a pool; list, show and remove what is in one", GROUP_POOL },
 	{ "check", cmd_check, "say what this host can do, and what to do about each \"no\"", GROUP_HOST },
+	{ "criu-hook", cmd_criu_hook, "asked by CRIU during a checkpoint", GROUP_HIDDEN },
 };
 
 static const struct command *find_command(const char *name)

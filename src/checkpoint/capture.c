@@ -1,0 +1,387 @@
+#include "checkpoint/capture.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+
+#include "base/base.h"
+#include "checkpoint/inherit.h"
+#include "checkpoint/pipeline.h"
+
+#define INHERIT_BATCH 1024 /* ranges a request */
+#define COPY_PAGES 256
+
+/* One page map of the stream. */
+struct captured {
+	bool shared_memory;
+	uint32_t id;
+	uint64_t space;                     /* the draft's; tasks only */
+	const struct control_space *source; /* of the export; NULL where the task is no instance's */
+	size_t copy_cursor;
+	struct page_list sent;   /* all pages CRIU sent, zero ones too; only kept where there is a source */
+	struct page_list shared; /* sent, but what the pool has already */
+	struct image_pagemap thin;
+	uint64_t file_pages; /* eager pages written to its pages image */
+};
+
+struct capture {
+	struct capture_config config;
+	struct page_sink sink;
+	struct pipeline pipeline;
+	struct captured *maps;
+	size_t map_count, map_room;
+	size_t run_room; /* of the open map's runs */
+	int pages_fd;    /* of the open map */
+	bool frozen;     /* on_frozen was called */
+	bool same_pool;  /* as the export's */
+	const struct control_export *export;
+	struct capture_totals totals;
+};
+
+/* ---- page maps ---- */
+
+static struct captured *open_map(struct capture *capture)
+{
+	return &capture->maps[capture->map_count - 1];
+}
+
+static struct captured *add_map(struct capture *capture)
+{
+	if (capture->map_count == capture->map_room) {
+		size_t room = capture->map_room ? capture->map_room * 2 : 16;
+		struct captured *wider = reallocarray(capture->maps, room, sizeof(*wider));
+		if (!wider)
+			return NULL;
+		capture->maps = wider;
+		capture->map_room = room;
+	}
+	struct captured *map = &capture->maps[capture->map_count++];
+	*map = (struct captured){0};
+	map->thin.pages_id = (uint32_t)capture->map_count;
+	capture->run_room = 0;
+	capture->totals.maps++;
+	return map;
+}
+
+static int add_run(struct capture *capture, uint64_t pgno, uint64_t pages, uint32_t flags, struct dp_err *err)
+{
+	struct image_pagemap *thin = &open_map(capture)->thin;
+	struct image_run *last = thin->count ? &thin->runs[thin->count - 1] : NULL;
+	if (last && last->flags == flags && last->pgno + last->pages == pgno) {
+		last->pages += pages;
+		return 0;
+	}
+	if (thin->count == capture->run_room) {
+		size_t room = capture->run_room ? capture->run_room * 2 : 64;
+		struct image_run *wider = reallocarray(thin->runs, room, sizeof(*wider));
+		if (!wider)
+			return dp_fail_errno(err, ENOMEM, "page map");
+		thin->runs = wider;
+		capture->run_room = room;
+	}
+	thin->runs[thin->count++] = (struct image_run){.pgno = pgno, .pages = pages, .flags = flags};
+	return 0;
+}
+
+static int fail_pool(struct dp_err *err, int rc)
+{
+	if (rc == -ENOSPC)
+		return dp_fail(err, ENOSPC, "the pool is full: free some of it (distri-proc pool rm) or give it more room");
+	return dp_fail_errno(err, -rc, "store pages in the pool");
+}
+
+/* ---- the sink ---- */
+
+static const struct control_space *find_source(const struct capture *capture, uint32_t vpid)
+{
+	for (size_t i = 0; capture->export && i < capture->export->count; i++)
+		if (capture->export->spaces[i].vpid == (int)vpid)
+			return &capture->export->spaces[i];
+	return NULL;
+}
+
+static int open_pages_image(struct capture *capture, uint32_t pages_id, struct dp_err *err)
+{
+	char name[64];
+	snprintf(name, sizeof(name), "pages-%u.img", pages_id);
+	dp_close_fd(&capture->pages_fd);
+	capture->pages_fd = openat(capture->config.images_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	return capture->pages_fd < 0 ? dp_fail_errno(err, errno, "create image %s", name) : 0;
+}
+
+/* CRIU has frozen the whole tree before it sends the first page map. */
+static int sink_open(void *context, bool shared_memory, uint32_t id, struct dp_err *err)
+{
+	struct capture *capture = context;
+	int rc = 0;
+	if (!capture->frozen) {
+		capture->frozen = true;
+		if (capture->config.on_frozen)
+			rc = capture->config.on_frozen(capture->config.context, &capture->export, &capture->same_pool, err);
+		if (rc < 0)
+			return rc;
+	}
+	struct captured *map = add_map(capture);
+	if (!map)
+		return dp_fail_errno(err, ENOMEM, "page map");
+	map->shared_memory = shared_memory;
+	map->id = id;
+	rc = open_pages_image(capture, map->thin.pages_id, err);
+	if (rc < 0 || shared_memory)
+		return rc;
+	map->source = find_source(capture, id);
+	rc = pipeline_drain(&capture->pipeline); /* the client's blocking calls want no answers under way */
+	if (rc < 0)
+		return fail_pool(err, rc);
+	return client_snapshot_space(capture->config.client, capture->config.draft, id, &map->space, err);
+}
+
+/* What becomes of one lazy page. */
+enum fate { FATE_STORE, FATE_ZERO, FATE_SHARE };
+
+static enum fate fate_of(const struct capture *capture, struct captured *map, uint64_t pgno, const void *page)
+{
+	if (page_is_zero(page))
+		return FATE_ZERO;
+	if (!map->source || !capture->same_pool)
+		return FATE_STORE;
+	const struct control_copy *copy = inherit_find_copy(map->source, pgno, &map->copy_cursor);
+	return copy && copy->hash == page_hash(page) ? FATE_SHARE : FATE_STORE;
+}
+
+static int take_lazy(struct capture *capture, struct captured *map, uint64_t pgno, uint64_t pages, const char *data,
+		     struct dp_err *err)
+{
+	struct page_range ranges[PAGE_CHUNK_PAGES];
+	struct iovec vectors[PAGE_CHUNK_PAGES];
+	size_t count = 0;
+	int rc = 0;
+	for (uint64_t i = 0; i < pages && rc == 0; i++) {
+		const char *page = data + i * PAGE_BYTES;
+		enum fate fate = fate_of(capture, map, pgno + i, page);
+		if (fate == FATE_ZERO) {
+			capture->totals.zero_pages++;
+		} else if (fate == FATE_SHARE) {
+			rc = page_list_add(&map->shared, pgno + i, 1);
+		} else if (count > 0 && ranges[count - 1].pgno + ranges[count - 1].pages == pgno + i) {
+			ranges[count - 1].pages++;
+			vectors[count - 1].iov_len += PAGE_BYTES;
+		} else {
+			ranges[count] = (struct page_range){.pgno = pgno + i, .pages = 1};
+			vectors[count++] = (struct iovec){.iov_base = (void *)(uintptr_t)page, .iov_len = PAGE_BYTES};
+		}
+	}
+	if (rc < 0)
+		return dp_fail_errno(err, -rc, "page map");
+	for (size_t i = 0; i < count; i++) {
+		rc = add_run(capture, ranges[i].pgno, ranges[i].pages, PAGEMAP_LAZY, err);
+		if (rc < 0)
+			return rc;
+		capture->totals.stored_pages += ranges[i].pages;
+	}
+	rc = count > 0 ? pipeline_put(&capture->pipeline, map->space, ranges, count, vectors, count) : 0;
+	return rc < 0 ? fail_pool(err, rc) : 0;
+}
+
+static int take_eager(struct capture *capture, struct captured *map, uint64_t pgno, uint64_t pages, const void *data,
+		      struct dp_err *err)
+{
+	int rc = io_write_full(capture->pages_fd, data, pages * PAGE_BYTES);
+	if (rc < 0)
+		return dp_fail_errno(err, -rc, "write eager pages (shared memory and such) to the temporary file system");
+	map->file_pages += pages;
+	capture->totals.eager_pages += pages;
+	return add_run(capture, pgno, pages, PAGEMAP_PRESENT, err);
+}
+
+static int sink_pages(void *context, bool lazy, uint64_t pgno, uint64_t pages, const void *data, struct dp_err *err)
+{
+	struct capture *capture = context;
+	struct captured *map = open_map(capture);
+	int rc = map->source ? page_list_add(&map->sent, pgno, pages) : 0;
+	if (rc < 0)
+		return dp_fail_errno(err, -rc, "page map");
+	/* shared memory is restored by CRIU itself, whatever its pages are marked */
+	if (lazy && !map->shared_memory)
+		rc = take_lazy(capture, map, pgno, pages, data, err);
+	else
+		rc = take_eager(capture, map, pgno, pages, data, err);
+	if (rc == 0 && capture->config.on_progress)
+		capture->config.on_progress(capture->config.context, &capture->totals);
+	return rc;
+}
+
+/* ---- pages that only the pool has ---- */
+
+static int inherit_ranges(struct capture *capture, const struct captured *map, const struct page_list *pages, struct dp_err *err)
+{
+	for (size_t at = 0; at < pages->count; at += INHERIT_BATCH) {
+		size_t count = DP_MIN(pages->count - at, (size_t)INHERIT_BATCH);
+		int rc = client_snapshot_inherit(capture->config.client, map->space, map->source->pool_space, pages->ranges + at, count,
+						 err);
+		if (rc < 0)
+			return rc;
+	}
+	return 0;
+}
+
+struct copying {
+	struct capture *capture;
+	const struct captured *map;
+	int error;
+};
+
+static void copy_pages(void *context, struct page_range range, const void *data)
+{
+	struct copying *copying = context;
+	if (!data || copying->error)
+		return; /* zero here is zero there */
+	struct iovec vector = {.iov_base = (void *)(uintptr_t)data, .iov_len = range.pages * PAGE_BYTES};
+	copying->error = pipeline_put(&copying->capture->pipeline, copying->map->space, &range, 1, &vector, 1);
+}
+
+/* The snapshot goes to another pool than the instance's: through this process. */
+static int copy_ranges(struct capture *capture, const struct captured *map, const struct page_list *pages, struct client *from,
+		       struct dp_err *err)
+{
+	struct copying copying = {.capture = capture, .map = map};
+	struct pipeline source = {.client = from, .on_pages = copy_pages, .context = &copying};
+	for (size_t i = 0; i < pages->count; i++) {
+		for (uint64_t done = 0; done < pages->ranges[i].pages;) {
+			struct page_range range = {.pgno = pages->ranges[i].pgno + done,
+						   .pages = DP_MIN(pages->ranges[i].pages - done, (uint64_t)COPY_PAGES)};
+			int rc = pipeline_get(&source, map->source->pool_space, &range, 1);
+			if (rc < 0)
+				return dp_fail_errno(err, -rc, "read remote pages from %s", capture->export->pool);
+			if (copying.error)
+				return fail_pool(err, copying.error);
+			done += range.pages;
+		}
+	}
+	return 0;
+}
+
+static int read_areas(const struct capture *capture, const struct captured *map, const struct page_list *missing,
+		      struct page_list *lazy, struct dp_err *err)
+{
+	struct image_vma *vmas;
+	size_t count;
+	uint64_t at = 0;
+	int rc = images_read_mm(capture->config.images_fd, (int)map->id, &vmas, &count, err);
+	if (rc < 0)
+		return rc;
+	rc = inherit_within_areas(missing, vmas, count, lazy, &at);
+	free(vmas);
+	if (rc == -ENOTSUP)
+		return dp_fail(err, ENOTSUP, "task %u has remote pages in locked memory (at 0x%llx), which CRIU would lose: unlock it first",
+			       map->id, (unsigned long long)at << PAGE_SHIFT);
+	return rc < 0 ? dp_fail_errno(err, -rc, "page map") : 0;
+}
+
+static int take_remote(struct capture *capture, struct captured *map, struct client *from, struct dp_err *err)
+{
+	struct page_list missing = {0}, lazy = {0};
+	int rc = inherit_missing(map->source, &map->sent, &missing);
+	if (rc < 0)
+		dp_fail_errno(err, -rc, "page map");
+	if (rc == 0)
+		rc = read_areas(capture, map, &missing, &lazy, err);
+	if (rc == 0 && !from)
+		rc = inherit_ranges(capture, map, &map->shared, err);
+	if (rc == 0)
+		rc = from ? copy_ranges(capture, map, &lazy, from, err) : inherit_ranges(capture, map, &lazy, err);
+	if (rc == 0 && (inherit_merge_runs(&map->thin, &map->shared) < 0 || inherit_merge_runs(&map->thin, &lazy) < 0))
+		rc = dp_fail_errno(err, ENOMEM, "page map");
+	if (from)
+		capture->totals.stored_pages += lazy.pages;
+	else
+		capture->totals.inherited_pages += lazy.pages + map->shared.pages;
+	page_list_done(&missing);
+	page_list_done(&lazy);
+	return rc;
+}
+
+static int open_source_pool(const struct capture *capture, struct client **from, struct dp_err *err)
+{
+	struct endpoint endpoint;
+	*from = NULL;
+	if (!capture->export || capture->same_pool)
+		return 0;
+	int rc = endpoint_parse(&endpoint, capture->export->pool, err);
+	return rc < 0 ? rc : client_open(from, &endpoint, 0, err);
+}
+
+/* ---- the end ---- */
+
+static int write_pagemap(const struct capture *capture, const struct captured *map, struct dp_err *err)
+{
+	char name[64];
+	cleanup_free void *bytes = NULL;
+	size_t length;
+	snprintf(name, sizeof(name), map->shared_memory ? "pagemap-shmem-%u.img" : "pagemap-%u.img", map->id);
+	int rc = images_encode_pagemap(&map->thin, &bytes, &length, err);
+	if (rc < 0)
+		return rc;
+	cleanup_fd int fd = openat(capture->config.images_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	rc = fd < 0 ? -errno : io_write_full(fd, bytes, length);
+	return rc < 0 ? dp_fail_errno(err, -rc, "write image %s", name) : 0;
+}
+
+int capture_finish(struct capture *capture, struct dp_err *err)
+{
+	dp_close_fd(&capture->pages_fd);
+	capture->pages_fd = -1;
+	struct client *from;
+	int rc = pipeline_drain(&capture->pipeline);
+	if (rc < 0)
+		return fail_pool(err, rc);
+	rc = open_source_pool(capture, &from, err);
+	for (size_t i = 0; i < capture->map_count && rc == 0; i++) {
+		if (capture->maps[i].source)
+			rc = take_remote(capture, &capture->maps[i], from, err);
+		if (rc == 0)
+			rc = write_pagemap(capture, &capture->maps[i], err);
+	}
+	client_close(from);
+	if (rc < 0)
+		return rc;
+	rc = pipeline_drain(&capture->pipeline);
+	return rc < 0 ? fail_pool(err, rc) : 0;
+}
+
+int capture_new(struct capture **capture, const struct capture_config *config, struct dp_err *err)
+{
+	struct capture *new = calloc(1, sizeof(*new));
+	if (!new)
+		return dp_fail_errno(err, ENOMEM, "checkpoint");
+	new->config = *config;
+	new->pages_fd = -1;
+	new->pipeline.client = config->client;
+	new->sink = (struct page_sink){.context = new, .open = sink_open, .pages = sink_pages};
+	*capture = new;
+	return 0;
+}
+
+void capture_free(struct capture *capture)
+{
+	if (!capture)
+		return;
+	for (size_t i = 0; i < capture->map_count; i++) {
+		page_list_done(&capture->maps[i].sent);
+		page_list_done(&capture->maps[i].shared);
+		image_pagemap_done(&capture->maps[i].thin);
+	}
+	free(capture->maps);
+	dp_close_fd(&capture->pages_fd);
+	free(capture);
+}
+
+const struct page_sink *capture_sink(struct capture *capture)
+{
+	return &capture->sink;
+}
+
+const struct capture_totals *capture_totals(const struct capture *capture)
+{
+	return &capture->totals;
+}

@@ -1,0 +1,255 @@
+#include "checkpoint/checkpoint.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/base.h"
+#include "checkpoint/capture.h"
+#include "checkpoint/criu_dump.h"
+#include "checkpoint/progress.h"
+#include "checkpoint/skeleton.h"
+#include "checkpoint/target.h"
+#include "checkpoint/workspace.h"
+#include "image/decode.h"
+#include "instance/instance.h"
+#include "pager/control.h"
+#include "sys/criu.h"
+
+/* All that one checkpoint holds; released in order by release(). */
+struct checkpoint {
+	const struct checkpoint_options *options;
+	struct checkpoint_result *result;
+	char criu[256];
+	struct criu_version version;
+	struct client *client;
+	uint64_t draft;
+	struct workspace workspace;
+	int control; /* connection to the instance's pager, or -1 */
+	struct control_export export;
+	struct capture *capture;
+	struct criu_dump dump;
+	struct progress progress;
+	char *command_line;
+	uint64_t frozen_at_ns;
+	bool committed;
+};
+
+/* ---- the instance that the tree may be ---- */
+
+static int freeze_instance(struct checkpoint *checkpoint, struct dp_err *err)
+{
+	struct instance instance;
+	char path[1024];
+	int rc = instance_find_by_pid(instance_root(checkpoint->options->registry), checkpoint->options->pid, &instance, err);
+	if (rc == -ENOENT)
+		return 0;
+	if (rc < 0)
+		return rc;
+	/* Without the pager's word CRIU would lose pages: no socket, no checkpoint. */
+	instance_path(&instance, "control.sock", path, sizeof(path));
+	checkpoint->control = control_connect(path, err);
+	rc = checkpoint->control < 0 ? checkpoint->control : control_freeze(checkpoint->control, err);
+	if (rc < 0)
+		dp_err_doing(err, "ask the pager of instance %s, which holds pages of process %d", instance.id,
+			     checkpoint->options->pid);
+	snprintf(checkpoint->result->instance, sizeof(checkpoint->result->instance), "%s", instance.id);
+	return rc;
+}
+
+static int on_frozen(void *context, const struct control_export **export, bool *same_pool, struct dp_err *err)
+{
+	struct checkpoint *checkpoint = context;
+	checkpoint->frozen_at_ns = clock_now_ns();
+	if (checkpoint->control < 0)
+		return 0;
+	int rc = control_export(checkpoint->control, &checkpoint->export, err);
+	if (rc < 0)
+		return rc;
+	char pool[1400];
+	*export = &checkpoint->export;
+	*same_pool = strcmp(endpoint_pool_text(checkpoint->options->endpoint, pool, sizeof(pool)), checkpoint->export.pool) == 0;
+	return 0;
+}
+
+static void on_progress(void *context, const struct capture_totals *totals)
+{
+	struct checkpoint *checkpoint = context;
+	progress_update(&checkpoint->progress, totals->stored_pages + totals->eager_pages + totals->zero_pages + totals->inherited_pages);
+}
+
+/* ---- before ---- */
+
+static int prepare(struct checkpoint *checkpoint, struct dp_err *err)
+{
+	const struct checkpoint_options *options = checkpoint->options;
+	int rc = target_check(options->pid, err);
+	if (rc == 0)
+		rc = criu_find(checkpoint->criu, err);
+	if (rc == 0)
+		rc = criu_check_version(checkpoint->criu, &checkpoint->version, err);
+	if (rc == 0)
+		rc = client_open_for_writing(&checkpoint->client, options->endpoint, 0, err);
+	if (rc == 0)
+		rc = client_snapshot_begin(checkpoint->client, options->endpoint->name, options->replace, &checkpoint->draft, err);
+	if (rc == -EEXIST)
+		return dp_fail(err, EEXIST, "%s exists in this pool: choose another name, or --force to replace it", options->endpoint->name);
+	if (rc == 0)
+		rc = workspace_open(&checkpoint->workspace, err);
+	if (rc == 0)
+		rc = freeze_instance(checkpoint, err);
+	if (rc < 0)
+		return rc;
+	checkpoint->command_line = target_command_line(options->pid);
+	progress_start(&checkpoint->progress, options->progress, options->progress ? target_resident_pages(options->pid) : 0);
+	const struct capture_config config = {.client = checkpoint->client, .draft = checkpoint->draft,
+					      .images_fd = checkpoint->workspace.images_fd, .on_frozen = on_frozen,
+					      .on_progress = on_progress, .context = checkpoint};
+	return capture_new(&checkpoint->capture, &config, err);
+}
+
+/* ---- while the tree is frozen ---- */
+
+/* The images are complete, the tree stands still: everything into the pool, and visible. */
+static int commit(struct checkpoint *checkpoint, struct dp_err *err)
+{
+	struct checkpoint_result *result = checkpoint->result;
+	int images_fd = checkpoint->workspace.images_fd;
+	int rc = capture_finish(checkpoint->capture, err);
+	const struct capture_totals *totals = capture_totals(checkpoint->capture);
+	struct skeleton_facts facts = {.options = checkpoint->options, .totals = totals, .criu_version = checkpoint->version.text,
+				       .command_line = checkpoint->command_line ? checkpoint->command_line : ""};
+	if (rc == 0)
+		rc = skeleton_read_tasks(images_fd, &facts, err);
+	if (rc == 0)
+		rc = skeleton_send(checkpoint->client, checkpoint->draft, images_fd, &result->skeleton_bytes, err);
+	if (rc < 0)
+		return rc;
+	cleanup_free char *meta = skeleton_meta(&facts);
+	if (!meta)
+		return dp_fail_errno(err, ENOMEM, "describe the snapshot");
+	rc = client_snapshot_commit(checkpoint->client, checkpoint->draft, meta, err);
+	if (rc == -ENOSPC)
+		return dp_fail(err, ENOSPC, "the pool is full: free some of it (distri-proc pool rm) or give it more room");
+	if (rc < 0)
+		return rc;
+	checkpoint->committed = true;
+	result->tasks = facts.tasks;
+	result->stored_pages = totals->stored_pages;
+	result->inherited_pages = totals->inherited_pages;
+	result->eager_pages = totals->eager_pages;
+	result->zero_pages = totals->zero_pages;
+	result->pages = totals->stored_pages + totals->inherited_pages + totals->eager_pages;
+	return 0;
+}
+
+/* From criu's start to its end. 0: criu succeeded, so the snapshot is committed and the tree is as it was asked to be.
+ * *ours: the error in err is of the pool or of this process, not criu's. */
+static int dump(struct checkpoint *checkpoint, bool *ours, struct dp_err *err)
+{
+	const struct checkpoint_options *options = checkpoint->options;
+	const struct criu_dump_options dump_options = {.criu = checkpoint->criu, .pid = options->pid, .leave_running = options->leave_running,
+						       .verbose = options->verbose, .arguments = options->criu_arguments,
+						       .argument_count = options->criu_argument_count};
+	*ours = true;
+	int rc = criu_dump_start(&checkpoint->dump, &dump_options, &checkpoint->workspace, err);
+	if (rc < 0)
+		return rc;
+	rc = page_receiver_run(checkpoint->dump.pages_fd, capture_sink(checkpoint->capture), err);
+	progress_end(&checkpoint->progress);
+	*ours = rc != -ECANCELED; /* criu closed the stream: it knows why */
+	if (rc == 0) {
+		rc = criu_dump_wait_hook(&checkpoint->dump, err);
+		*ours = rc < 0;
+		if (rc > 0) {
+			rc = commit(checkpoint, err);
+			*ours = rc < 0;
+			int answered = criu_dump_answer(&checkpoint->dump, rc == 0, rc == 0 ? err : NULL);
+			rc = rc < 0 ? rc : answered;
+		}
+	}
+	int code = criu_dump_wait(&checkpoint->dump);
+	if (code == 0 && checkpoint->committed)
+		return 0;
+	return *ours && rc < 0 ? rc : dp_fail(err, ECANCELED, "criu exited with code %d", code);
+}
+
+/* ---- after ---- */
+
+static uint64_t frozen_ns(const struct checkpoint *checkpoint)
+{
+	cleanup_free char *stats = NULL;
+	uint64_t ns;
+	ssize_t length = io_read_file_at(checkpoint->workspace.work_fd, "stats-dump", &stats, 65536);
+	if (length > 0 && image_decode_stats(stats, (size_t)length, &ns, NULL) == 0)
+		return ns;
+	return clock_now_ns() - checkpoint->frozen_at_ns;
+}
+
+/* Puts criu's reason and the place of its log into err. */
+static void explain(struct checkpoint *checkpoint, struct dp_err *err)
+{
+	char reason[600] = "", kept[300];
+	bool told = criu_dump_reason(&checkpoint->workspace, reason, sizeof(reason));
+	workspace_keep_log(&checkpoint->workspace, CRIU_DUMP_LOG, checkpoint->options->pid, kept, sizeof(kept));
+	char inner[sizeof(err->text)];
+	snprintf(inner, sizeof(inner), "%s", err->text);
+	dp_fail(err, ECANCELED, "criu: %s%s%s", told ? reason : inner, kept[0] ? "; its log: " : "", kept);
+}
+
+static void release(struct checkpoint *checkpoint)
+{
+	capture_free(checkpoint->capture);
+	client_close(checkpoint->client);
+	if (checkpoint->control >= 0) {
+		if (checkpoint->options->leave_running || !checkpoint->committed)
+			control_thaw(checkpoint->control, NULL); /* closing thaws too; this waits for it */
+		close(checkpoint->control);
+	}
+	control_export_done(&checkpoint->export);
+	workspace_close(&checkpoint->workspace);
+	free(checkpoint->command_line);
+}
+
+int checkpoint_run(const struct checkpoint_options *options, struct checkpoint_result *result, struct dp_err *err)
+{
+	uint64_t started_ns = clock_now_ns();
+	bool ours = true;
+	struct dp_err local;
+	struct checkpoint checkpoint = {.options = options, .result = result, .control = -1,
+					.workspace = {.root_fd = -1, .images_fd = -1, .work_fd = -1}};
+	err = err ? err : &local;
+	*result = (struct checkpoint_result){0};
+	int rc = prepare(&checkpoint, err);
+	if (rc == 0)
+		rc = dump(&checkpoint, &ours, err);
+	if (rc == 0)
+		result->frozen_ns = frozen_ns(&checkpoint);
+	if (rc < 0 && !ours)
+		explain(&checkpoint, err);
+	if (rc < 0 && checkpoint.committed) {
+		/* criu failed after the commit and has thawed the tree: a snapshot of a tree that goes on was not asked for */
+		if (client_remove(checkpoint.client, options->endpoint->name, true, NULL) < 0)
+			dp_err_doing(err, "%s was stored, yet", options->endpoint->name);
+	}
+	release(&checkpoint);
+	result->total_ns = clock_now_ns() - started_ns;
+	if (rc < 0)
+		dp_err_doing(err, "checkpoint of process %d to %s", options->pid, options->endpoint->name);
+	return rc;
+}
+
+int checkpoint_check_option(const char *option, struct dp_err *err)
+{
+	static const char *const own[] = {"-t", "--tree", "-D", "--images-dir", "-W", "--work-dir", "-o", "--log-file", "--page-server",
+					  "--ps-socket", "--address", "--port", "--action-script", "--lazy-pages", "--status-fd", "-R",
+					  "--leave-running", "-s", "--leave-stopped", "--stream", "--prev-images-dir", "--track-mem",
+					  "--auto-dedup", "--config", "--no-default-config", "-d", "--daemon", "--pidfile"};
+	if (option[0] != '-')
+		return dp_fail(err, EINVAL, "'%s' is no option of CRIU: write --criu-option=--name or --criu-option=--name=value", option);
+	size_t length = strcspn(option, "=");
+	for (size_t i = 0; i < ARRAY_LENGTH(own); i++)
+		if (strlen(own[i]) == length && strncmp(own[i], option, length) == 0)
+			return dp_fail(err, EINVAL, "CRIU's %s is used by checkpoint itself", own[i]);
+	return 0;
+}

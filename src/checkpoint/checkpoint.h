@@ -1,0 +1,52 @@
+/* checkpoint: a running process tree becomes a snapshot in a pool.
+ *
+ * CRIU freezes the tree and writes the skeleton; the pages go past the disk into the pool (page_receiver, capture). When CRIU
+ * has finished its images and the tree is still frozen (post-dump, see criu_dump.h), the snapshot is committed; only then may
+ * CRIU kill the tree. So at every moment either the tree lives or the snapshot is in the pool, whatever dies or fills up:
+ * C1 a snapshot is visible only when complete (the pool's draft ends with the connection);
+ * C2 CRIU is told to finish only after the pool's answer to the commit;
+ * C3 a failure before that leaves the tree running as it was.
+ * An instance that itself runs remote is asked, through its pager's control socket, for the pages that CRIU cannot see.
+ * Thread rule: one thread; forks. */
+#ifndef DP_CHECKPOINT_CHECKPOINT_H
+#define DP_CHECKPOINT_CHECKPOINT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/err.h"
+#include "transport/endpoint.h"
+
+struct checkpoint_options {
+	pid_t pid;
+	const struct endpoint *endpoint; /* with a name */
+	const char *registry;            /* of instances; NULL: the default */
+	bool leave_running;
+	bool replace; /* --force */
+	bool verbose;
+	bool progress; /* a line on stderr, at most ten times a second */
+	char *const *criu_arguments;
+	size_t criu_argument_count;
+};
+
+struct checkpoint_result {
+	uint64_t tasks;
+	uint64_t pages;           /* of the snapshot: stored, inherited and eager */
+	uint64_t stored_pages, inherited_pages, eager_pages, zero_pages;
+	uint64_t skeleton_bytes;
+	uint64_t frozen_ns; /* the tree stood still */
+	uint64_t total_ns;
+	char instance[64]; /* id of the instance that the tree was, or "" */
+};
+
+/* Blocks until it is done. Errors: -ESRCH no such process, -EINVAL one that cannot be checkpointed (kernel's, ours), -EPERM,
+ * -ENOPKG no usable criu, -EEXIST the name is taken, -ENOSPC, -ECANCELED criu gave up (err: its reason and where its log is),
+ * those of client_open and of the pool. After any of them the tree runs as before and no snapshot is there. */
+int checkpoint_run(const struct checkpoint_options *options, struct checkpoint_result *result, struct dp_err *err);
+
+/* Checks an option meant for criu: -EINVAL where it is one that checkpoint itself needs (images, page server, hooks). */
+int checkpoint_check_option(const char *option, struct dp_err *err);
+
+#endif
