@@ -225,7 +225,8 @@ static int inject_warden(struct warden *warden, pid_t target, int uffd, uint64_t
 	ret = warden->pidfd < 0 ? warden->pidfd : furnish(warden, &child, uffd, ring_fd, stack_top + 16);
 	if (!ret) {
 		warden->traced = has_seccomp_filter(target);
-		ret = inject_start(&child, warden->area, stack_top, warden->area + CODE_BYTES, stack_top + 16, warden->traced);
+		uint64_t entry = warden->area + (uint64_t)((const char *)warden_loop - __start_dp_warden);
+		ret = inject_start(&child, entry, stack_top, warden->area + CODE_BYTES, stack_top + 16, warden->traced);
 	}
 	if (ret)
 		kill(pid, SIGKILL);

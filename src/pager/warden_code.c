@@ -4,6 +4,7 @@
 #include <linux/futex.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <time.h>
 
 #include "sys/uffd_abi.h"
 
@@ -70,11 +71,16 @@ ALWAYS_INLINE void unshare_run(struct warden_run *run)
 IN_WARDEN void warden_loop(struct warden_ring *ring, const struct warden_arguments *arguments)
 {
 	long uffd = (long)arguments->uffd, event_fd = (long)arguments->event_fd;
+	long parent = call6(SYS_getppid, 0, 0, 0, 0, 0, 0);
 	uint32_t seen = 0;
 	for (;;) {
 		uint32_t posted = __atomic_load_n(&ring->posted, __ATOMIC_ACQUIRE);
 		if (posted == seen) {
-			call6(SYS_futex, (long)&ring->posted, FUTEX_WAIT, seen, 0, 0, 0);
+			struct timespec limit = { 0, 200 * 1000 * 1000 };
+			long ret = call6(SYS_futex, (long)&ring->posted, FUTEX_WAIT, seen, (long)&limit, 0, 0);
+			/* The process it serves has ended and nobody said so: nothing is left to do. */
+			if (ret == -ETIMEDOUT && call6(SYS_getppid, 0, 0, 0, 0, 0, 0) != parent)
+				call6(SYS_exit_group, 0, 0, 0, 0, 0, 0);
 			continue;
 		}
 		seen = posted;
