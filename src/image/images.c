@@ -91,7 +91,7 @@ static int take_vma(const struct image_frame *frame, const Criu__VmaEntry *entry
 	    entry->end > ADDRESS_END)
 		return image_frame_bad(frame, err, "an area with impossible addresses");
 	*vma = (struct image_vma){.start = entry->start, .end = entry->end, .prot = entry->prot, .flags = entry->flags,
-				  .status = entry->status};
+				  .status = entry->status, .madv = entry->madv};
 	return 0;
 }
 

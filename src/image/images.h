@@ -23,6 +23,7 @@ int images_read_pstree(int images_fd, struct image_task **tasks, size_t *count, 
 struct image_vma {
 	uint64_t start, end; /* bytes */
 	uint32_t prot, flags, status; /* PROT_*, MAP_*, CRIU's status bits */
+	uint64_t madv;                /* bit n: madvise(n) is in force */
 };
 #define VMA_STATUS_GUARD (1u << 16)
 /* Fresh array, without the GUARD pseudo areas, ascending. */

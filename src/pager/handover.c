@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 
 #include "base/log.h"
@@ -25,6 +26,9 @@ static int add_registered(struct space *space, int images_fd, struct dp_err *err
 	for (size_t i = 0; !ret && i < count; i++)
 		if (image_vma_may_be_lazy(&vmas[i]))
 			ret = rangeset_add(&space->registered, vmas[i].start, vmas[i].end);
+	for (size_t i = 0; !ret && i < count; i++)
+		if (vmas[i].madv >> MADV_WIPEONFORK & 1)
+			ret = rangeset_add(&space->wipe, vmas[i].start, vmas[i].end);
 	return ret;
 }
 
