@@ -34,6 +34,7 @@ struct file_blob {
 struct file_store {
 	struct heap_store base;
 	int fd;
+	bool broken; /* a superblock was written, but perhaps not: both states must stay on disk, so nothing is freed any more */
 	uint64_t generation;
 	uint64_t catalog_first, catalog_length; /* 0, 0: no blobs yet */
 	struct file_blob *blobs;
@@ -48,6 +49,12 @@ static struct file_store *file_of(struct store *store)
 static uint64_t slots_of(uint64_t bytes)
 {
 	return bytes / PAGE_BYTES + (bytes % PAGE_BYTES != 0);
+}
+
+static void file_free(struct store *store, const uint64_t *slots, size_t count)
+{
+	if (!file_of(store)->broken)
+		heap_store_free(store, slots, count);
 }
 
 static int file_sync(struct store *store)
@@ -112,7 +119,7 @@ static uint8_t *catalog_encode(const struct file_store *file, uint64_t *length)
 
 static bool run_good(const struct file_store *file, uint64_t first, uint64_t length)
 {
-	uint64_t end = heap_end(&file->base.heap);
+	uint64_t end = file->base.heap.found_end;
 
 	return first >= SUPERBLOCKS && first < end && length <= (end - first) * PAGE_BYTES;
 }
@@ -163,6 +170,8 @@ static int write_run(struct file_store *file, const void *bytes, uint64_t length
 
 static void free_run(struct file_store *file, uint64_t first, uint64_t length)
 {
+	if (file->broken)
+		return;
 	heap_free_run(&file->base.heap, first, DP_MAX(slots_of(length), 1u));
 }
 
@@ -173,6 +182,8 @@ static int flip(struct file_store *file)
 	uint8_t page[PAGE_BYTES];
 	cleanup_free uint8_t *catalog = catalog_encode(file, &length);
 
+	if (file->broken)
+		return -EIO;
 	if (!catalog)
 		return -ENOMEM;
 	int result = write_run(file, catalog, length, &first);
@@ -181,12 +192,15 @@ static int flip(struct file_store *file)
 		return result;
 	superblock_encode(page, file->generation + 1, first, length, XXH3_64bits(catalog, length));
 	result = fdatasync(file->fd) < 0 ? -errno : 0;
-	if (result == 0)
-		result = io_pwrite_full(file->fd, page, PAGE_BYTES, (file->generation + 1) % SUPERBLOCKS * PAGE_BYTES);
+	if (result < 0) {
+		free_run(file, first, length);
+		return result;
+	}
+	result = io_pwrite_full(file->fd, page, PAGE_BYTES, (file->generation + 1) % SUPERBLOCKS * PAGE_BYTES);
 	if (result == 0 && fdatasync(file->fd) < 0)
 		result = -errno;
 	if (result < 0) {
-		free_run(file, first, length);
+		file->broken = true;
 		return result;
 	}
 	if (file->catalog_first)
@@ -317,7 +331,7 @@ static void file_close(struct store *store)
 static const struct store_ops file_ops = {
 	.name = "file",
 	.alloc = heap_store_alloc,
-	.free = heap_store_free,
+	.free = file_free,
 	.write = heap_store_write,
 	.read = heap_store_read,
 	.page = heap_store_page,

@@ -73,6 +73,7 @@ int heap_init(struct heap *heap, int fd, uint64_t reserved, uint64_t limit_slots
 	*heap = (struct heap){ .fd = fd, .limit_slots = limit_slots, .reserved = reserved, .cursor = reserved };
 	if (fd >= 0 && fstat(fd, &status) < 0)
 		return -errno;
+	heap->found_end = (uint64_t)status.st_size / PAGE_BYTES;
 	do {
 		result = grow(heap);
 		if (result < 0) {

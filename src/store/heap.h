@@ -29,6 +29,7 @@ struct heap {
 	uint64_t used_slots;  /* without the reserved ones */
 	uint64_t reserved;    /* slots below this are never handed out */
 	uint64_t cursor;      /* where the next search begins */
+	uint64_t found_end;   /* slots that the file held when it was opened; a file cut short must not read as zeros */
 };
 
 /* Opens over fd (-1: memory). The first `reserved` slots (>= 1) are kept. A file's present length is mapped and taken as

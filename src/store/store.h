@@ -24,7 +24,7 @@ struct store;
 struct store_capacity {
 	uint64_t used_pages;
 	uint64_t free_pages; /* UINT64_MAX where no bound is known */
-	uint64_t end_slot;   /* slots below this have room in the store (persistent: as found at open) */
+	uint64_t end_slot;   /* persistent: slots below this were there when the store was opened */
 };
 
 typedef int (*store_blob_visit)(void *context, const char *name, uint64_t bytes);
