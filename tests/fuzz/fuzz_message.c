@@ -1,0 +1,143 @@
+/* Every payload decoder of the protocol against every input. The input is one message: header and payload. What decodes is
+ * encoded again and must be the same bytes. */
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/base.h"
+#include "wire/message.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static uint8_t again[MESSAGE_PAYLOAD_LIMIT];
+
+static void same(const uint8_t *payload, size_t length, int encoded)
+{
+	assert(encoded == (int)length && memcmp(payload, again, length) == 0);
+}
+
+static void check_ranges(const uint8_t *payload, const struct message_ranges *ranges, size_t head)
+{
+	struct page_range list[DROP_RANGES_LIMIT];
+	uint64_t pages = 0;
+
+	assert(ranges->count <= DROP_RANGES_LIMIT);
+	for (uint32_t i = 0; i < ranges->count; i++) {
+		list[i] = message_range_at(ranges, i);
+		assert(list[i].pages && list[i].pgno + list[i].pages <= PGNO_END);
+		pages += list[i].pages;
+	}
+	assert(pages == ranges->pages);
+	same(payload + head, 8 + ranges->count * 16u, message_ranges_encode(again, sizeof(again), list, ranges->count));
+}
+
+static void check_data(const uint8_t *payload, size_t length)
+{
+	struct message_data data;
+	struct message_run runs[DATA_RUNS_LIMIT];
+	uint8_t sum = 0;
+
+	if (message_data_decode(payload, length, &data) < 0)
+		return;
+	for (uint32_t i = 0; i < data.count; i++)
+		runs[i] = message_run_at(&data, i);
+	for (size_t i = 0; i < data.data_pages * (size_t)PAGE_BYTES; i++)
+		sum ^= data.pages[i];
+	(void)sum;
+	same(payload, 8 + data.count * 16u, message_data_encode(again, sizeof(again), runs, data.count));
+}
+
+static void check_info(const uint8_t *payload, size_t length)
+{
+	struct message_info info;
+
+	if (message_info_decode(payload, length, &info) < 0)
+		return;
+	int used = message_info_encode(again, sizeof(again), &info);
+	const uint8_t *at = info.files;
+
+	for (uint32_t i = 0; i < info.file_count; i++) {
+		struct message_text name;
+		uint64_t bytes;
+
+		message_info_file(&at, &name, &bytes);
+		used += message_info_file_encode(again + used, sizeof(again) - (size_t)used, name, bytes);
+	}
+	for (uint32_t i = 0; i < info.space_count; i++) {
+		struct message_info_space space = message_info_space_at(info.spaces, i);
+
+		used += message_info_space_encode(again + used, sizeof(again) - (size_t)used, &space);
+	}
+	same(payload, length, used);
+}
+
+static void check_pages(unsigned type, const uint8_t *payload, size_t length)
+{
+	struct message_ranges ranges;
+	struct message_move move;
+	struct message_inherit inherit;
+	const uint8_t *pages;
+
+	if (type == MESSAGE_GET && message_get_decode(payload, length, &ranges) == 0)
+		check_ranges(payload, &ranges, 0);
+	if (type == MESSAGE_DROP && message_drop_decode(payload, length, &ranges) == 0)
+		check_ranges(payload, &ranges, 0);
+	if (type == MESSAGE_PUT && message_put_decode(payload, length, &ranges, &pages) == 0) {
+		assert(pages + ranges.pages * PAGE_BYTES == payload + length);
+		check_ranges(payload, &ranges, 0);
+	}
+	if (type == MESSAGE_SNAPSHOT_INHERIT && message_inherit_decode(payload, length, &inherit) == 0)
+		check_ranges(payload, &inherit.ranges, 8);
+	if (type == MESSAGE_DATA)
+		check_data(payload, length);
+	if (type == MESSAGE_MOVE && message_move_decode(payload, length, &move) == 0)
+		same(payload, length, message_move_encode(again, sizeof(again), &move));
+}
+
+static void check_control(unsigned type, const uint8_t *payload, size_t length)
+{
+	struct message_hello hello;
+	struct message_error error;
+	struct message_name name;
+	struct message_file file;
+	struct message_file_get file_get;
+	struct message_status status;
+	struct message_instance_create create;
+	struct message_instance_info instance;
+	char text[ERROR_TEXT_LIMIT + 1];
+
+	if (type == MESSAGE_HELLO && message_hello_decode(payload, length, &hello) == 0)
+		same(payload, length, message_hello_encode(again, sizeof(again), &hello));
+	if (type == MESSAGE_ERROR && message_error_decode(payload, length, &error) == 0)
+		message_text_copy(error.text, text, sizeof(text));
+	if (type == MESSAGE_SNAPSHOT_BEGIN && message_name_decode(payload, length, &name) == 0)
+		same(payload, length, message_name_encode(again, sizeof(again), &name));
+	if (type == MESSAGE_SNAPSHOT_FILE && message_file_decode(payload, length, &file) == 0)
+		same(payload, length, message_file_encode(again, sizeof(again), &file));
+	if (type == MESSAGE_FILE_GET && message_file_get_decode(payload, length, &file_get) == 0)
+		same(payload, length, message_file_get_encode(again, sizeof(again), &file_get));
+	if (type == MESSAGE_STATUS && message_status_decode(payload, length, &status) == 0)
+		same(payload, length, message_status_encode(again, sizeof(again), &status));
+	if (type == MESSAGE_INSTANCE_CREATE && message_instance_create_decode(payload, length, &create) == 0)
+		same(payload, length, message_instance_create_encode(again, sizeof(again), &create));
+	if (type == MESSAGE_INSTANCE_INFO && message_instance_info_decode(payload, length, &instance) == 0)
+		for (uint32_t i = 0; i < instance.space_count; i++)
+			message_info_space_at(instance.spaces, i);
+	if (type == MESSAGE_SNAPSHOT_INFO)
+		check_info(payload, length);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	struct message_header header;
+	uint8_t encoded[MESSAGE_HEADER_BYTES];
+
+	if (size < MESSAGE_HEADER_BYTES || size > MESSAGE_HEADER_BYTES + MESSAGE_PAYLOAD_LIMIT ||
+	    message_header_decode(data, &header) < 0)
+		return 0;
+	message_header_encode(encoded, &header);
+	assert(memcmp(encoded, data, sizeof(encoded)) == 0);
+	check_pages(header.type, data + MESSAGE_HEADER_BYTES, size - MESSAGE_HEADER_BYTES);
+	check_control(header.type, data + MESSAGE_HEADER_BYTES, size - MESSAGE_HEADER_BYTES);
+	return 0;
+}

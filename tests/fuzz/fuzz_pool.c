@@ -1,0 +1,92 @@
+/* A whole pool against a client that sends anything: the input is a stream of messages, cut into reads by its bytes. Ids are
+ * made predictable (the first object is 1), so that inputs can name spaces. Afterwards nothing may be left behind. */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/base.h"
+#include "pool/connection.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+struct feed {
+	struct stream stream;
+	const uint8_t *at, *end;
+	unsigned sends;
+};
+
+/* Takes everything, but now and then less than there is, and sometimes nothing. */
+static ssize_t feed_sendv(struct stream *stream, const struct iovec *iov, int count)
+{
+	struct feed *feed = (struct feed *)stream;
+	size_t total = 0;
+	volatile uint8_t sum = 0;
+
+	for (int i = 0; i < count; i++) {
+		for (size_t byte = 0; byte < iov[i].iov_len; byte += 61)
+			sum ^= ((const uint8_t *)iov[i].iov_base)[byte];
+		total += iov[i].iov_len;
+	}
+	switch (feed->sends++ % 4) {
+	case 1:
+		return -EAGAIN;
+	case 2:
+		return (ssize_t)DP_MAX(total / 3, 1u);
+	default:
+		return (ssize_t)total;
+	}
+}
+
+static ssize_t feed_receive(struct stream *stream, void *buffer, size_t bytes)
+{
+	struct feed *feed = (struct feed *)stream;
+	size_t part = DP_MIN(bytes, (size_t)(feed->end - feed->at));
+
+	memcpy(buffer, feed->at, part);
+	feed->at += part;
+	return (ssize_t)part;
+}
+
+static void feed_close(struct stream *stream)
+{
+}
+
+static const struct stream_ops feed_ops = { feed_sendv, feed_receive, feed_close };
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	struct feed feed = { .stream = { &feed_ops, -1 }, .at = data, .end = data + size };
+	struct connection_shared shared = { 0 };
+	struct store_capacity capacity;
+	struct store *store;
+	struct pool *pool;
+
+	if (store_open(&store, "memory:4M", true, NULL) < 0 || pool_open(&pool, store, NULL) < 0)
+		abort();
+	pool->next_id = 1;
+	shared.pool = pool;
+	struct connection *connection = connection_new(&shared, &feed.stream);
+
+	assert(connection);
+	for (unsigned step = 0; step < 100000; step++) {
+		int result = connection_wants_write(connection) ? connection_writable(connection) : 0;
+
+		if (result == 0 && connection_wants_read(connection))
+			result = connection_readable(connection);
+		if (result < 0)
+			break;
+	}
+	for (const struct object *object = pool->all; object; object = object->next)
+		for (const struct space *space = object->spaces; space; space = space->next)
+			assert(pagemap_consistent(&space->map));
+	connection_free(connection);
+	connection_shared_done(&shared);
+	while (pool->all)
+		object_free(pool, pool->all);
+	pool_flush(pool);
+	store->ops->capacity(store, &capacity);
+	assert(capacity.used_pages == 0);
+	pool_close(pool);
+	return 0;
+}

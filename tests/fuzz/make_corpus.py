@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+"""Writes the seeds of the pool's fuzz targets (message, manifest, endpoint, pool) below the directory given."""
+import os
+import struct
+import sys
+
+MAGIC = 0x4C4F4F50
+TYPES = dict(hello=1, ok=2, error=3, get=16, data=17, put=18, drop=19, move=20, fork=21, space_free=22, begin=32, space=33, inherit=34,
+             file=35, commit=36, abort=37, open=38, info=39, file_get=40, list=42, remove=43, status=44, create=48, instance=49, end=50,
+             lease=51)
+
+
+def message(kind, payload=b"", obj=0, epoch=0, request=1, cls=0):
+    return struct.pack("<IHBBQQQ", len(payload), TYPES[kind], 1, cls, request, obj, epoch) + payload
+
+
+def text(value):
+    return struct.pack("<H", len(value)) + value
+
+
+def ranges(*pairs):
+    return struct.pack("<II", len(pairs), 0) + b"".join(struct.pack("<QQ", *pair) for pair in pairs)
+
+
+def page(byte):
+    return bytes([byte]) * 4096
+
+
+def spaces(*rows):
+    return b"".join(struct.pack("<QQQ", *row) for row in rows)
+
+
+hello = message("hello", struct.pack("<IHH", MAGIC, 1, 1))
+name = struct.pack("<I", 0) + text(b"redis:prod")
+info = struct.pack("<QQQIII", 1, 2, 3, 4, 2, 1) + text(b"redis:prod") + struct.pack("<I", 2) + b"{}"
+info += text(b"pstree.img") + struct.pack("<Q", 9) + text(b"mm-1.img") + struct.pack("<Q", 10) + spaces((1, 2, 3))
+
+messages = {
+    "hello": hello,
+    "error": message("error", struct.pack("<I", 28) + text(b"full")),
+    "get": message("get", ranges((5, 3), (100, 1)), 1 << 20),
+    "data": message("data", struct.pack("<II", 2, 0) + struct.pack("<QIIQII", 5, 1, 0, 6, 90, 1) + page(7)),
+    "put": message("put", ranges((5, 1)) + page(9), 1 << 20),
+    "drop": message("drop", ranges((0, 1 << 36)), 1 << 20),
+    "move": message("move", struct.pack("<QQQ", 0, 512, 512), 1 << 20),
+    "fork": message("fork", struct.pack("<Q", 2), 1),
+    "begin": message("begin", name),
+    "inherit": message("inherit", struct.pack("<Q", 2) + ranges((0, 600)), 1),
+    "file": message("file", struct.pack("<QQ", 4, 0) + text(b"pstree.img") + b"tree", 1),
+    "file-get": message("file_get", struct.pack("<QQ", 0, 4) + text(b"pstree.img"), 1),
+    "info": message("info", info),
+    "status": message("status", struct.pack("<10Q", *range(10))),
+    "create": message("create", struct.pack("<I", 1) + text(b"redis:prod") + text(b"web-1")),
+    "instance": message("instance", struct.pack("<II", 1, 0) + spaces((1, 2, 3))),
+}
+
+# Object 1 is the draft and then the snapshot, 2 the instance; the first space of each is number 1.
+draft, instance = 1 << 20 | 1, 2 << 20 | 1
+snapshot = (hello + message("begin", name) + message("space", struct.pack("<Q", 77), 1) +
+            message("put", ranges((0, 2), (511, 2)) + page(1) + page(2) + page(0) + page(3), draft) +
+            message("file", struct.pack("<QQ", 4, 0) + text(b"pstree.img") + b"tree", 1) + message("commit", b"{}", 1))
+streams = {
+    "snapshot": snapshot + message("open", struct.pack("<I", 1) + text(b"redis:prod")) + message("get", ranges((0, 1024)), draft) +
+                message("file_get", struct.pack("<QQ", 0, 4) + text(b"pstree.img"), 1) + message("list", struct.pack("<I", 0) + text(b"")),
+    "instance": snapshot + message("create", struct.pack("<I", 1) + text(b"redis:prod") + text(b"web-1")) +
+                message("put", ranges((0, 1)) + page(8), instance, 1) + message("fork", struct.pack("<Q", instance + 1), instance, 1) +
+                message("move", struct.pack("<QQQ", 0, 512, 600), instance, 1) + message("drop", ranges((0, 1 << 36)), instance, 1) +
+                message("get", ranges((0, 700)), instance + 1, cls=1) + message("lease", b"", 2) +
+                message("put", ranges((0, 1)) + page(8), instance, 1) + message("space_free", b"", instance + 1, 2) +
+                message("status") + message("end", b"", 2, 2) + message("remove", name),
+    "inherit": snapshot + message("begin", struct.pack("<I", 0) + text(b"next:a")) + message("space", struct.pack("<Q", 1), 2) +
+               message("inherit", struct.pack("<Q", draft) + ranges((0, 512), (512, 512)), 2 << 20 | 1) + message("commit", b"", 2) +
+               message("remove", name) + message("get", ranges((0, 1000)), 2 << 20 | 1),
+    "abort": hello + message("begin", name) + message("space", struct.pack("<Q", 1), 1) + message("put", ranges((3, 1)) + page(1), draft) +
+             message("abort", b"", 1) + message("get", ranges((3, 1)), draft),
+    "no-hello": message("status"),
+    "nonsense": b"GET / HTTP/1.1\r\nHost: pool\r\n\r\n" + bytes(64),
+    "too-long": hello + struct.pack("<IHBBQQQ", 9 << 20, 18, 1, 0, 1, 1, 0),
+}
+
+
+def manifest(body):
+    return b"DPMANIF1" + bytes(8) + body
+
+
+def run(pgno, pages, slot):
+    return struct.pack("<QIQ", pgno, pages, slot)
+
+
+head = struct.pack("<IIIQ", 1, 1, 2, 5) + text(b"redis:prod") + struct.pack("<I", 2) + b"{}" + text(b"pstree.img") + struct.pack("<Q", 4) + b"tree"
+manifests = {
+    "whole": manifest(head + struct.pack("<Q", 1) + run(0, 3, 1) + run(512, 1, 9) + run(0, 0, 0) + struct.pack("<Q", 2) + run(0, 0, 0)),
+    "empty": manifest(struct.pack("<IIIQ", 1, 0, 0, 5) + text(b"a:b") + struct.pack("<I", 0)),
+    "counts": manifest(struct.pack("<IIIQ", 1, 0xFFFFFFFF, 0xFFFFFFFF, 5) + text(b"a:b") + struct.pack("<I", 0)),
+    "beyond": manifest(struct.pack("<IIIQ", 1, 0, 1, 5) + text(b"a:b") + struct.pack("<I", 0) + struct.pack("<Q", 1) + run((1 << 36) - 1, 2, 1)),
+}
+endpoints = {
+    "tcp": b"dp://pool.example:7400/team/redis:prod", "v6": b"dp://[fe80::1%eth0]:99/a", "unix": b"dp+unix:///run/pool.sock#redis:prod",
+    "dir": b"dir:/var/lib/pool/#redis:prod", "file": b"file:/var/lib/pool.store#a", "listen": b"tcp://127.0.0.1:0",
+    "dots": b"dp://h/a/../b", "port": b"dp://h:99999/a",
+}
+
+for directory, files in dict(message=messages, pool=streams, manifest=manifests, endpoint=endpoints).items():
+    os.makedirs(os.path.join(sys.argv[1], directory), exist_ok=True)
+    for file_name, content in files.items():
+        with open(os.path.join(sys.argv[1], directory, file_name), "wb") as out:
+            out.write(content)
