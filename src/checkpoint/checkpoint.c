@@ -7,6 +7,7 @@
 #include "base/base.h"
 #include "checkpoint/capture.h"
 #include "checkpoint/criu_dump.h"
+#include "checkpoint/localize.h"
 #include "checkpoint/progress.h"
 #include "checkpoint/skeleton.h"
 #include "checkpoint/target.h"
@@ -25,7 +26,8 @@ struct checkpoint {
 	struct client *client;
 	uint64_t draft;
 	struct workspace workspace;
-	int control; /* connection to the instance's pager, or -1 */
+	struct instance instance; /* that the tree is, where control >= 0 */
+	int control;              /* connection to the instance's pager, or -1 */
 	struct control_export export;
 	struct capture *capture;
 	struct criu_dump dump;
@@ -39,21 +41,23 @@ struct checkpoint {
 
 static int freeze_instance(struct checkpoint *checkpoint, struct dp_err *err)
 {
-	struct instance instance;
+	struct instance *instance = &checkpoint->instance;
 	char path[1024];
-	int rc = instance_find_by_pid(instance_root(checkpoint->options->registry), checkpoint->options->pid, &instance, err);
+	int rc = instance_find_by_pid(instance_root(checkpoint->options->registry), checkpoint->options->pid, instance, err);
 	if (rc == -ENOENT)
 		return 0;
 	if (rc < 0)
 		return rc;
 	/* Without the pager's word CRIU would lose pages: no socket, no checkpoint. */
-	instance_path(&instance, "control.sock", path, sizeof(path));
+	instance_path(instance, "control.sock", path, sizeof(path));
 	checkpoint->control = control_connect(path, err);
 	rc = checkpoint->control < 0 ? checkpoint->control : control_freeze(checkpoint->control, err);
+	if (rc == 0)
+		rc = localize_tree(checkpoint->options->pid, err);
 	if (rc < 0)
-		dp_err_doing(err, "ask the pager of instance %s, which holds pages of process %d", instance.id,
+		dp_err_doing(err, "ask the pager of instance %s, which holds pages of process %d", instance->id,
 			     checkpoint->options->pid);
-	snprintf(checkpoint->result->instance, sizeof(checkpoint->result->instance), "%s", instance.id);
+	snprintf(checkpoint->result->instance, sizeof(checkpoint->result->instance), "%s", instance->id);
 	return rc;
 }
 
@@ -66,9 +70,12 @@ static int on_frozen(void *context, const struct control_export **export, bool *
 	int rc = control_export(checkpoint->control, &checkpoint->export, err);
 	if (rc < 0)
 		return rc;
-	char pool[1400];
+	char target[1400];
 	*export = &checkpoint->export;
-	*same_pool = strcmp(endpoint_pool_text(checkpoint->options->endpoint, pool, sizeof(pool)), checkpoint->export.pool) == 0;
+	/* the registry knows by which name the pool was reached when the instance was made */
+	snprintf(checkpoint->export.pool, sizeof(checkpoint->export.pool), "%s", checkpoint->instance.pool);
+	endpoint_pool_text(checkpoint->options->endpoint, target, sizeof(target));
+	*same_pool = strcmp(target, checkpoint->export.pool) == 0;
 	return 0;
 }
 
