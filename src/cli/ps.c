@@ -55,6 +55,8 @@ static void fill_row(struct row *row, const struct instance *instance)
 	if (!stats)
 		return; /* the pager has not come so far yet */
 	row->has_stats = true;
+	if (row->tasks && stats->tasks)
+		row->tasks = stats->tasks; /* without helpers of ours */
 	row->resident_bytes = stats->resident_pages * PAGE_BYTES;
 	row->remote_bytes = stats->remote_pages * PAGE_BYTES;
 	for (int i = 0; i < FAULT_KINDS; i++)

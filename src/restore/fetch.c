@@ -19,7 +19,7 @@ static int check_architecture(const char *meta_json, struct dp_err *err)
 	struct utsname host;
 	json_object *meta = meta_json ? json_tokener_parse(meta_json) : NULL, *value = NULL;
 	int ret = 0;
-	if (json_object_is_type(meta, json_type_object) && json_object_object_get_ex(meta, "architecture", &value) && !uname(&host) &&
+	if (json_object_is_type(meta, json_type_object) && json_object_object_get_ex(meta, "arch", &value) && !uname(&host) &&
 	    strcmp(json_object_get_string(value), host.machine))
 		ret = dp_fail(err, ENOEXEC, "snapshot was taken on %s, this host is %s: restore it on a host of its kind",
 			      json_object_get_string(value), host.machine);

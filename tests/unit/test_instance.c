@@ -26,8 +26,18 @@ static int make_root(void **state)
 	return !*state;
 }
 
+/* Instances' directories may be in memory, linked to. */
 static int remove_root(void **state)
 {
+	DIR *directory = opendir(*state);
+	for (struct dirent *entry = directory ? readdir(directory) : NULL; entry; entry = readdir(directory)) {
+		struct instance instance = { 0 };
+		snprintf(instance.directory, sizeof(instance.directory), "%s/%s", (char *)*state, entry->d_name);
+		if (entry->d_name[0] != '.')
+			instance_remove(&instance, NULL);
+	}
+	if (directory)
+		closedir(directory);
 	int ret = remove_tree(*state);
 	free(*state);
 	return ret;
