@@ -31,6 +31,7 @@ static const struct command {
 	{ "stop", cmd_stop, "end one and wait until nothing of it is left", GROUP_PROCESSES },
 	{ "pool", cmd_pool, "serve a pool; list, show and remove what is in one", GROUP_POOL },
 	{ "check", cmd_check, "say what this host can do, and what to do about each \"no\"", GROUP_HOST },
+	{ "lazy-pages", cmd_lazy_pages, "stand in for `criu lazy-pages`", GROUP_HOST },
 	{ "criu-hook", cmd_criu_hook, "asked by CRIU during a checkpoint", GROUP_HIDDEN },
 };
 

@@ -125,6 +125,7 @@ void fault_read(struct space *space)
 	if (got <= 0)
 		return;
 	uint64_t now = clock_now_ns();
+	space->tree->reading_events = true;
 	for (size_t i = 0; i < (size_t)got / sizeof(messages[0]) && !space->closed; i++) {
 		const struct uffd_msg *message = &messages[i];
 		if (message->event == UFFD_EVENT_PAGEFAULT)
@@ -132,6 +133,7 @@ void fault_read(struct space *space)
 		else
 			events_handle(space, message);
 	}
+	space->tree->reading_events = false;
 }
 
 void fault_defer(struct space *space, uint64_t address, bool write, uint64_t read_ns)

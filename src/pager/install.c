@@ -7,6 +7,9 @@
 #include "base/log.h"
 #include "sys/uffd.h"
 
+#define FILL_REQUESTS 16u /* of a background fill at once */
+#define FILL_PAUSE_NS (1000u * 1000)
+
 /* The kernel installed it (P5): it is the process's now, and waits in a queue for its turn to leave. */
 static void made_local(struct space *space, uint64_t pgno, const void *data, uint8_t flags)
 {
@@ -18,7 +21,7 @@ static void made_local(struct space *space, uint64_t pgno, const void *data, uin
 	bool again = (*at & PAGE_MAIN) && was_remote;
 	bool recent = was_remote && !(*at & PAGE_QUEUED) && again &&
 		      residency_remembered(*table_link(table, page), space->evictions, table->counts[PAGE_LOCAL]);
-	if (data) {
+	if (data && space->tree->source->writable) { /* else no page ever leaves again */
 		*table_hash(table, page) = page_hash(data);
 		flags |= PAGE_HAS_COPY;
 	}
@@ -75,8 +78,11 @@ enum install_result install_pages(struct space *space, uint64_t pgno, const void
 			*installed = done;
 			return result;
 		}
-		if (result == INSTALL_GONE)
-			table_change(&space->table, table_make(&space->table, pgno + done), PAGE_REMOTE, 0, PAGE_DEMANDED);
+		if (result == INSTALL_GONE) {
+			/* Not mapped, and every event has been followed: the page is gone (a child lacks its parent's MADV_DONTFORK areas). */
+			bool unmapped = error == -ENOENT && !space->tree->reading_events;
+			table_change(&space->table, table_make(&space->table, pgno + done), unmapped ? PAGE_ZERO : PAGE_REMOTE, 0, PAGE_DEMANDED);
+		}
 		done++;
 		limit = pages;
 	}
@@ -218,7 +224,7 @@ void install_on_pages(void *context, uint64_t cookie, struct page_range range, c
 	struct request *request = &tree->request[cookie & 0xff];
 	if ((cookie & 0xff) >= REQUESTS || request->generation != cookie >> 8 || !request->space || range.pgno < request->pgno ||
 	    range.pgno + range.pages > request->pgno + request->pages) {
-		tree_fail(tree, -EPROTO, "the pool answered what was not asked");
+		tree_fail(tree, -EPROTO, "the pages' source answered what was not asked");
 		return;
 	}
 	tree->in_flight -= range.pages;
@@ -241,25 +247,48 @@ void install_on_pages(void *context, uint64_t cookie, struct page_range range, c
 		request_end(tree, request);
 }
 
-void install_fill(struct tree *tree)
+/* One request for the next remote pages of the space. 1: asked; 0: it has none left, or all of them are on their way; or an error. */
+static int fill_space(struct space *space)
 {
-	for (struct space *space = tree->spaces; space; space = space->next) {
-		while (!space->closed && !space->filled && tree->request_free_count > REQUESTS - 16) {
-			uint64_t pgno = space->fill_at;
-			uint64_t pages = table_next_run(&space->table, PAGE_REMOTE, &pgno, UINT64_MAX, REQUEST_PAGES);
-			if (!pages) {
-				space->fill_at = 0;
-				space->filled = !space->table.counts[PAGE_REMOTE] && !space->table.counts[PAGE_IN_FLIGHT];
-				break;
+	uint64_t pgno = space->fill_at;
+	uint64_t pages = table_next_run(&space->table, PAGE_REMOTE, &pgno, UINT64_MAX, REQUEST_PAGES);
+	if (!pages) {
+		space->fill_at = 0; /* once more from the start: some may have been put back */
+		space->filled = !space->table.counts[PAGE_REMOTE] && !space->table.counts[PAGE_IN_FLIGHT];
+		return 0;
+	}
+	int ret = install_request(space, pgno, pages, CLASS_PREFETCH, 0);
+	if (ret)
+		return ret;
+	space->fill_at = pgno + pages;
+	return 1;
+}
+
+uint64_t install_fill(struct tree *tree)
+{
+	bool immediate = tree->source->ops->fd(tree->source) < 0, left = false, asked = true;
+	uint64_t before = tree->stats->installed_pages;
+	unsigned requests = 0;
+	/* One request of each space in turn; an immediate source gets a few, then the faults are looked at again. */
+	while (asked && requests < (immediate ? FILL_REQUESTS / 2 : FILL_REQUESTS)) {
+		asked = left = false;
+		for (struct space *space = tree->spaces; space; space = space->next) {
+			if (space->closed || space->filled)
+				continue;
+			if (tree->request_free_count <= REQUESTS - FILL_REQUESTS)
+				return UINT64_MAX; /* the next answer goes on */
+			int ret = fill_space(space);
+			if (ret < 0 && ret != -EAGAIN) {
+				tree_fail(tree, ret, "fetch page %#lx", space->fill_at << PAGE_SHIFT);
+				return 0;
 			}
-			int ret = install_request(space, pgno, pages, CLASS_PREFETCH, 0);
-			if (ret == -EAGAIN)
-				return;
-			if (ret) {
-				tree_fail(tree, ret, "fill page %#lx", pgno << PAGE_SHIFT);
-				return;
-			}
-			space->fill_at = pgno + pages;
+			asked |= ret == 1;
+			left |= !space->filled;
+			requests++;
 		}
 	}
+	if (!left)
+		return UINT64_MAX;
+	/* Nothing installed: an event is being waited for, or memory. */
+	return immediate && tree->stats->installed_pages > before ? 0 : FILL_PAUSE_NS;
 }

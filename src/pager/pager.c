@@ -15,6 +15,7 @@
 #include "instance/keeper.h"
 #include "pager/tree.h"
 #include "sys/proc.h"
+#include "sys/uffd.h"
 
 #define PAUSE_NS (50u * 1000)
 #define DEAD_WITHIN_MS 5000
@@ -61,14 +62,42 @@ static void wait_dead(int pidfd)
 	poll(&wait, 1, DEAD_WITHIN_MS);
 }
 
+/* Forked children whose pids nobody has told yet. */
+static void kill_children(const struct space *space)
+{
+	cleanup_free pid_t *pids = NULL;
+	pid_t pid = proc_pidfd_pid(space->pidfd);
+	ssize_t count = pid > 0 ? proc_tree(pid, &pids) : 0;
+	for (ssize_t i = 1; i < count; i++)
+		if (pids[i] != getpid())
+			kill(pids[i], SIGKILL);
+}
+
+/* An orphan that cannot be found gets SIGBUS, not zeros, where it touches what is missing. */
+static void poison(struct space *space)
+{
+	static const enum page_state missing[] = { PAGE_REMOTE, PAGE_IN_FLIGHT, PAGE_STAGED };
+	for (size_t i = 0; i < ARRAY_LENGTH(missing); i++) {
+		uint64_t pgno = 0, pages;
+		while ((pages = table_next_run(&space->table, missing[i], &pgno, UINT64_MAX, UINT64_MAX))) {
+			uffd_poison(space->uffd, pgno << PAGE_SHIFT, pages * PAGE_BYTES);
+			pgno += pages;
+		}
+	}
+}
+
 /* Kills every task and waits for each to be dead, while the userfaultfds are still open (invariant 1). */
 static void kill_tree(struct tree *tree)
 {
 	if (tree->config->init_pid > 0)
 		kill(tree->config->init_pid, SIGKILL);
 	for (struct space *space = tree->spaces; space; space = space->next)
-		if (space->pidfd >= 0)
+		if (space->pidfd >= 0) {
+			kill_children(space);
 			proc_pidfd_kill(space->pidfd, SIGKILL);
+		} else if (!space->closed) {
+			poison(space);
+		}
 	for (struct space *space = tree->spaces; space; space = space->next)
 		if (space->pidfd >= 0)
 			wait_dead(space->pidfd);
@@ -105,14 +134,14 @@ static void source_on_done(void *context, uint64_t cookie, int result)
 	if (cookie & (COOKIE_WRITE | COOKIE_IGNORED))
 		evict_on_done(tree, cookie, result);
 	else
-		tree_fail(tree, result < 0 ? result : -EPROTO, "fetch pages from the pool");
+		tree_fail(tree, result < 0 ? result : -EPROTO, "fetch pages from their source");
 }
 
 static void receive_source(struct tree *tree)
 {
 	int ret = tree->source->ops->receive(tree->source);
 	if (ret < 0)
-		tree_fail(tree, ret, "the pool's connection");
+		tree_fail(tree, ret, "the connection to the pages' source");
 }
 
 static void task_ended(struct space *space)
@@ -219,11 +248,10 @@ static void serve(struct tree *tree)
 		more = evict_work(tree);
 		if (tree->freezing)
 			control_work(tree);
-		if (tree->config->fill && tree->finished)
-			install_fill(tree);
+		uint64_t until_fill = tree->config->fill && tree->finished ? install_fill(tree) : UINT64_MAX;
 		uint64_t now = clock_now_ns();
 		bool due = tree->running && now >= tree->next_watch_ns;
-		until_watch = watch_work(tree, now);
+		until_watch = DP_MIN(watch_work(tree, now), until_fill);
 		if (due)
 			update_stats(tree);
 		watch_source(tree, &writing);

@@ -90,7 +90,7 @@ void space_close(struct space *space)
 		warden_discard(&space->warden);
 		tree->stats->wardens -= tree->stats->wardens > 0;
 	}
-	if (tree->source->writable && tree->source->ops->space_free)
+	if (tree->source->ops->space_free)
 		tree->source->ops->space_free(tree->source, space->source_space, COOKIE_IGNORED);
 	tell_keeper(space, KEEPER_RELEASE, -1);
 }

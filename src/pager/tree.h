@@ -139,6 +139,7 @@ struct tree {
 	bool freezing;  /* its answer is owed when the wardens have left */
 	int failure;    /* the tree must end: -errno */
 	struct dp_err *err;
+	bool reading_events; /* events that were read are still to be followed */
 	uint64_t in_flight; /* pages asked for */
 	uint64_t drift_pages; /* real minus tracked pages at the last sample; signed, modulo 2^64 */
 	struct request request[REQUESTS];
@@ -186,8 +187,8 @@ int install_request(struct space *space, uint64_t pgno, uint64_t pages, enum req
 /* Nothing of [pgno, pgno + pages) that is under way may be installed any more; waiting threads are woken to fault again. */
 void install_cancel(struct space *space, uint64_t pgno, uint64_t pages, enum page_state state);
 void install_on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last);
-/* Background fill: keeps some requests under way. */
-void install_fill(struct tree *tree);
+/* Background fill: keeps some requests under way. Returns ns until it wants to go on, answers apart. */
+uint64_t install_fill(struct tree *tree);
 
 /* ---- events.c ---- */
 struct uffd_msg;

@@ -279,7 +279,8 @@ static bool watch_space(struct space *space)
 	bool grew = anonymous > space->anonymous_pages + 256;
 	if (changed) {
 		space->known_size_pages = statm.size_pages;
-		find_areas(space);
+		if (space->tree->source->writable) /* else nothing is ever evicted: new memory is none of ours */
+			find_areas(space);
 	}
 	if (!space->shared && !space->closed) {
 		uint64_t ours = space->table.counts[PAGE_LOCAL] + space->staging.present;

@@ -65,3 +65,16 @@ int uffd_unregister(int uffd, uint64_t start, uint64_t bytes)
 	struct uffdio_range range = { .start = start, .len = bytes };
 	return ioctl(uffd, UFFDIO_UNREGISTER, &range) ? -errno : 0;
 }
+
+int uffd_poison(int uffd, uint64_t start, uint64_t bytes)
+{
+	for (uint64_t done = 0; done < bytes;) {
+		struct uffdio_poison poison = { .range = { .start = start + done, .len = bytes - done } };
+		if (!ioctl(uffd, UFFDIO_POISON, &poison))
+			return 0;
+		if (poison.updated <= 0)
+			return -errno;
+		done += (uint64_t)poison.updated;
+	}
+	return 0;
+}
