@@ -117,12 +117,14 @@ static int take_authority(struct endpoint *endpoint, const char *at, size_t leng
 	return take_port(endpoint, rest + 1, (size_t)(end - rest - 1), err);
 }
 
-/* /PATH or /PATH#NAME. '#' cannot be part of the path. */
+/* /PATH or /PATH#NAME. '#' cannot be part of the path, also where no name may follow: clients could not write it. */
 static int take_path(struct endpoint *endpoint, const char *at, bool with_name, const char *uri, struct dp_err *err)
 {
-	const char *hash = with_name ? strchr(at, '#') : NULL;
+	const char *hash = strchr(at, '#');
 	size_t length = hash ? (size_t)(hash - at) : strlen(at);
 
+	if (hash && !with_name)
+		return dp_fail(err, EINVAL, "'%.200s' must be a path without #", uri);
 	if (length == 0 || at[0] != '/')
 		return dp_fail(err, EINVAL, "bad path in '%.200s': it must be absolute; " EXAMPLES, uri);
 	/* Trailing slashes would make two names of one pool. */

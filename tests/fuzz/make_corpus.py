@@ -97,7 +97,7 @@ manifests = {
 endpoints = {
     "tcp": b"dp://pool.example:7400/team/redis:prod", "v6": b"dp://[fe80::1%eth0]:99/a", "unix": b"dp+unix:///run/pool.sock#redis:prod",
     "dir": b"dir:/var/lib/pool/#redis:prod", "file": b"file:/var/lib/pool.store#a", "listen": b"tcp://127.0.0.1:0",
-    "dots": b"dp://h/a/../b", "port": b"dp://h:99999/a",
+    "dots": b"dp://h/a/../b", "port": b"dp://h:99999/a", "listen-hash": b"unix:///varl//#redis:prod",
 }
 
 for directory, files in dict(message=messages, pool=streams, manifest=manifests, endpoint=endpoints).items():

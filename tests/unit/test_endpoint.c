@@ -58,7 +58,7 @@ static void endpoint_parse__wrong__says_what(void **state)
 		"dp://h/a:.x",	     "dp://h/a:x..y",	     "dp://h/a b",	   "dp://h /a",		  "dp+unix://relative#a",
 		"dp+unix:///p#",     "dir:relative",	     "dir:",		   "dir:/",		  "dir:/x#A",
 		"file:",	     "unix://",		     "tcp://",		   "tcp://:80",		  "dp://h/-a",
-		"dp://h/\xc3\xa4",
+		"dp://h/\xc3\xa4",  "unix:///run/p#a",
 	};
 
 	for (size_t i = 0; i < ARRAY_LENGTH(wrong); i++) {
