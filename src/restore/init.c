@@ -198,8 +198,9 @@ static void watch(void)
 		close(self.channel_fd);
 		self.channel_fd = -1;
 	}
-	/* With the supervisor there, ending the tree is its part: it holds the userfaultfds meanwhile (R1). */
-	if (self.channel_fd < 0 && self.pager_gone)
+	/* With the supervisor there, ending the tree is its part: it holds the userfaultfds meanwhile (R1). A tree that was not
+	 * running yet when the supervisor went is nobody's. */
+	if (self.channel_fd < 0 && (self.pager_gone || !self.root))
 		end_tree(128 + SIGKILL);
 	if (polls[0].revents)
 		take_signals();

@@ -386,6 +386,14 @@ static void start_init(struct supervisor *supervisor)
 			close(plan->stdio[i]); /* the tree's now: who reads them must see their end when it ends */
 }
 
+static void save_state(struct supervisor *supervisor)
+{
+	if (instance_save(supervisor->instance, &supervisor->err)) {
+		supervisor->failed = true;
+		finish(supervisor);
+	}
+}
+
 void supervisor_main(struct restore_plan *plan)
 {
 	struct supervisor supervisor = {
@@ -395,11 +403,9 @@ void supervisor_main(struct restore_plan *plan)
 	set_up_process(&supervisor);
 	supervisor.instance->supervisor = (struct instance_process){ getpid(), process_start_time(getpid()) };
 	start_pager(&supervisor);
+	save_state(&supervisor); /* from here on a sweep sees whose this is */
 	start_init(&supervisor);
-	if (instance_save(supervisor.instance, &supervisor.err)) {
-		supervisor.failed = true;
-		finish(&supervisor);
-	}
+	save_state(&supervisor);
 	for (;;)
 		watch(&supervisor);
 }
