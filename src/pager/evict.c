@@ -14,6 +14,7 @@
 #include "base/log.h"
 
 #define PAUSE_NS (20u * 1000 * 1000)
+#define MOVED_ON (NO_PAGE - 1) /* in the place of a slot's page: it is remote already, by the content that is on its way */
 
 int staging_init(struct staging *staging, uint64_t capacity)
 {
@@ -41,16 +42,16 @@ void staging_release(struct space *space, uint32_t page, enum page_state state)
 	struct staging *staging = &space->staging;
 	uint32_t at = *table_link(&space->table, page);
 	assert(at < staging->capacity && staging->page[at] == page && staging->state[at] != SLOT_EMPTY);
-	bool zeros = staging->state[at] == SLOT_ZEROS;
-	if (staging->state[at] != SLOT_PENDING)
+	bool zeros = staging->state[at] == SLOT_ZEROS, pending = staging->state[at] == SLOT_PENDING;
+	if (!pending)
 		staging->state[at] = SLOT_GARBAGE;
-	staging->page[at] = NO_PAGE;
+	staging->page[at] = pending && state == PAGE_REMOTE ? MOVED_ON : NO_PAGE;
 	staging->held--;
 	space->tree->stats->staged_pages--;
 	if (zeros && state == PAGE_REMOTE)
 		state = PAGE_ZERO;
-	uint8_t clear = zeros ? PAGE_HAS_COPY : 0;
-	table_change(&space->table, page, state, 0, clear);
+	/* A copy that the source has not acknowledged is none. */
+	table_change(&space->table, page, state, 0, zeros || pending ? PAGE_HAS_COPY : 0);
 }
 
 /* ---- from local to staging ---- */
@@ -314,7 +315,7 @@ static uint64_t droppable(const struct space *space, uint64_t limit)
 	uint64_t count = 0;
 	while (count < limit && staging->tail + count < staging->head) {
 		uint64_t slot = (staging->tail + count) % staging->capacity;
-		if (staging->state[slot] == SLOT_PENDING || (count && slot == 0))
+		if (staging->state[slot] == SLOT_PENDING || staging->state[slot] == SLOT_STUCK || (count && slot == 0))
 			break;
 		count++;
 	}
@@ -328,7 +329,7 @@ static void drop_slot(struct space *space, uint64_t slot)
 	uint32_t page = staging->page[slot];
 	if (staging->state[slot] != SLOT_EMPTY)
 		staging->present--;
-	if (page != NO_PAGE) {
+	if (page < MOVED_ON) {
 		bool zeros = staging->state[slot] == SLOT_ZEROS, main = *table_page(&space->table, page) & PAGE_MAIN;
 		if (*table_page(&space->table, page) & PAGE_PREFETCHED)
 			stats->prefetch_wasted_pages++;
@@ -408,6 +409,11 @@ static void write_failed(struct space *space, struct write_batch *batch, int err
 		uint32_t page = staging->page[slot];
 		if (staging->state[slot] != SLOT_PENDING)
 			continue;
+		if (page == MOVED_ON) {
+			tree_fail(space->tree, error, "write moved pages back");
+			return;
+		}
+		staging->state[slot] = page == NO_PAGE ? SLOT_GARBAGE : SLOT_STUCK;
 		if (page != NO_PAGE) {
 			table_change(&space->table, page, PAGE_STAGED, 0, PAGE_HAS_COPY);
 			fault_serve(space, table_pgno(&space->table, page) << PAGE_SHIFT, true, clock_now_ns());
@@ -439,7 +445,7 @@ void evict_on_done(struct tree *tree, uint64_t cookie, int result)
 	for (uint64_t at = batch->first_slot; at < batch->first_slot + batch->slots; at++) {
 		uint64_t slot = at % staging->capacity;
 		if (staging->state[slot] == SLOT_PENDING)
-			staging->state[slot] = staging->page[slot] == NO_PAGE || result < 0 ? SLOT_GARBAGE : SLOT_CLEAN;
+			staging->state[slot] = staging->page[slot] >= MOVED_ON ? SLOT_GARBAGE : SLOT_CLEAN;
 	}
 }
 

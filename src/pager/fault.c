@@ -22,9 +22,23 @@ static uint64_t zero_run(struct space *space, uint64_t pgno)
 	return pages;
 }
 
+/* Without room the fault waits until pages have left; but not for ever: what cannot leave (pinned, shared, locked memory) may fill the
+ * whole budget, and a process that hangs is worse than a budget that is exceeded page by page. */
+static bool must_wait(struct space *space, uint64_t pgno, bool write, uint64_t read_ns)
+{
+	struct tree *tree = space->tree;
+	if (residency_has_room(&tree->budget, tree_used_pages(tree), 1) || clock_now_ns() - read_ns > STALL_LIMIT_NS)
+		return false;
+	tree->stats->stalls += !tree->serving_deferred;
+	fault_defer(space, pgno << PAGE_SHIFT, write, read_ns);
+	return true;
+}
+
 static void serve_zero(struct space *space, uint64_t pgno, bool write, uint64_t read_ns)
 {
 	struct pager_stats *stats = space->tree->stats;
+	if (must_wait(space, pgno, write, read_ns))
+		return;
 	enum install_result result = install_zeros(space, pgno, write ? zero_run(space, pgno) : 1, write);
 	if (result == INSTALL_AGAIN) {
 		fault_defer(space, pgno << PAGE_SHIFT, write, read_ns);
@@ -68,20 +82,28 @@ static uint64_t remote_run(struct space *space, uint64_t pgno, uint64_t limit)
 	return pages;
 }
 
+/* The run went on behind these pages: so they were used. */
+static void prove_used(struct space *space, uint64_t pgno, uint64_t pages)
+{
+	for (uint64_t i = 0; i < pages; i++) {
+		uint32_t page = table_find(&space->table, pgno + i);
+		if (page == NO_PAGE || !(*table_page(&space->table, page) & PAGE_PREFETCHED))
+			continue;
+		*table_page(&space->table, page) &= (uint8_t)~PAGE_PREFETCHED;
+		space->tree->stats->prefetch_used_pages++;
+	}
+}
+
 static void serve_remote(struct space *space, uint64_t pgno, bool write, uint64_t read_ns)
 {
 	struct tree *tree = space->tree;
+	if (must_wait(space, pgno, write, read_ns))
+		return;
 	struct prefetch_advice advice = prefetch_fault(&space->prefetcher, pgno);
 	uint64_t pages = remote_run(space, pgno, DP_MIN(1 + advice.pages, REQUEST_PAGES));
 	if (advice.pages && !residency_has_room(&tree->budget, tree_used_pages(tree), pages))
 		pages = 1;
-	if (advice.proven)
-		tree->stats->prefetch_used_pages += DP_MIN(advice.proven, tree->stats->prefetched_pages - tree->stats->prefetch_used_pages);
-	if (!residency_has_room(&tree->budget, tree_used_pages(tree), 1)) {
-		tree->stats->stalls++;
-		fault_defer(space, pgno << PAGE_SHIFT, write, read_ns);
-		return;
-	}
+	prove_used(space, pgno - advice.proven, advice.proven);
 	int ret = install_request(space, pgno, pages, CLASS_DEMAND, read_ns);
 	if (ret == -EAGAIN)
 		fault_defer(space, pgno << PAGE_SHIFT, write, read_ns);
@@ -149,6 +171,7 @@ void fault_defer(struct space *space, uint64_t address, bool write, uint64_t rea
 
 void fault_serve_deferred(struct tree *tree)
 {
+	tree->serving_deferred = true;
 	for (uint32_t left = tree->deferred_count; left > 0; left--) {
 		struct deferred_fault fault = tree->deferred[tree->deferred_head];
 		tree->deferred_head = (tree->deferred_head + 1) % DEFERRED_FAULTS;
@@ -156,4 +179,5 @@ void fault_serve_deferred(struct tree *tree)
 		if (fault.space && !fault.space->closed)
 			fault_serve(fault.space, fault.address, fault.write, fault.read_ns);
 	}
+	tree->serving_deferred = false;
 }

@@ -37,6 +37,7 @@
 #define MOVE_PAGES 256u     /* pages of one MOVE command */
 #define WRITE_BATCHES 64u
 #define DOUBTS 128u
+#define STALL_LIMIT_NS (10u * 1000 * 1000) /* a fault waits no longer for room */
 #define ZERO_RUN_PAGES 16u  /* zero pages given at once to a process that grows */
 
 enum handle_kind { HANDLE_UFFD = 1, HANDLE_WARDEN, HANDLE_PIDFD, HANDLE_SOURCE, HANDLE_LISTEN, HANDLE_CRIU, HANDLE_CONTROL_LISTEN, HANDLE_CONTROL, HANDLE_KINDS };
@@ -52,6 +53,7 @@ enum slot_state {
 	SLOT_PENDING, /* its content is on the way to the source */
 	SLOT_CLEAN,   /* the source has the content: may be dropped */
 	SLOT_ZEROS,   /* holds only zeros: may be dropped, the page is zero then */
+	SLOT_STUCK,   /* the source refused the content: the page must go back to the process */
 	SLOT_GARBAGE, /* the page went back or was given up; the copy is still there */
 };
 
@@ -139,6 +141,7 @@ struct tree {
 	bool freezing;  /* its answer is owed when the wardens have left */
 	int failure;    /* the tree must end: -errno */
 	struct dp_err *err;
+	bool serving_deferred;
 	bool reading_events; /* events that were read are still to be followed */
 	uint64_t in_flight; /* pages asked for */
 	uint64_t drift_pages; /* real minus tracked pages at the last sample; signed, modulo 2^64 */

@@ -15,6 +15,7 @@
 #define TICK_IDLE_NS (20u * 1000 * 1000)
 #define ACTIVE_FOR_NS (200u * 1000 * 1000)
 #define SAMPLE_SHARED_NS (15u * 1000 * 1000)
+#define SAMPLE_MUCH_NS (100u * 1000 * 1000)
 #define SAMPLE_NS (1000u * 1000 * 1000)
 #define PROBES 8
 
@@ -265,7 +266,10 @@ static void take_sample(struct tree *tree, uint64_t now)
 	tree->sample_cost_ns = clock_now_ns() - now;
 	tree->drift_pages = pss - tracked_pages(tree); /* signed, modulo 2^64 */
 	tree->stats->pss_pages = pss;
-	tree->next_sample_ns = now + (shared ? DP_MAX(SAMPLE_SHARED_NS, 8 * tree->sample_cost_ns) : SAMPLE_NS);
+	/* Much memory that is not the tables': it may be gone as suddenly as it came. */
+	bool much = (int64_t)tree->drift_pages > (int64_t)(tree->budget.budget_pages / 8);
+	uint64_t interval = shared ? SAMPLE_SHARED_NS : much ? SAMPLE_MUCH_NS : SAMPLE_NS;
+	tree->next_sample_ns = now + DP_MAX(interval, 8 * tree->sample_cost_ns);
 }
 
 /* Between samples: anonymous memory that grew without us shows in a cheap counter. */
