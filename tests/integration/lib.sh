@@ -36,9 +36,10 @@ ok() { # [0|1] name: one TAP line
 
 # Runs a command; it passes where the command exits with 0, and shows the end of its output where not.
 check() { # name command...
-	local name=$1 output=$T/check.log status=0
+	local name=$1 output=$T/check.log status=0 start=$SECONDS
 	shift
 	"$@" >"$output" 2>&1 || status=1
+	[ $((SECONDS - start)) -lt 10 ] || note "$((SECONDS - start)) s:"
 	ok $status "$name" || tail -n 20 "$output" | sed 's/^/#   /'
 	return $status
 }
@@ -184,6 +185,7 @@ free_port() { # a TCP port that nobody has now, outside the range from which the
 detach() { # command...
 	setsid "$@" </dev/null >/dev/null 2>&1 &
 	DETACHED_PID=$!
+	disown $DETACHED_PID # the shell has no need to say that a checkpoint killed it
 	started $DETACHED_PID
 }
 

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #define ALTERNATE_BYTES (64 * 1024)
@@ -14,14 +15,25 @@ static _Thread_local sigjmp_buf fault_return;
 static _Thread_local volatile sig_atomic_t fault_armed;
 static _Thread_local void *volatile fault_address;
 
+static void *program_counter(const void *context)
+{
+#if defined(__x86_64__)
+	return (void *)((const ucontext_t *)context)->uc_mcontext.gregs[REG_RIP];
+#elif defined(__aarch64__)
+	return (void *)((const ucontext_t *)context)->uc_mcontext.pc;
+#else
+	return (void)context, NULL;
+#endif
+}
+
 static void on_fault(int number, siginfo_t *info, void *context)
 {
-	(void)context;
 	if (fault_armed && number == SIGSEGV) {
 		fault_address = info->si_addr;
 		siglongjmp(fault_return, 1);
 	}
-	torture_fail("UNEXPECTED signal %d at %p (code %d, pid %d)", number, info->si_addr, info->si_code, getpid());
+	torture_fail("UNEXPECTED signal %d at %p (code %d) in pid %d, thread %d, program counter %p (signals_set_up is at %p)", number, info->si_addr,
+		     info->si_code, getpid(), gettid(), program_counter(context), (void *)(uintptr_t)signals_set_up);
 	dprintf(STDERR_FILENO, "torture: %s\n", board->error);
 	_exit(1);
 }
