@@ -96,6 +96,7 @@ struct connection *connection_new(struct connection_shared *shared, struct strea
 		return NULL;
 	}
 	connection->shared = shared;
+	connection->id = ++shared->next_connection_id;
 	connection->stream = stream;
 	connection->input = input;
 	connection->input_size = INPUT_SMALL_BYTES;
@@ -257,7 +258,7 @@ static int handle_input(struct connection *connection)
 	struct message_header header;
 	int64_t missing = 1;
 
-	while (!connection->broken && connection->queued_bytes <= OUTPUT_HIGH_BYTES) {
+	while (!connection->broken && !connection->committing && connection->queued_bytes <= OUTPUT_HIGH_BYTES) {
 		missing = bytes_missing(connection, &header);
 		if (missing < 0) {
 			/* The stream is out of step, nothing behind can be understood: answer what can be answered, then close. */
@@ -358,7 +359,14 @@ int connection_writable(struct connection *connection)
 
 bool connection_wants_read(const struct connection *connection)
 {
-	return !connection->broken && connection->queued_bytes <= OUTPUT_LOW_BYTES;
+	return !connection->broken && !connection->committing && connection->queued_bytes <= OUTPUT_LOW_BYTES;
+}
+
+int connection_committed(struct connection *connection, const struct commit_job *job)
+{
+	connection->committing = false;
+	request_committed(connection, job);
+	return connection_writable(connection);
 }
 
 bool connection_wants_write(const struct connection *connection)

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "pool/committer.h"
 #include "pool/pool.h"
 #include "transport/stream.h"
 #include "wire/message.h"
@@ -34,6 +35,8 @@ struct reply_queue {
 /* What the connections of a server share. */
 struct connection_shared {
 	struct pool *pool;
+	struct committer *committer; /* NULL: commits are waited for in place */
+	uint64_t next_connection_id;
 	struct reply *spare; /* replies to be used again */
 	unsigned spare_count;
 	uint64_t started_ns;
@@ -44,8 +47,10 @@ struct connection {
 	struct connection *next, *previous;
 	struct connection_shared *shared;
 	struct stream *stream;
-	bool hello;   /* said */
-	bool broken;  /* to be closed once what is queued is sent */
+	uint64_t id;     /* never used again */
+	bool hello;      /* said */
+	bool committing; /* a commit is under way: later requests wait, so that they stay in order */
+	bool broken;     /* to be closed once what is queued is sent */
 	uint32_t events; /* what epoll watches; the server's */
 	uint8_t *input;
 	size_t input_size, input_start, input_end; /* bytes [start, end) wait to be handled */
@@ -77,6 +82,9 @@ void connection_queue(struct connection *connection, struct reply *reply, const 
 		      uint8_t class, uint64_t object, uint64_t epoch);
 /* Handles one message, answers it. Negative: the connection cannot go on. */
 int request_handle(struct connection *connection, const struct message_header *header, const uint8_t *payload);
+/* A commit of this connection has been synced: finishes and answers it, goes on with what waited. Negative: close. */
+int connection_committed(struct connection *connection, const struct commit_job *job);
+void request_committed(struct connection *connection, const struct commit_job *job);
 /* Answers with an error. */
 int request_fail(struct connection *connection, const struct message_header *header, int error, const char *text);
 

@@ -16,6 +16,8 @@ static int check_writable(const struct pool *pool, const void *owner, uint64_t i
 	case OBJECT_SNAPSHOT:
 		return -EROFS;
 	case OBJECT_DRAFT:
+		if ((*space)->object->committing)
+			return -EROFS;
 		return (*space)->object->owner == owner ? 0 : -EPERM;
 	case OBJECT_INSTANCE:
 		return (*space)->object->epoch == epoch ? 0 : -ESTALE;

@@ -54,9 +54,6 @@ int persist_save(struct pool *pool, const struct object *snapshot, struct dp_err
 	blob_name(snapshot->name, blob);
 	int result = encode(snapshot, &writer);
 
-	/* Pages first: a manifest must never name pages that are not there (T3). */
-	if (result == 0)
-		result = pool->store->ops->sync(pool->store);
 	if (result == 0)
 		result = pool->store->ops->blob_put(pool->store, blob, writer.bytes, writer.length);
 	manifest_writer_done(&writer);

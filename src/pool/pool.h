@@ -58,6 +58,7 @@ struct object {
 	uint32_t meta_length;
 	bool replace;
 	int failed; /* a write to the draft failed with this: it cannot be committed */
+	bool committing; /* no more writes */
 	uint32_t instances;
 	/* instances */
 	uint64_t epoch;
@@ -106,8 +107,11 @@ int pool_snapshot_inherit(struct pool *pool, const void *owner, uint64_t draft_s
 /* Parts of a file come in order; offset 0 starts it (anew). */
 int pool_snapshot_file(struct pool *pool, const void *owner, uint64_t draft, const char *name, uint64_t total, uint64_t offset,
 		       const void *content, uint64_t bytes, struct dp_err *err);
-int pool_snapshot_commit(struct pool *pool, const void *owner, uint64_t draft, const char *meta, uint32_t meta_length,
-			 struct dp_err *err);
+/* A commit has three steps: begin checks and forbids further writes; then the caller syncs the store (from any thread), if it is
+ * persistent; finish makes the snapshot visible. A failed finish leaves the draft to be aborted. */
+int pool_snapshot_commit_begin(struct pool *pool, const void *owner, uint64_t draft, const char *meta, uint32_t meta_length,
+			       struct dp_err *err);
+int pool_snapshot_commit_finish(struct pool *pool, const void *owner, uint64_t draft, int sync_result, struct dp_err *err);
 int pool_snapshot_abort(struct pool *pool, const void *owner, uint64_t draft, struct dp_err *err);
 int pool_snapshot_remove(struct pool *pool, const char *name, bool force, struct dp_err *err);
 const struct pool_file *pool_file_find(const struct object *snapshot, const char *name);
@@ -128,6 +132,7 @@ struct space *object_add_space(struct pool *pool, struct object *object, uint64_
 void object_remove_space(struct pool *pool, struct space *space);
 void pool_publish(struct pool *pool, struct object *snapshot);
 int persist_load(struct pool *pool, struct dp_err *err);
+/* The pages must have been synced before (T3). */
 int persist_save(struct pool *pool, const struct object *snapshot, struct dp_err *err);
 int persist_remove(struct pool *pool, const char *name, struct dp_err *err);
 

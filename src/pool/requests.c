@@ -327,8 +327,28 @@ static int handle_snapshot_commit(struct request *request)
 
 	if (request->header->length > META_LIMIT || memchr(meta, 0, request->header->length))
 		return malformed(request);
-	return pool_snapshot_commit(request->pool, request->connection, request->header->object, meta, request->header->length,
-				    &request->err);
+	uint64_t draft = request->header->object;
+	struct connection_shared *shared = request->connection->shared;
+	int result = pool_snapshot_commit_begin(request->pool, request->connection, draft, meta, request->header->length, &request->err);
+
+	if (result < 0)
+		return result;
+	struct store *store = request->pool->store;
+
+	if (!store->persistent || !shared->committer)
+		return pool_snapshot_commit_finish(request->pool, request->connection, draft,
+						   store->persistent ? store->ops->sync(store) : 0, &request->err);
+	struct commit_job *job = calloc(1, sizeof(*job));
+
+	if (!job)
+		return -ENOMEM;
+	job->connection_id = request->connection->id;
+	job->request = request->header->request;
+	job->draft = draft;
+	request->connection->committing = true;
+	request->answered = true; /* by request_committed */
+	committer_submit(shared->committer, job);
+	return 0;
 }
 
 static int handle_snapshot_abort(struct request *request)
@@ -576,6 +596,29 @@ int request_fail(struct connection *connection, const struct message_header *hea
 	return 0;
 }
 
+static int answer_ok(struct connection *connection, const struct message_header *header, uint64_t object, uint64_t epoch)
+{
+	struct reply *reply = reply_new(connection->shared);
+
+	if (!reply)
+		return -ENOMEM;
+	reply->head_bytes = MESSAGE_HEADER_BYTES;
+	/* Short answers are urgent: who waits for one waits for little. */
+	connection_queue(connection, reply, header, MESSAGE_OK, CLASS_DEMAND, object, epoch);
+	return 0;
+}
+
+void request_committed(struct connection *connection, const struct commit_job *job)
+{
+	const struct message_header header = { .type = MESSAGE_SNAPSHOT_COMMIT, .request = job->request, .object = job->draft };
+	struct dp_err err = { "" };
+	int result = pool_snapshot_commit_finish(connection->shared->pool, connection, job->draft, job->result, &err);
+
+	result = result < 0 ? request_fail(connection, &header, -result, err.text) : answer_ok(connection, &header, 0, 0);
+	if (result < 0)
+		connection->broken = true; /* an answer is owed that there is no memory for */
+}
+
 int request_handle(struct connection *connection, const struct message_header *header, const uint8_t *payload)
 {
 	struct request request;
@@ -601,12 +644,5 @@ int request_handle(struct connection *connection, const struct message_header *h
 		return request_fail(connection, header, -result, request.err.text[0] ? request.err.text : strerror(-result));
 	if (request.answered)
 		return 0;
-	struct reply *reply = reply_new(connection->shared);
-
-	if (!reply)
-		return -ENOMEM;
-	reply->head_bytes = MESSAGE_HEADER_BYTES;
-	/* Short answers are urgent: who waits for one waits for little. */
-	connection_queue(connection, reply, header, MESSAGE_OK, CLASS_DEMAND, request.ok_object, request.ok_epoch);
-	return 0;
+	return answer_ok(connection, header, request.ok_object, request.ok_epoch);
 }

@@ -27,6 +27,7 @@ struct server {
 	struct connection *connections;
 	uint64_t idle_exit_ns; /* 0: never */
 	uint64_t idle_since_ns;
+	bool commits_done; /* the committer has something for us */
 	bool stopping;
 };
 
@@ -40,13 +41,22 @@ int server_open(struct server **result, struct pool *pool, struct dp_err *err)
 	server->shared.started_ns = server->idle_since_ns = clock_now_ns();
 	server->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	server->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	struct epoll_event event = { .events = EPOLLIN, .data.ptr = server };
+	struct epoll_event event = { .events = EPOLLIN, .data.ptr = &server->stop_fd };
 
-	if (server->epoll_fd < 0 || server->stop_fd < 0 || epoll_ctl(server->epoll_fd, EPOLL_CTL_ADD, server->stop_fd, &event) < 0) {
-		int error = errno;
+	int code = 0;
 
+	if (server->epoll_fd < 0 || server->stop_fd < 0 || epoll_ctl(server->epoll_fd, EPOLL_CTL_ADD, server->stop_fd, &event) < 0)
+		code = -errno;
+	if (code == 0 && pool->store->persistent)
+		code = committer_new(&server->shared.committer, pool->store);
+	if (code == 0 && server->shared.committer) {
+		event.data.ptr = &server->commits_done;
+		if (epoll_ctl(server->epoll_fd, EPOLL_CTL_ADD, committer_fd(server->shared.committer), &event) < 0)
+			code = -errno;
+	}
+	if (code < 0) {
 		server_close(server);
-		return dp_fail_errno(err, error, "open server");
+		return dp_fail_errno(err, -code, "open server");
 	}
 	*result = server;
 	return 0;
@@ -183,6 +193,29 @@ static void serve_connection(struct server *server, struct connection *connectio
 		drop_connection(server, connection);
 }
 
+static void finish_commits(struct server *server)
+{
+	struct commit_job *job;
+
+	server->commits_done = false;
+	while ((job = committer_take(server->shared.committer))) {
+		struct connection *connection = server->connections;
+
+		/* Gone meanwhile: so is its draft. */
+		while (connection && connection->id != job->connection_id)
+			connection = connection->next;
+		if (connection) {
+			int result = connection_committed(connection, job);
+
+			if (result == 0)
+				result = update_events(server, connection);
+			if (result < 0)
+				drop_connection(server, connection);
+		}
+		free(job);
+	}
+}
+
 /* ---- the loop ---- */
 
 static bool idle(const struct server *server)
@@ -220,9 +253,13 @@ static void tick(struct server *server)
 
 static void dispatch(struct server *server, const struct epoll_event *event)
 {
-	/* An event's data points at the server (stop), a listener or a connection. */
-	if (event->data.ptr == server) {
+	/* An event's data points at stop_fd, commits_done, a listener or a connection. */
+	if (event->data.ptr == &server->stop_fd) {
 		server->stopping = true;
+		return;
+	}
+	if (event->data.ptr == &server->commits_done) {
+		server->commits_done = true;
 		return;
 	}
 	for (struct server_listener *entry = server->listeners; entry; entry = entry->next) {
@@ -246,6 +283,9 @@ int server_run(struct server *server)
 			return -errno;
 		for (int i = 0; i < count; i++)
 			dispatch(server, &events[i]);
+		/* Behind the others: this may close connections that the others are about. */
+		if (server->commits_done)
+			finish_commits(server);
 		if (count <= 0)
 			tick(server);
 		if (server->idle_exit_ns && idle(server) && clock_now_ns() - server->idle_since_ns >= server->idle_exit_ns)
@@ -268,6 +308,7 @@ void server_close(struct server *server)
 	}
 	while (server->connections)
 		drop_connection(server, server->connections);
+	committer_free(server->shared.committer);
 	connection_shared_done(&server->shared);
 	dp_close_fd(&server->epoll_fd);
 	dp_close_fd(&server->stop_fd);

@@ -16,6 +16,14 @@ static int find_draft(struct pool *pool, const void *owner, uint64_t id, struct 
 	return 0;
 }
 
+/* A draft that may still be written to. */
+static int find_open_draft(struct pool *pool, const void *owner, uint64_t id, struct object **draft, struct dp_err *err)
+{
+	int result = find_draft(pool, owner, id, draft, err);
+
+	return result == 0 && (*draft)->committing ? dp_fail(err, EROFS, "the draft of %s was committed", (*draft)->name) : result;
+}
+
 static int name_taken(const char *name, struct dp_err *err)
 {
 	return dp_fail(err, EEXIST, "snapshot %s exists; use --force to replace it", name);
@@ -43,7 +51,7 @@ int pool_snapshot_begin(struct pool *pool, const void *owner, const char *name, 
 int pool_snapshot_space(struct pool *pool, const void *owner, uint64_t id, uint64_t label, uint64_t *space_id, struct dp_err *err)
 {
 	struct object *draft;
-	int result = find_draft(pool, owner, id, &draft, err);
+	int result = find_open_draft(pool, owner, id, &draft, err);
 
 	if (result < 0)
 		return result;
@@ -68,6 +76,8 @@ int pool_snapshot_inherit(struct pool *pool, const void *owner, uint64_t draft_s
 		return dp_fail(err, EROFS, "only the space of a draft can inherit pages");
 	if (space->object->owner != owner)
 		return dp_fail(err, EPERM, "the draft of %s belongs to another connection", space->object->name);
+	if (space->object->committing)
+		return dp_fail(err, EROFS, "the draft of %s was committed", space->object->name);
 	if (source->object->kind == OBJECT_DRAFT)
 		return dp_fail(err, EINVAL, "pages can be inherited from a snapshot or an instance only");
 	int result = pagemap_drop(&space->map, range.pgno, range.pages);
@@ -106,7 +116,7 @@ int pool_snapshot_file(struct pool *pool, const void *owner, uint64_t id, const 
 		       const void *content, uint64_t bytes, struct dp_err *err)
 {
 	struct object *draft;
-	int result = find_draft(pool, owner, id, &draft, err);
+	int result = find_open_draft(pool, owner, id, &draft, err);
 
 	if (result < 0)
 		return result;
@@ -143,17 +153,17 @@ static int check_complete(const struct object *draft, struct dp_err *err)
 	return 0;
 }
 
-int pool_snapshot_commit(struct pool *pool, const void *owner, uint64_t id, const char *meta, uint32_t meta_length, struct dp_err *err)
+int pool_snapshot_commit_begin(struct pool *pool, const void *owner, uint64_t id, const char *meta, uint32_t meta_length,
+			       struct dp_err *err)
 {
-	struct object *draft, *old;
+	struct object *draft;
 	int result = find_draft(pool, owner, id, &draft, err);
 
 	if (result == 0)
 		result = check_complete(draft, err);
 	if (result < 0)
 		return result;
-	old = pool_snapshot(pool, draft->name);
-	if (old && !draft->replace)
+	if (!draft->replace && pool_snapshot(pool, draft->name))
 		return name_taken(draft->name, err);
 	char *copy = malloc(meta_length + 1u);
 
@@ -165,6 +175,23 @@ int pool_snapshot_commit(struct pool *pool, const void *owner, uint64_t id, cons
 	free(draft->meta);
 	draft->meta = copy;
 	draft->meta_length = meta_length;
+	draft->committing = true;
+	return 0;
+}
+
+int pool_snapshot_commit_finish(struct pool *pool, const void *owner, uint64_t id, int sync_result, struct dp_err *err)
+{
+	struct object *draft, *old;
+	int result = find_draft(pool, owner, id, &draft, err);
+
+	if (result < 0)
+		return result;
+	if (sync_result < 0)
+		return dp_fail_errno(err, -sync_result, "store the pages of snapshot %s", draft->name);
+	/* Again: somebody may have been quicker while the disk was waited for. */
+	old = pool_snapshot(pool, draft->name);
+	if (old && !draft->replace)
+		return name_taken(draft->name, err);
 	result = persist_save(pool, draft, err);
 	if (result < 0)
 		return result;

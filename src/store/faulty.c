@@ -19,7 +19,8 @@ struct faulty_store {
 	struct store store;
 	struct store *lower;
 	unsigned ops;
-	uint64_t after, times, calls, delay_ns;
+	uint64_t after, times, delay_ns;
+	_Atomic uint64_t calls; /* sync may come from another thread */
 	int error;
 	bool corrupt;
 };

@@ -38,7 +38,7 @@ struct store_ops {
 	int (*read)(struct store *store, const uint64_t *slots, void *const *pages, size_t count);
 	/* The slot's bytes in memory, readable until the slot is freed; NULL where this store must be read. */
 	const void *(*page)(struct store *store, uint64_t slot);
-	/* Pages written so far are durable when it returns. */
+	/* Pages written so far are durable when it returns. The one call that may be made from another thread, at any time. */
 	int (*sync)(struct store *store);
 	/* Creates or replaces: atomic and durable. Names: [A-Za-z0-9._:%-]{1,220}, no dot in front. */
 	int (*blob_put)(struct store *store, const char *name, const void *bytes, uint64_t length);

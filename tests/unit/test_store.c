@@ -21,6 +21,7 @@
 #include "client/captive.h"
 #include "pool_fixture.h"
 #include "store/heap.h"
+#include "wire/message.h"
 
 static char directory[64];
 
@@ -518,6 +519,64 @@ static void pool_open__damaged_manifest__is_refused_by_name(void **state)
 	assert_int_equal(pool_open(&pool, store, &err), -EBADMSG);
 }
 
+struct slow_commit {
+	struct client *client;
+	uint64_t draft;
+	int result;
+	_Atomic bool done;
+};
+
+static void *commit_slowly(void *context)
+{
+	struct slow_commit *commit = context;
+
+	commit->result = client_snapshot_commit(commit->client, commit->draft, "{}", NULL);
+	commit->done = true;
+	return NULL;
+}
+
+static void commit__disk_is_slow__others_are_served_meanwhile(void **state)
+{
+	struct pool_fixture fixture = { 0 };
+	struct slow_commit commit = { 0 };
+	struct client *client;
+	struct snapshot_info info;
+	struct dp_err err;
+	pthread_t thread;
+	uint64_t space;
+
+	fixture_start(&fixture, uri_of("fault:op=sync,times=0,delay=1s:dir:%s/d"));
+	client = fixture_connect(&fixture);
+	make_snapshot(client, "first", 500);
+	assert_int_equal(client_snapshot_open(client, "first", &info, &err), 0);
+	commit.client = fixture_connect(&fixture);
+	assert_int_equal(client_snapshot_begin(commit.client, "second", false, &commit.draft, &err), 0);
+	assert_int_equal(client_snapshot_space(commit.client, commit.draft, 1, &space, &err), 0);
+	assert_int_equal(pthread_create(&thread, NULL, commit_slowly, &commit), 0);
+	for (unsigned i = 0; i < 20; i++)
+		expect_pages(client, info.spaces[0].space, 0, 500, 1);
+	assert_false(commit.done);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	assert_int_equal(commit.result, 0);
+	client_snapshot_info_done(&info);
+	/* One that goes away while its commit is under way takes its draft along. */
+	assert_int_equal(client_snapshot_begin(commit.client, "third", false, &commit.draft, &err), 0);
+	uint8_t header[MESSAGE_HEADER_BYTES];
+
+	message_header_encode(header, &(struct message_header){ .type = MESSAGE_SNAPSHOT_COMMIT,
+								.version = MESSAGE_VERSION,
+								.request = UINT64_C(1) << 63 | 99,
+								.object = commit.draft });
+	assert_int_equal(write(client_fd(commit.client), header, sizeof(header)), (ssize_t)sizeof(header));
+	client_close(commit.client);
+	make_snapshot(client, "fourth", 5);
+	assert_int_equal(client_snapshot_open(client, "third", &info, &err), -ENOENT);
+	expect_pages(client, space, 0, 1, 0);
+	client_close(client);
+	fixture_end(&fixture);
+	remove_tree(fixture.directory);
+}
+
 /* ---- captive pools, with the real program ---- */
 
 static void captive__opened_by_several_at_once__one_server_serves_all_and_leaves(void **state)
@@ -616,6 +675,7 @@ int main(void)
 		TEST(pool__any_store_call_fails__commit_is_refused_and_the_pool_lives),
 		TEST(pool__disk_full__is_ENOSPC_and_nothing_is_visible),
 		TEST(pool_open__damaged_manifest__is_refused_by_name),
+		TEST(commit__disk_is_slow__others_are_served_meanwhile),
 		TEST(captive__opened_by_several_at_once__one_server_serves_all_and_leaves),
 		TEST(captive__path_too_long_for_a_socket__is_served_all_the_same),
 	};
