@@ -167,6 +167,7 @@ static void print_snapshot_json(const struct snapshot_info *info)
 {
 	json_object *object = schema_object("distriproc.pool.inspect/1");
 	json_object *snapshot = snapshot_json(info), *spaces = json_object_new_array(), *files = json_object_new_array();
+	json_object *instances = json_object_new_array();
 
 	add_number(snapshot, "own_bytes", info->own_pages * PAGE_BYTES);
 	for (size_t i = 0; i < info->space_count; i++) {
@@ -183,6 +184,16 @@ static void print_snapshot_json(const struct snapshot_info *info)
 		add_number(file, "bytes", info->files[i].bytes);
 		json_object_array_add(files, file);
 	}
+	for (size_t i = 0; i < info->instance_list_count; i++) {
+		json_object *instance = json_object_new_object();
+
+		add_text(instance, "name", info->instance_list[i].name);
+		add_number(instance, "id", info->instance_list[i].id);
+		add_number(instance, "epoch", info->instance_list[i].epoch);
+		add_number(instance, "own_bytes", info->instance_list[i].own_pages * PAGE_BYTES);
+		json_object_array_add(instances, instance);
+	}
+	json_object_object_add(snapshot, "instance_list", instances);
 	json_object_object_add(snapshot, "spaces", spaces);
 	json_object_object_add(snapshot, "files", files);
 	json_object_object_add(object, "snapshot", snapshot);
@@ -208,6 +219,11 @@ static void print_snapshot(const struct snapshot_info *info)
 	for (size_t i = 0; i < info->space_count; i++)
 		printf("%10" PRIu64 "  %10s\n", info->spaces[i].label,
 		       format_size(info->spaces[i].pages * PAGE_BYTES, text, sizeof(text)));
+	if (info->instance_list_count)
+		printf("\n%10s  %5s  %s\n", "OWN", "EPOCH", "INSTANCE");
+	for (size_t i = 0; i < info->instance_list_count; i++)
+		printf("%10s  %5" PRIu64 "  %s\n", format_size(info->instance_list[i].own_pages * PAGE_BYTES, text, sizeof(text)),
+		       info->instance_list[i].epoch, info->instance_list[i].name);
 	if (info->file_count)
 		printf("\n%10s  %s\n", "SIZE", "FILE");
 	for (size_t i = 0; i < info->file_count; i++)

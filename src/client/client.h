@@ -63,6 +63,11 @@ struct snapshot_space {
 	uint64_t space; /* id, readable by client_get with epoch 0 */
 	uint64_t pages; /* pages stored */
 };
+struct snapshot_instance {
+	uint64_t id, epoch;
+	uint64_t own_pages; /* that nothing else shares: what the instance costs */
+	char name[256];
+};
 struct snapshot_info {
 	uint64_t id;
 	char name[256];
@@ -75,10 +80,12 @@ struct snapshot_info {
 	size_t file_count;
 	struct snapshot_space *spaces;
 	size_t space_count;
+	struct snapshot_instance *instance_list; /* client_snapshot_inspect only */
+	size_t instance_list_count;
 };
 /* Fills info (client_snapshot_info_done frees what it holds). -ENOENT. */
 int client_snapshot_open(struct client *client, const char *name, struct snapshot_info *info, struct dp_err *err);
-/* The same with own_pages counted, which takes the pool a look at every page: for people, not for restores. */
+/* The same with own_pages counted and live instances listed. The pool looks at every page: for people, not for restores. */
 int client_snapshot_inspect(struct client *client, const char *name, struct snapshot_info *info, struct dp_err *err);
 void client_snapshot_info_done(struct snapshot_info *info);
 /* Reads a whole file of the skeleton into a fresh buffer (caller frees). */

@@ -317,20 +317,29 @@ static int take_info(const struct message_header *answer, const uint8_t *payload
 	info->instances = encoded.instances;
 	info->meta_json = malloc(encoded.meta.length + 1u);
 	info->files = calloc(encoded.file_count + 1u, sizeof(*info->files));
-	if (!info->meta_json || !info->files || take_spaces(encoded.spaces, encoded.space_count, &info->spaces) < 0) {
+	info->instance_list = calloc(encoded.list_count + 1u, sizeof(*info->instance_list));
+	if (!info->meta_json || !info->files || !info->instance_list || take_spaces(encoded.spaces, encoded.space_count, &info->spaces) < 0) {
 		client_snapshot_info_done(info);
 		return -ENOMEM;
 	}
 	message_text_copy(encoded.meta, info->meta_json, encoded.meta.length + 1u);
 	info->space_count = encoded.space_count;
 	info->file_count = encoded.file_count;
-	const uint8_t *at = encoded.files;
+	info->instance_list_count = encoded.list_count;
+	const uint8_t *at = encoded.files, *list = encoded.list;
 
 	for (uint32_t i = 0; i < encoded.file_count; i++) {
 		struct message_text name;
 
 		message_info_file(&at, &name, &info->files[i].bytes);
 		message_text_copy(name, info->files[i].name, sizeof(info->files[i].name));
+	}
+	for (uint32_t i = 0; i < encoded.list_count; i++) {
+		struct message_info_instance instance;
+
+		message_info_instance(&list, &instance);
+		info->instance_list[i] = (struct snapshot_instance){ instance.id, instance.epoch, instance.own_pages, "" };
+		message_text_copy(instance.name, info->instance_list[i].name, sizeof(info->instance_list[i].name));
 	}
 	return 0;
 }
@@ -340,6 +349,7 @@ void client_snapshot_info_done(struct snapshot_info *info)
 	free(info->meta_json);
 	free(info->files);
 	free(info->spaces);
+	free(info->instance_list);
 	*info = (struct snapshot_info){ 0 };
 }
 

@@ -359,9 +359,12 @@ static int handle_snapshot_abort(struct request *request)
 }
 
 /* An upper bound of what a snapshot's INFO takes. */
-static uint64_t info_size(const struct object *snapshot, bool lists)
+static uint64_t info_size(const struct object *snapshot, bool lists, bool sharing)
 {
 	uint64_t size = 512 + snapshot->meta_length;
+
+	if (sharing)
+		size += snapshot->instances * (NAME_LIMIT + 26ull);
 
 	if (lists)
 		size += snapshot->file_count * (FILE_NAME_LIMIT + 10u) + snapshot->space_count * 24ull;
@@ -370,18 +373,19 @@ static uint64_t info_size(const struct object *snapshot, bool lists)
 
 static int answer_info(struct request *request, const struct object *snapshot, bool lists, bool sharing, bool more)
 {
-	uint64_t size = info_size(snapshot, lists), used;
+	uint64_t size = info_size(snapshot, lists, sharing), used;
 	struct message_info info = { .created_unix_ns = snapshot->created_unix_ns,
 				     .stored_pages = object_pages(snapshot),
 				     .own_pages = sharing ? object_own_pages(snapshot) : UINT64_MAX,
 				     .instances = snapshot->instances,
 				     .file_count = lists ? (uint32_t)snapshot->file_count : 0,
 				     .space_count = lists ? snapshot->space_count : 0,
+				     .list_count = sharing ? snapshot->instances : 0,
 				     .name = { snapshot->name, (uint32_t)strlen(snapshot->name) },
 				     .meta = { snapshot->meta, snapshot->meta_length } };
 
 	if (size > MESSAGE_PAYLOAD_LIMIT)
-		return dp_fail(&request->err, EMSGSIZE, "snapshot %s has too many files or spaces for one message", snapshot->name);
+		return dp_fail(&request->err, EMSGSIZE, "snapshot %s has too many files, spaces or instances for one message", snapshot->name);
 	struct reply *reply = reply_with_buffer(request, size);
 
 	if (!reply)
@@ -397,6 +401,14 @@ static int answer_info(struct request *request, const struct object *snapshot, b
 		used += (uint64_t)message_info_space_encode(
 			reply->extra + used, size - used,
 			&(struct message_info_space){ space->label, space->id, pagemap_pages(&space->map) });
+	for (const struct object *object = request->pool->all; object && sharing; object = object->next) {
+		if (object->kind != OBJECT_INSTANCE || object->base != snapshot->id)
+			continue;
+		struct message_info_instance instance = { object->id, object->epoch, object_own_pages(object),
+							  { object->name, (uint32_t)strlen(object->name) } };
+
+		used += (uint64_t)message_info_instance_encode(reply->extra + used, size - used, &instance);
+	}
 	reply->extra_bytes = used;
 	answer(request, reply, MESSAGE_SNAPSHOT_INFO, more ? CLASS_PREFETCH | MESSAGE_MORE : CLASS_DEMAND, snapshot->id, 0);
 	return 0;
@@ -436,7 +448,7 @@ static int handle_list(struct request *request)
 	while (snapshot && strcmp(snapshot->name, after) <= 0)
 		snapshot = snapshot->next_name;
 	for (; snapshot && bytes < LIST_BYTES && result == 0; snapshot = snapshot->next_name) {
-		bytes += info_size(snapshot, false);
+		bytes += info_size(snapshot, false, false);
 		result = answer_info(request, snapshot, false, false, true);
 	}
 	request->answered = false;

@@ -461,6 +461,7 @@ int message_info_encode(uint8_t *bytes, size_t size, const struct message_info *
 	bytes_put_u32(&out, info->instances);
 	bytes_put_u32(&out, info->file_count);
 	bytes_put_u32(&out, info->space_count);
+	bytes_put_u32(&out, info->list_count);
 	put_text(&out, info->name);
 	bytes_put_u32(&out, info->meta.length);
 	bytes_put(&out, info->meta.at, info->meta.length);
@@ -486,6 +487,17 @@ int message_info_space_encode(uint8_t *bytes, size_t size, const struct message_
 	return written(&out);
 }
 
+int message_info_instance_encode(uint8_t *bytes, size_t size, const struct message_info_instance *instance)
+{
+	struct bytes_writer out = bytes_writer(bytes, size);
+
+	bytes_put_u64(&out, instance->id);
+	bytes_put_u64(&out, instance->epoch);
+	bytes_put_u64(&out, instance->own_pages);
+	put_text(&out, instance->name);
+	return written(&out);
+}
+
 int message_info_decode(const uint8_t *bytes, size_t length, struct message_info *info)
 {
 	struct bytes_reader in = reader_of(bytes, length);
@@ -496,6 +508,7 @@ int message_info_decode(const uint8_t *bytes, size_t length, struct message_info
 	info->instances = bytes_get_u32(&in);
 	info->file_count = bytes_get_u32(&in);
 	info->space_count = bytes_get_u32(&in);
+	info->list_count = bytes_get_u32(&in);
 	info->name = get_text(&in, NAME_LIMIT);
 	info->meta.length = bytes_get_u32(&in);
 	if (info->meta.length > META_LIMIT)
@@ -509,6 +522,11 @@ int message_info_decode(const uint8_t *bytes, size_t length, struct message_info
 		bytes_get_u64(&in);
 	}
 	info->spaces = bytes_take(&in, (uint64_t)info->space_count * 24);
+	info->list = in.at;
+	for (uint32_t i = 0; !in.bad && i < info->list_count; i++) {
+		bytes_take(&in, 24);
+		get_text(&in, NAME_LIMIT);
+	}
 	return complete(&in);
 }
 
@@ -518,6 +536,16 @@ void message_info_file(const uint8_t **at, struct message_text *name, uint64_t *
 	name->at = (const char *)*at + 2;
 	*file_bytes = bytes_load_u64(*at + 2 + name->length);
 	*at += 2 + name->length + 8;
+}
+
+void message_info_instance(const uint8_t **at, struct message_info_instance *instance)
+{
+	instance->id = bytes_load_u64(*at);
+	instance->epoch = bytes_load_u64(*at + 8);
+	instance->own_pages = bytes_load_u64(*at + 16);
+	instance->name.length = bytes_load_u16(*at + 24);
+	instance->name.at = (const char *)*at + 26;
+	*at += 26 + instance->name.length;
 }
 
 struct message_info_space message_info_space_at(const uint8_t *spaces, uint32_t index)

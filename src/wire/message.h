@@ -153,7 +153,7 @@ int message_number_decode(const uint8_t *bytes, size_t length, uint64_t *number)
 /* ---- snapshots ---- */
 #define NAME_FLAG_REPLACE 1u /* SNAPSHOT_BEGIN */
 #define NAME_FLAG_FORCE 1u   /* REMOVE */
-#define NAME_FLAG_SHARING 1u /* SNAPSHOT_OPEN: count own_pages (walks all pages) */
+#define NAME_FLAG_SHARING 1u /* SNAPSHOT_OPEN: count own_pages (walks all pages), list instances */
 /* A name with flags: SNAPSHOT_BEGIN, SNAPSHOT_OPEN, REMOVE. */
 struct message_name {
 	uint32_t flags;
@@ -188,20 +188,28 @@ int message_file_get_decode(const uint8_t *bytes, size_t length, struct message_
 struct message_info_space {
 	uint64_t label, space, pages;
 };
+struct message_info_instance {
+	uint64_t id, epoch, own_pages;
+	struct message_text name;
+};
 struct message_info {
 	uint64_t created_unix_ns, stored_pages, own_pages;
 	uint32_t instances;
-	uint32_t file_count, space_count;
+	uint32_t file_count, space_count, list_count; /* list: live instances, where asked for (NAME_FLAG_SHARING) */
 	struct message_text name, meta;
-	const uint8_t *files, *spaces; /* decode only: walk with message_info_file, message_info_space_at */
+	const uint8_t *files, *spaces, *list; /* decode only: walk with message_info_file, _space_at, _instance */
 };
-/* Writes everything but the lists; then file_count files and space_count spaces are appended in order by the two below. */
+/* Writes everything but the lists; then file_count files, space_count spaces and list_count instances are appended in this
+ * order by the three below. */
 int message_info_encode(uint8_t *bytes, size_t size, const struct message_info *info);
 int message_info_file_encode(uint8_t *bytes, size_t size, struct message_text name, uint64_t file_bytes);
 int message_info_space_encode(uint8_t *bytes, size_t size, const struct message_info_space *space);
+int message_info_instance_encode(uint8_t *bytes, size_t size, const struct message_info_instance *instance);
 int message_info_decode(const uint8_t *bytes, size_t length, struct message_info *info);
 /* The file at *at, which starts as info->files and moves on; at most info->file_count calls. */
 void message_info_file(const uint8_t **at, struct message_text *name, uint64_t *file_bytes);
+/* The same for info->list and info->list_count. */
+void message_info_instance(const uint8_t **at, struct message_info_instance *instance);
 struct message_info_space message_info_space_at(const uint8_t *spaces, uint32_t index);
 
 struct message_status {

@@ -68,6 +68,13 @@ static void check_info(const uint8_t *payload, size_t length)
 
 		used += message_info_space_encode(again + used, sizeof(again) - (size_t)used, &space);
 	}
+	at = info.list;
+	for (uint32_t i = 0; i < info.list_count; i++) {
+		struct message_info_instance instance;
+
+		message_info_instance(&at, &instance);
+		used += message_info_instance_encode(again + used, sizeof(again) - (size_t)used, &instance);
+	}
 	same(payload, length, used);
 }
 

@@ -32,8 +32,8 @@ def spaces(*rows):
 
 hello = message("hello", struct.pack("<IHH", MAGIC, 1, 1))
 name = struct.pack("<I", 0) + text(b"redis:prod")
-info = struct.pack("<QQQIII", 1, 2, 3, 4, 2, 1) + text(b"redis:prod") + struct.pack("<I", 2) + b"{}"
-info += text(b"pstree.img") + struct.pack("<Q", 9) + text(b"mm-1.img") + struct.pack("<Q", 10) + spaces((1, 2, 3))
+info = struct.pack("<QQQIIII", 1, 2, 3, 4, 2, 1, 1) + text(b"redis:prod") + struct.pack("<I", 2) + b"{}"
+info += text(b"pstree.img") + struct.pack("<Q", 9) + text(b"mm-1.img") + struct.pack("<Q", 10) + spaces((1, 2, 3)) + spaces((1, 2, 3)) + text(b"web-1")
 
 messages = {
     "hello": hello,

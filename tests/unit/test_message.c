@@ -126,6 +126,7 @@ static void payloads__cut_or_longer_anywhere__are_refused(void **state)
 					   .instances = 4,
 					   .file_count = 1,
 					   .space_count = 1,
+					   .list_count = 1,
 					   .name = text("redis:prod"),
 					   .meta = text("{}") };
 	int length;
@@ -148,6 +149,7 @@ static void payloads__cut_or_longer_anywhere__are_refused(void **state)
 	length = message_info_encode(buffer, sizeof(buffer), &info);
 	length += message_info_file_encode(buffer + length, 100, text("pstree.img"), 99);
 	length += message_info_space_encode(buffer + length, 100, &space);
+	length += message_info_instance_encode(buffer + length, 100, &(struct message_info_instance){ 1, 2, 3, text("web-1") });
 	check_truncations(decode_info, buffer, length);
 	check_truncations(decode_status, buffer, message_status_encode(buffer, sizeof(buffer), &(struct message_status){ 1, 2 }));
 	check_truncations(decode_instance_create, buffer,
@@ -265,6 +267,10 @@ static void info__hostile_counts__are_refused(void **state)
 	length = message_info_encode(buffer, sizeof(buffer), &info);
 	assert_int_equal(message_info_decode(buffer, (size_t)length, &back), -EBADMSG);
 	info.file_count = 0;
+	info.list_count = UINT32_MAX;
+	length = message_info_encode(buffer, sizeof(buffer), &info);
+	assert_int_equal(message_info_decode(buffer, (size_t)length, &back), -EBADMSG);
+	info.list_count = 0;
 	info.space_count = UINT32_MAX;
 	length = message_info_encode(buffer, sizeof(buffer), &info);
 	assert_int_equal(message_info_decode(buffer, (size_t)length, &back), -EBADMSG);

@@ -195,6 +195,12 @@ static void instances__many_of_one_snapshot__share_its_pages(void **state)
 	assert_int_equal(client_snapshot_inspect(client, "base", &info, &err), 0);
 	assert_int_equal(info.instances, 40);
 	assert_int_equal(info.own_pages, 0);
+	assert_int_equal(info.instance_list_count, 40);
+	for (unsigned i = 0; i < 40; i++) {
+		assert_string_equal(info.instance_list[i].name, "test");
+		assert_int_equal(info.instance_list[i].epoch, 1);
+		assert_int_equal(info.instance_list[i].own_pages, 10);
+	}
 	expect_pages(client, info.spaces[0].space, 0, 2000, 1);
 	client_snapshot_info_done(&info);
 	assert_int_equal(client_remove(client, "base", false, &err), -EBUSY);
