@@ -136,8 +136,8 @@ static void print_table(const struct instance *list, size_t count)
 		}
 		if (list[i].budget_bytes)
 			format_size(list[i].budget_bytes, budget, sizeof(budget));
-		printf("%-*s  %-*s  %-*s  %7d  %-12s  %5zu  %10s  %10s  %10s  %6s\n", id, list[i].id, name, list[i].name, snapshot,
-		       list[i].snapshot, (int)list[i].root.pid, state_of(&row), row.tasks, resident, budget, faults,
+		printf("%-*s  %-*s  %-*s  %7d  %-12s  %5zu  %10s  %10s  %10s  %6s\n", id, list[i].id, name, list[i].name,
+		       snapshot, list[i].snapshot, (int)list[i].root.pid, state_of(&row), row.tasks, resident, budget, faults,
 		       format_uptime(row.uptime_ns, uptime, sizeof(uptime)));
 	}
 }

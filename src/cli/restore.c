@@ -41,11 +41,12 @@ static const char common_usage[] =
 	"  --tcp-established --tcp-close --shell-job --ext-unix-sk --file-locks --link-remap --evasive-devices\n"
 	"  --skip-file-rwx-check --weak-sysctls --external RES --inherit-fd FD:RES --join-ns NS --manage-cgroups[=MODE]\n"
 	"  --cgroup-root PATH --file-validation METHOD --network-lock METHOD --action-script FILE --ghost-limit SIZE\n"
-	"  --lsm-profile TYPE:NAME --enable-fs NAMES --ext-mount-map KEY:VALUE --skip-mnt PATH --empty-ns net --libdir PATH\n";
+	"  --lsm-profile TYPE:NAME --enable-fs NAMES --ext-mount-map KEY:VALUE --skip-mnt PATH\n"
+	"  --empty-ns net --libdir PATH\n";
 
 enum {
-	OPTION_LOCAL_MEMORY = 256, OPTION_DETACH, OPTION_WAIT, OPTION_PIDFILE, OPTION_STATUS_FD, OPTION_PID_NAMESPACE, OPTION_NAME,
-	OPTION_JSON, OPTION_ROOT, OPTION_CRIU, OPTION_SHELL_JOB,
+	OPTION_LOCAL_MEMORY = 256, OPTION_DETACH, OPTION_WAIT, OPTION_PIDFILE, OPTION_STATUS_FD, OPTION_PID_NAMESPACE,
+	OPTION_NAME, OPTION_JSON, OPTION_ROOT, OPTION_CRIU, OPTION_SHELL_JOB,
 };
 
 static const struct option options[] = {
@@ -155,7 +156,8 @@ static int read_options(struct settings *settings, int argc, char **argv)
 			return code;
 	}
 	if (argc - optind != 1)
-		return cli_usage_error(settings->command, "which snapshot? Write one POOL/REPO:TAG, such as dp://host:7400/redis:prod");
+		return cli_usage_error(settings->command,
+				       "which snapshot? Write one POOL/REPO:TAG, such as dp://host:7400/redis:prod");
 	if (settings->detach && (settings->wait || settings->restore.foreground))
 		return cli_usage_error(settings->command, "--detach is the opposite of --wait and of `run`");
 	return 0;
@@ -164,9 +166,12 @@ static int read_options(struct settings *settings, int argc, char **argv)
 static void print_times(const struct restore_times *times)
 {
 	const struct { const char *name; uint64_t from, to; } phases[] = {
-		{ "open snapshot", times->start_ns, times->opened_ns },   { "fetch skeleton", times->opened_ns, times->fetched_ns },
-		{ "check", times->fetched_ns, times->forked_ns },         { "prepare", times->forked_ns, times->criu_started_ns },
-		{ "criu", times->criu_started_ns, times->criu_done_ns },  { "hand over", times->criu_done_ns, times->done_ns },
+		{ "open snapshot", times->start_ns, times->opened_ns },
+		{ "fetch skeleton", times->opened_ns, times->fetched_ns },
+		{ "check", times->fetched_ns, times->forked_ns },
+		{ "prepare", times->forked_ns, times->criu_started_ns },
+		{ "criu", times->criu_started_ns, times->criu_done_ns },
+		{ "hand over", times->criu_done_ns, times->done_ns },
 	};
 	for (size_t i = 0; i < ARRAY_LENGTH(phases); i++)
 		fprintf(stderr, "%-14s %7.2f ms\n", phases[i].name, (double)(int64_t)(phases[i].to - phases[i].from) / 1e6);
@@ -179,8 +184,9 @@ static void print_text(const struct restore_session *session)
 	uint64_t bytes = instance->snapshot_pages * PAGE_BYTES;
 	if (instance->budget_bytes && bytes)
 		snprintf(budget, sizeof(budget), "%.0f %%", 100.0 * (double)instance->budget_bytes / (double)bytes);
-	printf("restored %s as %s: pid %d, %s of %s local, %.0f ms\n", instance->snapshot, instance->id, (int)instance->root.pid, budget,
-	       format_size(bytes, size, sizeof(size)), (double)(session->times.done_ns - session->times.start_ns) / 1e6);
+	printf("restored %s as %s: pid %d, %s of %s local, %.0f ms\n", instance->snapshot, instance->id,
+	       (int)instance->root.pid, budget, format_size(bytes, size, sizeof(size)),
+	       (double)(session->times.done_ns - session->times.start_ns) / 1e6);
 	fflush(stdout);
 }
 
@@ -201,7 +207,8 @@ static void print_json(const struct restore_session *session)
 	json_object_object_add(object, "snapshot_bytes", json_object_new_uint64(instance->snapshot_pages * PAGE_BYTES));
 	json_object_object_add(object, "budget_bytes", json_object_new_uint64(instance->budget_bytes));
 	json_object_object_add(object, "elapsed_ns", json_object_new_uint64(session->times.done_ns - session->times.start_ns));
-	json_object_object_add(object, "criu_ns", json_object_new_uint64(session->times.criu_done_ns - session->times.criu_started_ns));
+	json_object_object_add(object, "criu_ns",
+			       json_object_new_uint64(session->times.criu_done_ns - session->times.criu_started_ns));
 	cli_print_json(object);
 	fflush(stdout);
 }
@@ -215,8 +222,8 @@ static int announce(const struct settings *settings, const struct restore_sessio
 		int length = snprintf(text, sizeof(text), "%d\n", (int)session->instance.root.pid);
 		ret = io_write_file(settings->pidfile, text, (size_t)length, 0644);
 		if (ret)
-			dp_fail_errno(err, -ret, "the tree runs as %s, but its pid file %s cannot be written", session->instance.id,
-				      settings->pidfile);
+			dp_fail_errno(err, -ret, "the tree runs as %s, but its pid file %s cannot be written",
+				      session->instance.id, settings->pidfile);
 	}
 	if (settings->status_fd >= 0 && io_write_full(settings->status_fd, "", 1) == 0)
 		close(settings->status_fd);

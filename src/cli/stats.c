@@ -16,8 +16,8 @@
 static const char usage[] =
 	"Usage: distri-proc stats [--watch[=SECONDS]] [--json] INSTANCE\n"
 	"\n"
-	"Shows what the pager of an instance counts: memory, faults with their latencies, traffic, evictions. INSTANCE is an id,\n"
-	"a name, the beginning of an id, or the pid of one of its processes.\n"
+	"Shows what the pager of an instance counts: memory, faults with their latencies, traffic, evictions. INSTANCE is an\n"
+	"id, a name, the beginning of an id, or the pid of one of its processes.\n"
 	"\n"
 	"  -w, --watch[=SECONDS]  again every so many seconds (default 1) until the instance ends, with rates\n"
 	"  --json                 one object; with --watch one a line. Bytes, pages and ns\n"
@@ -31,10 +31,10 @@ static const char *const fault_names[FAULT_KINDS] = {
 /* Every plain counter under its JSON name. */
 static const struct { const char *name; size_t offset; } fields[] = {
 #define FIELD(name) { #name, offsetof(struct pager_stats, name) }
-	FIELD(resident_pages), FIELD(remote_pages), FIELD(staged_pages), FIELD(zero_pages), FIELD(dirty_pages), FIELD(other_pages),
-	FIELD(pss_pages), FIELD(budget_pages), FIELD(reserve_pages), FIELD(spaces), FIELD(tasks), FIELD(wardens), FIELD(table_bytes),
-	FIELD(table_pages), FIELD(events_fork), FIELD(events_remap), FIELD(events_remove), FIELD(events_unmap), FIELD(bytes_in),
-	FIELD(bytes_out), FIELD(requests), FIELD(installed_pages), FIELD(zero_filled_pages), FIELD(evicted_pages),
+	FIELD(resident_pages), FIELD(remote_pages), FIELD(staged_pages), FIELD(zero_pages), FIELD(dirty_pages),
+	FIELD(other_pages), FIELD(pss_pages), FIELD(budget_pages), FIELD(reserve_pages), FIELD(spaces), FIELD(tasks),
+	FIELD(wardens), FIELD(table_bytes), FIELD(table_pages), FIELD(events_fork), FIELD(events_remap),
+	FIELD(events_remove), FIELD(events_unmap), FIELD(bytes_in), FIELD(bytes_out), FIELD(requests), FIELD(installed_pages), FIELD(zero_filled_pages), FIELD(evicted_pages),
 	FIELD(moved_pages), FIELD(second_chance_pages), FIELD(written_back_pages), FIELD(clean_dropped_pages), FIELD(busy_pages),
 	FIELD(unshared_pages), FIELD(prefetched_pages), FIELD(prefetch_used_pages), FIELD(prefetch_wasted_pages), FIELD(stalls),
 	FIELD(copy_retries), FIELD(areas_found), FIELD(pager_pid),
@@ -45,7 +45,8 @@ static json_object *histogram_json(const struct histogram *histogram)
 {
 	json_object *object = json_object_new_object();
 	json_object_object_add(object, "count", json_object_new_uint64(histogram->count));
-	json_object_object_add(object, "mean_ns", json_object_new_uint64(histogram->count ? histogram->sum_ns / histogram->count : 0));
+	json_object_object_add(object, "mean_ns",
+			       json_object_new_uint64(histogram->count ? histogram->sum_ns / histogram->count : 0));
 	json_object_object_add(object, "p50_ns", json_object_new_uint64(histogram_quantile_ns(histogram, 0.5)));
 	json_object_object_add(object, "p99_ns", json_object_new_uint64(histogram_quantile_ns(histogram, 0.99)));
 	json_object_object_add(object, "p999_ns", json_object_new_uint64(histogram_quantile_ns(histogram, 0.999)));
@@ -113,8 +114,8 @@ static void print_memory(const struct pager_stats *now)
 	       pages_text(now->staged_pages, b), pages_text(now->dirty_pages, c), pages_text(now->zero_pages, d));
 	printf("           other %s   pss %s   page tables %s\n", pages_text(now->other_pages, a), pages_text(now->pss_pages, b),
 	       format_size(now->table_bytes, c, sizeof(c)));
-	printf("tree       %llu tasks   %llu spaces   %llu wardens\n", (unsigned long long)now->tasks, (unsigned long long)now->spaces,
-	       (unsigned long long)now->wardens);
+	printf("tree       %llu tasks   %llu spaces   %llu wardens\n", (unsigned long long)now->tasks,
+	       (unsigned long long)now->spaces, (unsigned long long)now->wardens);
 }
 
 static void print_fault_row(const char *name, uint64_t now, uint64_t before, double seconds, const struct histogram *latency)
@@ -126,8 +127,8 @@ static void print_fault_row(const char *name, uint64_t now, uint64_t before, dou
 		latency_text(histogram_quantile_ns(latency, 0.999), p999);
 		latency_text(latency->max_ns, most);
 	}
-	printf("  %-9s %12llu %10.0f %10s %10s %10s %10s\n", name, (unsigned long long)now, rate(now, before, seconds), p50, p99, p999,
-	       most);
+	printf("  %-9s %12llu %10.0f %10s %10s %10s %10s\n", name, (unsigned long long)now, rate(now, before, seconds), p50,
+	       p99, p999, most);
 }
 
 static void print_counters(const struct pager_stats *now, const struct pager_stats *before, double seconds)
@@ -143,13 +144,13 @@ static void print_counters(const struct pager_stats *now, const struct pager_sta
 	       pages_text(now->second_chance_pages, d));
 	printf("           moved %s   busy %llu   unshared %llu   stalls %llu\n", pages_text(now->moved_pages, a),
 	       (unsigned long long)now->busy_pages, (unsigned long long)now->unshared_pages, (unsigned long long)now->stalls);
-	printf("prefetch   %s   used %s   wasted %s\n", pages_text(now->prefetched_pages, a), pages_text(now->prefetch_used_pages, b),
-	       pages_text(now->prefetch_wasted_pages, c));
+	printf("prefetch   %s   used %s   wasted %s\n", pages_text(now->prefetched_pages, a),
+	       pages_text(now->prefetch_used_pages, b), pages_text(now->prefetch_wasted_pages, c));
 	printf("installed  %s   zero-filled %s   retries %llu\n", pages_text(now->installed_pages, a),
 	       pages_text(now->zero_filled_pages, b), (unsigned long long)now->copy_retries);
 	printf("events     fork %llu   remap %llu   remove %llu   unmap %llu   areas found %llu\n",
-	       (unsigned long long)now->events_fork, (unsigned long long)now->events_remap, (unsigned long long)now->events_remove,
-	       (unsigned long long)now->events_unmap, (unsigned long long)now->areas_found);
+	       (unsigned long long)now->events_fork, (unsigned long long)now->events_remap,
+	       (unsigned long long)now->events_remove, (unsigned long long)now->events_unmap, (unsigned long long)now->areas_found);
 }
 
 /* `before` and `seconds` are those of the last look; the first time, the pager's start. */

@@ -73,8 +73,12 @@ static int stop_instance(const char *root, const char *key, bool kill_now, uint6
 int cmd_stop(int argc, char **argv)
 {
 	static const struct option options[] = {
-		{ "timeout", required_argument, NULL, 't' }, { "kill", no_argument, NULL, 'k' }, { "json", no_argument, NULL, 'j' },
-		{ "root", required_argument, NULL, 'r' },    { "help", no_argument, NULL, 'h' }, { 0 },
+		{ "timeout", required_argument, NULL, 't' },
+		{ "kill", no_argument, NULL, 'k' },
+		{ "json", no_argument, NULL, 'j' },
+		{ "root", required_argument, NULL, 'r' },
+		{ "help", no_argument, NULL, 'h' },
+		{ 0 },
 	};
 	bool kill_now = false, json = false;
 	uint64_t timeout_ns = 10000000000u;

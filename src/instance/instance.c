@@ -264,7 +264,7 @@ void instance_keep_logs(const struct instance *instance, char *kept, size_t kept
 	prune_logs(directory, instance->id);
 }
 
-/* Live as long as its supervisor, or, that one killed, its tree. Without both, or without a state after a minute, it is rubbish. */
+/* Live as long as its supervisor, or, that one killed, its tree. */
 static bool is_live(const struct instance *instance)
 {
 	return process_is_alive(instance->supervisor.pid, instance->supervisor.start_time) ||
@@ -357,8 +357,8 @@ int instance_find(const char *root, const char *key, struct instance *instance, 
 		return ret;
 	const struct instance *found = *key ? pick(list, count, key, &fitting) : NULL;
 	if (found && fitting > 1)
-		ret = dp_fail(err, EEXIST, "%zu instances begin with `%s`: give more of the id (`distri-proc ps` lists them)", fitting,
-			      key);
+		ret = dp_fail(err, EEXIST, "%zu instances begin with `%s`: give more of the id (`distri-proc ps` lists them)",
+			      fitting, key);
 	else if (found)
 		*instance = *found;
 	free(list);

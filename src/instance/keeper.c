@@ -97,7 +97,8 @@ static void release(struct keeper *keeper, uint64_t key)
 static int message_fd(struct msghdr *message)
 {
 	struct cmsghdr *rights = CMSG_FIRSTHDR(message);
-	if (!rights || rights->cmsg_level != SOL_SOCKET || rights->cmsg_type != SCM_RIGHTS || rights->cmsg_len != CMSG_LEN(sizeof(int)))
+	if (!rights || rights->cmsg_level != SOL_SOCKET || rights->cmsg_type != SCM_RIGHTS ||
+	    rights->cmsg_len != CMSG_LEN(sizeof(int)))
 		return -1;
 	int fd;
 	memcpy(&fd, CMSG_DATA(rights), sizeof(fd));

@@ -86,7 +86,8 @@ int instance_decode(struct instance *instance, const char *json, struct dp_err *
 	json_object *object = json_tokener_parse(json);
 	char schema[64] = "";
 	*instance = (struct instance){ 0 };
-	bool good = object && json_object_is_type(object, json_type_object) && get_text(object, "schema", schema, sizeof(schema)) &&
+	bool good = object && json_object_is_type(object, json_type_object) &&
+		    get_text(object, "schema", schema, sizeof(schema)) &&
 		    !strcmp(schema, STATE_SCHEMA) && get_text(object, "id", instance->id, sizeof(instance->id)) &&
 		    get_text(object, "name", instance->name, sizeof(instance->name)) &&
 		    get_text(object, "snapshot", instance->snapshot, sizeof(instance->snapshot)) &&

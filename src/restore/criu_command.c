@@ -46,7 +46,7 @@ int criu_command_make(const struct restore_plan *plan, char ***argv, char *kdat,
 	return 0;
 }
 
-/* "(00.012345)   1234: Error (criu/files-reg.c:2171): Can't open file x" -> "Can't open file x", cut in place; NULL: no error line */
+/* "(00.012345)   1234: Error (criu/files-reg.c:2171): Can't open file x" -> "Can't open file x"; NULL: no error line */
 static char *error_of_line(char *line)
 {
 	char *mark = strstr(line, "Error (");

@@ -45,8 +45,8 @@ static int fetch_files(struct client *client, const struct snapshot_info *info, 
 		const struct snapshot_file *file = &info->files[i];
 		cleanup_free void *content = NULL;
 		if (!file_name_is_safe(file->name) || file->bytes > SKELETON_LIMIT_BYTES - total)
-			return dp_fail(err, EBADMSG, "snapshot holds a file `%s` of %llu bytes that belongs in no skeleton", file->name,
-				       (unsigned long long)file->bytes);
+			return dp_fail(err, EBADMSG, "snapshot holds a file `%s` of %llu bytes that belongs in no skeleton",
+				       file->name, (unsigned long long)file->bytes);
 		total += file->bytes;
 		int ret = client_file_get(client, info->id, file->name, file->bytes, &content, err);
 		if (ret)
@@ -92,8 +92,8 @@ int restore_budget(const char *local_memory, uint64_t snapshot_pages, size_t tas
 	uint64_t least = pager_min_budget_bytes((unsigned)tasks);
 	if (*budget_bytes < least)
 		return dp_fail(err, EINVAL, "--local-memory %s is %s, less than %zu process%s can work in: give at least %s",
-			       local_memory, format_size(*budget_bytes, given_text, sizeof(given_text)), tasks, tasks == 1 ? "" : "es",
-			       format_size(least, least_text, sizeof(least_text)));
+			       local_memory, format_size(*budget_bytes, given_text, sizeof(given_text)), tasks,
+			       tasks == 1 ? "" : "es", format_size(least, least_text, sizeof(least_text)));
 	return 0;
 }
 
@@ -140,12 +140,14 @@ static int place_pids(struct restore_plan *plan, int images_fd, const struct ima
 		return ret;
 	pid_t pid_max = read_pid_max();
 	if (pid_count && pids[pid_count - 1] >= pid_max)
-		return dp_fail(err, ERANGE, "snapshot has a pid %d, this host ends at %d: raise it with `sysctl kernel.pid_max=4194304`",
+		return dp_fail(err, ERANGE,
+			       "snapshot has a pid %d, this host ends at %d: raise it with `sysctl kernel.pid_max=4194304`",
 			       (int)pids[pid_count - 1], (int)pid_max);
 	if (!plan->own_pid_namespace)
 		return plan_refuse_used_pids(pids, pid_count, err);
 	if (pid_count && pids[0] == 1)
-		return dp_fail(err, EEXIST, "snapshot has a pid 1 without a PID namespace of its own: nothing can be put in its place");
+		return dp_fail(err, EEXIST,
+			       "snapshot has a pid 1 without a PID namespace of its own: nothing can be put in its place");
 	plan->last_pid = plan_pid_gap(pids, pid_count, pid_max, CRIU_PID_ROOM);
 	if (plan->last_pid == 0)
 		return dp_fail(err, ENOSPC, "snapshot leaves no gap of %d pids below %d for CRIU: raise it with "

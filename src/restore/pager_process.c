@@ -30,7 +30,8 @@ int pager_listen(const struct instance *instance, const char *file, int type, st
 		return dp_fail_errno(err, errno, "socket for %s", file);
 	int on = 1;
 	if (bind(fd, (struct sockaddr *)&address, sizeof(address)) || listen(fd, 16) ||
-	    setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)) || setsockopt(fd, SOL_SOCKET, SO_PASSPIDFD, &on, sizeof(on))) {
+	    setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)) ||
+	    setsockopt(fd, SOL_SOCKET, SO_PASSPIDFD, &on, sizeof(on))) {
 		int code = errno;
 		close(fd);
 		return dp_fail_errno(err, code, "listen at %s/%s", instance->directory, file);

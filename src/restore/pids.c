@@ -39,7 +39,8 @@ static size_t sort_unique(pid_t *pids, size_t count)
 	return kept;
 }
 
-int plan_read_pids(int images_fd, const struct image_task *tasks, size_t task_count, pid_t **pids, size_t *count, struct dp_err *err)
+int plan_read_pids(int images_fd, const struct image_task *tasks, size_t task_count, pid_t **pids, size_t *count,
+		   struct dp_err *err)
 {
 	size_t room = 0;
 	int ret = 0;

@@ -1,4 +1,5 @@
-/* plan: everything a restore decides before it starts anything, and the messages between its processes. Inside src/restore only. */
+/* plan: everything a restore decides before it starts anything, and the messages between its processes. Only for this
+ * room. */
 #ifndef DP_RESTORE_PLAN_H
 #define DP_RESTORE_PLAN_H
 
@@ -15,7 +16,7 @@ struct restore_plan {
 	bool own_pid_namespace; /* we make it; false also where CRIU makes the snapshot's own */
 	bool nested;            /* the snapshot's root has its own PID namespace: CRIU makes that */
 	pid_t root_vpid;        /* root's pid as the images have it */
-	pid_t last_pid;         /* what ns_last_pid is set to before CRIU starts: its helpers' pids lie behind all of the snapshot's */
+	pid_t last_pid;         /* what ns_last_pid is set to before CRIU starts: its helpers' pids lie behind those of the tree */
 	int stdio[3];           /* the caller's, for a tree with a terminal; -1: none */
 	int report_fd;          /* supervisor's end */
 	uint64_t start_ns;      /* when the caller began */
@@ -28,7 +29,8 @@ int plan_make(const struct restore_options *options, struct restore_plan *plan, 
 
 /* ---- pids.c ---- */
 /* Pids and thread ids that CRIU will claim, ascending, fresh array: the images core-*.img name each, pstree its sessions. */
-int plan_read_pids(int images_fd, const struct image_task *tasks, size_t task_count, pid_t **pids, size_t *count, struct dp_err *err);
+int plan_read_pids(int images_fd, const struct image_task *tasks, size_t task_count, pid_t **pids, size_t *count,
+		   struct dp_err *err);
 /* A value for ns_last_pid so that the `room` pids after it are none of these. 0 where there is no such gap below pid_max. */
 pid_t plan_pid_gap(const pid_t *pids, size_t count, pid_t pid_max, pid_t room);
 /* -EEXIST with the first of the pids that is in use on this host. */

@@ -49,7 +49,8 @@ ssize_t receive_with_fd(int socket_fd, void *message, size_t bytes, int *fd)
 	if (got < 0)
 		return errno == ECONNRESET ? 0 : -errno;
 	struct cmsghdr *rights = CMSG_FIRSTHDR(&header);
-	if (rights && rights->cmsg_level == SOL_SOCKET && rights->cmsg_type == SCM_RIGHTS && rights->cmsg_len == CMSG_LEN(sizeof(int)))
+	if (rights && rights->cmsg_level == SOL_SOCKET && rights->cmsg_type == SCM_RIGHTS &&
+	    rights->cmsg_len == CMSG_LEN(sizeof(int)))
 		memcpy(fd, CMSG_DATA(rights), sizeof(*fd));
 	return got;
 }
@@ -76,7 +77,7 @@ void close_all_but(const int *keep, size_t count)
 	close_range(next, UINT_MAX, 0);
 }
 
-/* Descendants of `spare` are few (a pager has none), so asking each pid's ancestry is not worth it: they are listed and left out. */
+/* Descendants of `spare` are few (a pager has none), so they are just listed and left out. */
 static bool is_in(const pid_t *pids, ssize_t count, pid_t pid)
 {
 	for (ssize_t i = 0; i < count; i++)

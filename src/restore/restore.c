@@ -54,7 +54,7 @@ int restore_start(const struct restore_options *options, struct restore_session 
 		ret = fork_supervisor(&plan, session, err);
 	session->times.forked_ns = clock_now_ns();
 	if (!ret && next_report(session, &report))
-		ret = dp_fail(err, EPIPE, "the supervisor was killed before the tree ran");
+		ret = dp_fail(err, EOWNERDEAD, "the supervisor was killed before the tree ran");
 	else if (!ret && report.kind != REPORT_RUNNING)
 		ret = dp_fail(err, report.code, "%s", report.text);
 	if (ret) {
@@ -85,7 +85,10 @@ int restore_wait(struct restore_session *session, const sigset_t *forward, int *
 	if (forward && signal_fd < 0)
 		return dp_fail_errno(err, errno, "signalfd");
 	for (;;) {
-		struct pollfd polls[2] = { { .fd = session->report_fd, .events = POLLIN }, { .fd = signal_fd, .events = POLLIN } };
+		struct pollfd polls[2] = {
+			{ .fd = session->report_fd, .events = POLLIN },
+			{ .fd = signal_fd, .events = POLLIN },
+		};
 		if (poll(polls, 2, -1) < 0 && errno != EINTR)
 			return dp_fail_errno(err, errno, "poll");
 		if (polls[1].revents)
@@ -95,7 +98,7 @@ int restore_wait(struct restore_session *session, const sigset_t *forward, int *
 	}
 	int ret = 0;
 	if (next_report(session, &report)) {
-		ret = dp_fail(err, EPIPE, "the supervisor was killed; %s runs on without it (`distri-proc stop %s` ends it)",
+		ret = dp_fail(err, EOWNERDEAD, "the supervisor was killed; %s runs on without it (`distri-proc stop %s` ends it)",
 			      session->instance.name, session->instance.id);
 	} else {
 		*exit_code = report.code;

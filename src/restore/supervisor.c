@@ -127,36 +127,59 @@ static void fail(struct supervisor *supervisor, const char *format, ...)
 
 /* ---- what happens ---- */
 
+static void restore_failed(struct supervisor *supervisor, const struct init_message *message) __attribute__((noreturn));
+
 static void pager_died(struct supervisor *supervisor)
 {
+	static const char consequence[] = "; the tree was stopped rather than fed zeros";
 	int status = supervisor->pager_status;
+	if (!supervisor->running)
+		restore_failed(supervisor, NULL);
 	keeper_receive(&supervisor->keeper);
-	const char *text = supervisor->keeper.text;
-	const char *consequence = supervisor->running ? "; the tree was stopped rather than fed zeros" : "";
-	if (*text)
-		fail(supervisor, "pager: %s%s", text, consequence);
+	if (supervisor->keeper.text[0])
+		fail(supervisor, "pager: %s%s", supervisor->keeper.text, consequence);
 	if (WIFSIGNALED(status))
 		fail(supervisor, "pager was killed by signal %d%s", WTERMSIG(status), consequence);
 	fail(supervisor, "pager ended with code %d before the tree%s", WEXITSTATUS(status), consequence);
 }
 
-static void criu_failed(struct supervisor *supervisor, const struct init_message *message)
+/* Waits a moment for the other side of a failure. */
+static bool comes(int fd, int timeout_ms)
 {
+	struct pollfd polled = { .fd = fd, .events = POLLIN };
+	return fd >= 0 && poll(&polled, 1, timeout_ms) > 0;
+}
+
+/* CRIU and the pager hang on each other: when one fails, the other's error is only an echo. CRIU's counts unless it is about
+ * the pager. `message` is init's, or NULL where the pager's death was seen first. */
+static void restore_failed(struct supervisor *supervisor, const struct init_message *message)
+{
+	struct init_message late;
 	char path[PATH_MAX], text[512];
-	if (message->text[0])
+	int pidfd;
+	if (!message && comes(supervisor->channel_fd, 1000) &&
+	    receive_with_fd(supervisor->channel_fd, &late, sizeof(late), &pidfd) == sizeof(late) && late.kind == INIT_FAILED)
+		message = &late;
+	if (message && message->text[0])
 		fail(supervisor, "%s", message->text);
-	/* When the pager gave up, CRIU's error is only an echo; the pager's reason comes with its death. */
-	struct pollfd ended = { .fd = supervisor->pager_pidfd, .events = POLLIN };
-	if (poll(&ended, 1, 100) > 0 && waitpid(supervisor->pager, &supervisor->pager_status, WNOHANG) == supervisor->pager) {
+	if (supervisor->pager && comes(supervisor->pager_pidfd, 100) &&
+	    waitpid(supervisor->pager, &supervisor->pager_status, WNOHANG) == supervisor->pager)
 		supervisor->pager = 0;
-		if (supervisor->pager_status)
-			pager_died(supervisor);
-	}
-	if (criu_log_last_error(instance_path(supervisor->instance, "restore.log", path, sizeof(path)), text, sizeof(text)))
+	keeper_receive(&supervisor->keeper);
+	bool said = message && criu_log_last_error(instance_path(supervisor->instance, "restore.log", path, sizeof(path)), text,
+						   sizeof(text));
+	bool pager_failed = !supervisor->pager && supervisor->pager_status;
+	if (said && !(pager_failed && (strstr(text, "uffd") || strstr(text, "lazy-pages"))))
 		fail(supervisor, "criu: %s", text);
-	if (WIFSIGNALED(message->status))
+	if (pager_failed && supervisor->keeper.text[0])
+		fail(supervisor, "pager: %s", supervisor->keeper.text);
+	if (pager_failed && WIFSIGNALED(supervisor->pager_status))
+		fail(supervisor, "pager was killed by signal %d", WTERMSIG(supervisor->pager_status));
+	if (message && WIFSIGNALED(message->status))
 		fail(supervisor, "criu was killed by signal %d", WTERMSIG(message->status));
-	fail(supervisor, "criu ended with code %d and no error in its log", WEXITSTATUS(message->status));
+	if (message)
+		fail(supervisor, "criu ended with code %d and no error in its log", WEXITSTATUS(message->status));
+	fail(supervisor, "pager ended early");
 }
 
 static void tree_runs(struct supervisor *supervisor, const struct init_message *message, int pidfd)
@@ -187,7 +210,7 @@ static void take_init_message(struct supervisor *supervisor)
 		close(supervisor->channel_fd); /* init ends: its status says why */
 		supervisor->channel_fd = -1;
 	} else if (message.kind == INIT_FAILED) {
-		criu_failed(supervisor, &message);
+		restore_failed(supervisor, &message);
 	} else {
 		tree_runs(supervisor, &message, pidfd);
 	}

@@ -54,7 +54,8 @@ static void used_pids__one_in_use__is_named(void **state)
 static void pids__core_images_and_sessions__are_all_found(void **state)
 {
 	char directory[] = "/tmp/test-restore-XXXXXX";
-	static const char *const names[] = { "core-12.img", "core-14.img", "core-13.img", "core-x.img", "core-9.img.bak", "mm-3.img" };
+	static const char *const names[] = { "core-12.img", "core-14.img", "core-13.img", "core-x.img", "core-9.img.bak",
+					     "mm-3.img" };
 	const struct image_task tasks[] = { { .pid = 12, .sid = 12, .pgid = 11 }, { .pid = 13, .sid = 0, .pgid = 12 } };
 	static const pid_t expected[] = { 11, 12, 13, 14 };
 	cleanup_free pid_t *pids = NULL;
