@@ -1,5 +1,6 @@
 /* pool-bench: what a pool and a client do together: throughput of PUT and GET, latency of single pages.
- * Usage: pool-bench URI [PAGES]. Makes a snapshot bench:tmp in the pool, reads it back, removes it. */
+ * Usage: pool-bench URI [PAGES]. Makes a snapshot bench:tmp in the pool, reads it back, removes it. For dir: and file: pools
+ * DISTRI_PROC names the program that is to serve them. */
 #include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
@@ -8,6 +9,7 @@
 #include <string.h>
 
 #include "base/base.h"
+#include "client/captive.h"
 #include "client/client.h"
 
 #define LATENCY_ROUNDS 20000
@@ -140,6 +142,8 @@ int main(int argc, char **argv)
 		fprintf(stderr, "pool-bench: %s\n", err.text);
 		return 2;
 	}
+	if (getenv("DISTRI_PROC"))
+		captive_set_program(getenv("DISTRI_PROC"));
 	memset(memory, 0x5a, 1024 * PAGE_BYTES);
 	check(client_open_for_writing(&client, &endpoint, 0, &err), err.text);
 	check(client_snapshot_begin(client, "bench:tmp", true, &draft, &err), err.text);
