@@ -3,6 +3,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <string.h>
 
 #include "base/log.h"
 #include "sys/uffd.h"
@@ -130,6 +131,8 @@ int install_request(struct space *space, uint64_t pgno, uint64_t pages, enum req
 	request->wanted = pages == 64 ? ~0ull : (1ull << pages) - 1;
 	request->asked_ns = read_ns;
 	request->demanded = 0;
+	request->parked = 0;
+	request->answered = false;
 	for (uint64_t i = 0; i < pages; i++) {
 		uint32_t page = table_make(&space->table, pgno + i);
 		assert(page != NO_PAGE && (*table_page(&space->table, page) & PAGE_STATE_MASK) == PAGE_REMOTE);
@@ -185,6 +188,26 @@ static void put_back(struct space *space, uint64_t pgno, uint64_t pages, uint64_
 	}
 }
 
+static uint8_t *parked_data(const struct tree *tree, const struct request *request)
+{
+	return tree->parked_data + (uint64_t)(request - tree->request) * REQUEST_PAGES * PAGE_BYTES;
+}
+
+/* Pages that cannot be installed yet, mostly for an event whose thread has not run since, wait here: asking for them again
+ * would cost a round trip, and a process that is never without such an event would never get them. */
+static void park(struct request *request, uint32_t first, uint32_t pages, const uint8_t *data)
+{
+	struct tree *tree = request->space->tree;
+	uint64_t mask = (pages == 64 ? ~0ull : (1ull << pages) - 1) << first;
+	uint8_t *to = parked_data(tree, request) + (uint64_t)first * PAGE_BYTES;
+	if (to != data)
+		memcpy(to, data, (uint64_t)pages * PAGE_BYTES);
+	tree->parked_requests += !request->parked;
+	request->parked |= mask;
+	request->wanted |= mask;
+	tree->in_flight += pages;
+}
+
 static void answer_run(struct request *request, uint32_t first, uint32_t pages, const uint8_t *data)
 {
 	struct space *space = request->space;
@@ -208,7 +231,9 @@ static void answer_run(struct request *request, uint32_t first, uint32_t pages, 
 	}
 	if (space->closed)
 		return;
-	if (result == INSTALL_AGAIN)
+	if (result == INSTALL_AGAIN && data)
+		park(request, first + (uint32_t)installed, pages - (uint32_t)installed, data + installed * PAGE_BYTES);
+	else if (result == INSTALL_AGAIN)
 		put_back(space, pgno + installed, pages - installed, request->asked_ns);
 	if (request->asked_ns && first <= request->demanded && request->demanded < first + installed) {
 		tree->stats->faults[FAULT_REMOTE]++;
@@ -216,6 +241,22 @@ static void answer_run(struct request *request, uint32_t first, uint32_t pages, 
 	}
 	if (tree->frozen)
 		space->installed_since_freeze += installed;
+}
+
+/* Pages of the mask have come; `data` is where the request's first page would be, or NULL for zeros. */
+static void answer(struct request *request, uint64_t mask, const uint8_t *data)
+{
+	for (uint32_t at = 0; at < request->pages && !request->space->closed;) {
+		uint32_t run = at;
+		while (run < request->pages && (mask & request->wanted) >> run & 1)
+			request->wanted &= ~(1ull << run++);
+		if (run > at) {
+			answer_run(request, at, run - at, data ? data + (uint64_t)at * PAGE_BYTES : NULL);
+			at = run;
+		} else {
+			at++; /* none of these, or something happened to it meanwhile (P3) */
+		}
+	}
 }
 
 void install_on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last)
@@ -228,23 +269,28 @@ void install_on_pages(void *context, uint64_t cookie, struct page_range range, c
 		return;
 	}
 	tree->in_flight -= range.pages;
-	uint32_t first = (uint32_t)(range.pgno - request->pgno), end = first + (uint32_t)range.pages;
-	for (uint32_t at = first; at < end && !request->space->closed;) {
-		uint32_t run = at;
-		while (run < end && (request->wanted >> run & 1))
-			run++;
-		if (run > at) {
-			const uint8_t *from = data ? (const uint8_t *)data + (uint64_t)(at - first) * PAGE_BYTES : NULL;
-			for (uint32_t i = at; i < run; i++)
-				request->wanted &= ~(1ull << i);
-			answer_run(request, at, run - at, from);
-			at = run;
-		} else {
-			at++; /* something happened to the page meanwhile (P3) */
-		}
-	}
-	if (last)
+	uint32_t first = (uint32_t)(range.pgno - request->pgno);
+	uint64_t mask = (range.pages == 64 ? ~0ull : (1ull << range.pages) - 1) << first;
+	answer(request, mask, data ? (const uint8_t *)data - (uint64_t)first * PAGE_BYTES : NULL);
+	request->answered |= last;
+	if (request->answered && !request->parked)
 		request_end(tree, request);
+}
+
+void install_parked(struct tree *tree)
+{
+	for (unsigned i = 0; tree->parked_requests && i < REQUESTS; i++) {
+		struct request *request = &tree->request[i];
+		uint64_t mask = request->parked;
+		if (!request->space || !mask)
+			continue;
+		request->parked = 0;
+		tree->parked_requests--;
+		tree->in_flight -= (uint64_t)__builtin_popcountll(mask);
+		answer(request, mask, parked_data(tree, request));
+		if (request->answered && !request->parked)
+			request_end(tree, request);
+	}
 }
 
 /* One request for the next remote pages of the space. 1: asked; 0: it has none left, or all of them are on their way; or an error. */
@@ -264,16 +310,25 @@ static int fill_space(struct space *space)
 	return 1;
 }
 
+/* Restored tasks come first: most children end soon, and those forked from a parent that is whole are whole. */
+static bool children_wait(const struct tree *tree)
+{
+	for (const struct space *space = tree->spaces; space; space = space->next)
+		if (!space->closed && !space->filled && space->vpid)
+			return true;
+	return false;
+}
+
 uint64_t install_fill(struct tree *tree)
 {
-	bool immediate = tree->source->ops->fd(tree->source) < 0, left = false, asked = true;
+	bool immediate = tree->source->ops->fd(tree->source) < 0, left = false, asked = true, first_only = children_wait(tree);
 	uint64_t before = tree->stats->installed_pages;
 	unsigned requests = 0;
 	/* One request of each space in turn; an immediate source gets a few, then the faults are looked at again. */
 	while (asked && requests < (immediate ? FILL_REQUESTS / 2 : FILL_REQUESTS)) {
 		asked = left = false;
 		for (struct space *space = tree->spaces; space; space = space->next) {
-			if (space->closed || space->filled)
+			if (space->closed || space->filled || (first_only && !space->vpid))
 				continue;
 			if (tree->request_free_count <= REQUESTS - FILL_REQUESTS)
 				return UINT64_MAX; /* the next answer goes on */

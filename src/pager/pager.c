@@ -19,6 +19,7 @@
 
 #define PAUSE_NS (50u * 1000)
 #define DEAD_WITHIN_MS 5000
+#define PARKED_BYTES ((uint64_t)REQUESTS * REQUEST_PAGES * PAGE_BYTES)
 
 uint64_t pager_min_budget_bytes(uint64_t tasks)
 {
@@ -242,9 +243,10 @@ static void serve(struct tree *tree)
 	uint64_t until_watch = 0;
 	while (!tree->failure) {
 		uint64_t timeout = more ? 0 : until_watch;
-		if (tree->deferred_count || tree->freezing || wardens_come_or_go(tree))
+		if (tree->deferred_count || tree->parked_requests || tree->freezing || wardens_come_or_go(tree))
 			timeout = DP_MIN(timeout, PAUSE_NS);
 		turn(tree, timeout);
+		install_parked(tree);
 		more = evict_work(tree);
 		if (tree->freezing)
 			control_work(tree);
@@ -266,8 +268,10 @@ static int prepare(struct tree *tree)
 	tree->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	tree->buffer = mmap(NULL, MOVE_PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	tree->zero_page = mmap(NULL, ZERO_RUN_PAGES * PAGE_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	tree->parked_data = mmap(NULL, PARKED_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	tree->deferred = calloc(DEFERRED_FAULTS, sizeof(*tree->deferred));
-	if (tree->epoll_fd < 0 || tree->buffer == MAP_FAILED || tree->zero_page == MAP_FAILED || !tree->deferred)
+	if (tree->epoll_fd < 0 || tree->buffer == MAP_FAILED || tree->zero_page == MAP_FAILED || tree->parked_data == MAP_FAILED ||
+	    !tree->deferred)
 		return dp_fail_errno(tree->err, errno ? errno : ENOMEM, "set up the pager");
 	for (uint32_t i = 0; i < REQUESTS; i++)
 		tree->request_free[tree->request_free_count++] = REQUESTS - 1 - i;
@@ -315,6 +319,8 @@ static void put_away(struct tree *tree)
 	free(tree->deferred);
 	if (tree->buffer && tree->buffer != MAP_FAILED)
 		munmap(tree->buffer, MOVE_PAGES * PAGE_BYTES);
+	if (tree->parked_data && tree->parked_data != MAP_FAILED)
+		munmap(tree->parked_data, PARKED_BYTES);
 	if (tree->zero_page && tree->zero_page != MAP_FAILED)
 		munmap(tree->zero_page, ZERO_RUN_PAGES * PAGE_BYTES);
 }

@@ -106,6 +106,8 @@ struct request {
 	uint32_t pages;
 	uint32_t generation;
 	uint64_t wanted;     /* bit i: page i may still be installed (P3) */
+	uint64_t parked;     /* bit i: page i has come and waits in tree->parked_data until the kernel takes it */
+	bool answered;       /* nothing more will come */
 	uint64_t asked_ns;   /* when the fault was read; 0 for a prefetch */
 	uint32_t demanded;   /* index of the page that a thread waits for */
 };
@@ -147,6 +149,8 @@ struct tree {
 	uint64_t drift_pages; /* real minus tracked pages at the last sample; signed, modulo 2^64 */
 	struct request request[REQUESTS];
 	uint32_t request_free[REQUESTS], request_free_count;
+	uint8_t *parked_data; /* [REQUESTS][REQUEST_PAGES] pages, touched only as needed */
+	uint32_t parked_requests;
 	uint64_t fills_under_way;
 	struct write_batch batch[WRITE_BATCHES];
 	struct deferred_fault *deferred; /* ring of DEFERRED_FAULTS */
@@ -189,6 +193,8 @@ enum install_result install_zeros(struct space *space, uint64_t pgno, uint64_t p
 int install_request(struct space *space, uint64_t pgno, uint64_t pages, enum request_class class, uint64_t read_ns);
 /* Nothing of [pgno, pgno + pages) that is under way may be installed any more; waiting threads are woken to fault again. */
 void install_cancel(struct space *space, uint64_t pgno, uint64_t pages, enum page_state state);
+/* Tries again with the pages that came while the kernel could not take them. */
+void install_parked(struct tree *tree);
 void install_on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last);
 /* Background fill: keeps some requests under way. Returns ns until it wants to go on, answers apart. */
 uint64_t install_fill(struct tree *tree);
