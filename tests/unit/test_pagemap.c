@@ -261,6 +261,25 @@ static void pagemap_move__of_half_the_address_space__keeps_every_page(void **sta
 	assert_int_equal(pagemap_pages(&fixture->map[0]), pages);
 }
 
+static void pagemap_move__of_whole_inner_nodes_by_one_leaf__lands_each_page_right(void **state)
+{
+	struct fixture *fixture = *state;
+	const uint64_t inner = 512 * 512, pgnos[] = { 0, 513, inner - 1, inner, inner + 5, 2 * inner - 1 };
+	uint64_t slot[ARRAY_LENGTH(pgnos)], found;
+
+	for (unsigned i = 0; i < ARRAY_LENGTH(pgnos); i++) {
+		assert_int_equal(slots_alloc(&fixture->slots, &slot[i], 1), 0);
+		assert_int_equal(pagemap_set(&fixture->map[0], pgnos[i], slot[i]), 0);
+	}
+	assert_int_equal(pagemap_move(&fixture->map[0], 0, 512, 2 * inner), 0);
+	for (unsigned i = 0; i < ARRAY_LENGTH(pgnos); i++) {
+		pagemap_read(&fixture->map[0], pgnos[i] + 512, &found, 1);
+		assert_int_equal(found, slot[i]);
+	}
+	assert_int_equal(pagemap_pages(&fixture->map[0]), ARRAY_LENGTH(pgnos));
+	assert_true(pagemap_consistent(&fixture->map[0]));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -268,6 +287,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(pagemap_clone__of_a_large_map__costs_only_what_changes, setup, teardown),
 		cmocka_unit_test_setup_teardown(pagemap_own_slot__of_a_shared_page__is_none, setup, teardown),
 		cmocka_unit_test_setup_teardown(pagemap_drop__of_everything__leaves_nothing, setup, teardown),
+		cmocka_unit_test_setup_teardown(pagemap_move__of_whole_inner_nodes_by_one_leaf__lands_each_page_right, setup, teardown),
 		cmocka_unit_test_setup_teardown(pagemap_move__of_half_the_address_space__keeps_every_page, setup, teardown),
 	};
 
