@@ -64,6 +64,7 @@ static int serve(const struct restore_plan *plan, int listen_fd, int control_fd,
 		.listen_fd = listen_fd,
 		.control_fd = control_fd,
 		.keeper_fd = keeper_fd,
+		.pool_uri = instance->pool,
 		.stats_path = instance_path(instance, "stats", stats, sizeof(stats)),
 		.budget_bytes = instance->budget_bytes,
 	};
