@@ -169,7 +169,6 @@ static int read_skeleton(struct restore_plan *plan, int images_fd, struct dp_err
 		return ret;
 	if (count == 0)
 		return dp_fail(err, EBADMSG, "snapshot has no process in it");
-	plan->root_vpid = tasks[0].pid;
 	plan->nested = own.pid;
 	plan->own_pid_namespace = !own.pid && !options->host_pid_namespace;
 	plan->instance.own_pid_namespace = plan->own_pid_namespace;

@@ -173,6 +173,9 @@ static void take_signals(void)
 		int number = (int)info.ssi_signo;
 		if (number == SIGCHLD)
 			continue;
+		/* A key's signal: the terminal has sent it to the whole group of processes itself. */
+		if (info.ssi_code == SI_KERNEL && self.root && getpgid(self.root) == getpgrp())
+			continue;
 		if (self.root)
 			kill(self.root, number);
 		else if (number == SIGTERM || number == SIGINT)

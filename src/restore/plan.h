@@ -15,8 +15,7 @@ struct restore_plan {
 	struct instance instance;
 	bool own_pid_namespace; /* we make it; false also where CRIU makes the snapshot's own */
 	bool nested;            /* the snapshot's root has its own PID namespace: CRIU makes that */
-	pid_t root_vpid;        /* root's pid as the images have it */
-	pid_t last_pid;         /* what ns_last_pid is set to before CRIU starts: its helpers' pids lie behind those of the tree */
+	pid_t last_pid;         /* what ns_last_pid is set to before CRIU starts: its helpers' pids lie behind the tree's */
 	int stdio[3];           /* the caller's, for a tree with a terminal; -1: none */
 	int report_fd;          /* supervisor's end */
 	uint64_t start_ns;      /* when the caller began */

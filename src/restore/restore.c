@@ -12,15 +12,36 @@
 #include "base/base.h"
 #include "restore/plan.h"
 
+/* What CRIU, and a tree with --shell-job, get as their standard files: the caller's; of a terminal in the foreground, one of
+ * the tree's own that we connect with it. */
+static int give_stdio(struct restore_plan *plan, struct restore_session *session, struct dp_err *err)
+{
+	const struct restore_options *options = plan->options;
+	cleanup_fd int slave_fd = -1;
+	if (!options->foreground && !options->shell_job)
+		return 0;
+	if (options->foreground && options->shell_job && isatty(0)) {
+		int ret = terminal_open(&session->terminal, &slave_fd, err);
+		if (ret)
+			return ret;
+	}
+	for (int i = 0; i < 3; i++)
+		plan->stdio[i] = fcntl(slave_fd >= 0 && isatty(i) ? slave_fd : i, F_DUPFD_CLOEXEC, 3);
+	return 0;
+}
+
 static int fork_supervisor(struct restore_plan *plan, struct restore_session *session, struct dp_err *err)
 {
 	int pair[2];
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
 		return dp_fail_errno(err, errno, "socket pair for the supervisor");
 	plan->report_fd = pair[1];
-	if (plan->options->foreground || plan->options->shell_job)
-		for (int i = 0; i < 3; i++)
-			plan->stdio[i] = fcntl(i, F_DUPFD_CLOEXEC, 3);
+	int ret = give_stdio(plan, session, err);
+	if (ret) {
+		close(pair[0]);
+		close(pair[1]);
+		return ret;
+	}
 	session->supervisor = fork();
 	if (session->supervisor == 0)
 		supervisor_main(plan);
@@ -47,7 +68,7 @@ int restore_start(const struct restore_options *options, struct restore_session 
 {
 	struct restore_plan plan;
 	struct report report;
-	*session = (struct restore_session){ .report_fd = -1, .times.start_ns = clock_now_ns() };
+	*session = (struct restore_session){ .report_fd = -1, .terminal.master_fd = -1, .times.start_ns = clock_now_ns() };
 	int ret = plan_make(options, &plan, &session->times, err);
 	plan.start_ns = session->times.start_ns;
 	if (!ret)
@@ -74,6 +95,10 @@ static void pass_on(const struct restore_session *session, int signal_fd)
 	struct signalfd_siginfo info;
 	if (read(signal_fd, &info, sizeof(info)) != sizeof(info))
 		return;
+	if (info.ssi_signo == SIGWINCH && session->terminal.master_fd >= 0) {
+		terminal_resize(&session->terminal); /* the tree's terminal tells whom it concerns */
+		return;
+	}
 	int32_t number = (int32_t)info.ssi_signo;
 	send(session->report_fd, &number, sizeof(number), MSG_NOSIGNAL);
 }
@@ -84,18 +109,25 @@ int restore_wait(struct restore_session *session, const sigset_t *forward, int *
 	cleanup_fd int signal_fd = forward ? signalfd(-1, forward, SFD_CLOEXEC | SFD_NONBLOCK) : -1;
 	if (forward && signal_fd < 0)
 		return dp_fail_errno(err, errno, "signalfd");
-	for (;;) {
-		struct pollfd polls[2] = {
-			{ .fd = session->report_fd, .events = POLLIN },
-			{ .fd = signal_fd, .events = POLLIN },
-		};
-		if (poll(polls, 2, -1) < 0 && errno != EINTR)
+	struct pollfd polls[] = {
+		{ .fd = session->report_fd, .events = POLLIN },
+		{ .fd = signal_fd, .events = POLLIN },
+		{ .fd = session->terminal.master_fd >= 0 ? 0 : -1, .events = POLLIN },
+		{ .fd = session->terminal.master_fd, .events = POLLIN },
+	};
+	if (session->terminal.master_fd >= 0)
+		terminal_start(&session->terminal);
+	while (!polls[0].revents) {
+		if (poll(polls, ARRAY_LENGTH(polls), -1) < 0 && errno != EINTR)
 			return dp_fail_errno(err, errno, "poll");
 		if (polls[1].revents)
 			pass_on(session, signal_fd);
-		if (polls[0].revents)
-			break;
+		if (polls[2].revents && !terminal_copy_in(&session->terminal))
+			polls[2].fd = -1;
+		if (polls[3].revents && !terminal_copy_out(&session->terminal))
+			polls[3].fd = -1;
 	}
+	terminal_done(&session->terminal);
 	int ret = 0;
 	if (next_report(session, &report)) {
 		ret = dp_fail(err, EOWNERDEAD, "the supervisor was killed; %s runs on without it (`distri-proc stop %s` ends it)",
@@ -115,6 +147,7 @@ void restore_session_done(struct restore_session *session)
 	if (session->report_fd >= 0)
 		close(session->report_fd);
 	session->report_fd = -1;
+	terminal_done(&session->terminal);
 	if (session->supervisor > 0)
 		waitpid(session->supervisor, NULL, WNOHANG);
 	session->supervisor = 0;

@@ -25,6 +25,7 @@
 
 #include "base/err.h"
 #include "instance/instance.h"
+#include "restore/terminal.h"
 #include "transport/endpoint.h"
 
 struct restore_options {
@@ -50,6 +51,7 @@ struct restore_session {
 	struct restore_times times;
 	int report_fd;    /* to the supervisor */
 	pid_t supervisor; /* our child */
+	struct terminal terminal; /* the tree's, where it has one of its own */
 };
 
 /* Restores and returns once the tree runs. On failure nothing is left but logs, which err names. Blocks. -ENOENT no such
