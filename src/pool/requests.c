@@ -1,25 +1,16 @@
-/* What each message does: decode, call the pool, answer. */
+/* What each message does: decode, call the pool, answer. Those about pages are in page_requests.c. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/base.h"
 #include "pool/connection.h"
+#include "pool/request.h"
 #include "transport/endpoint.h"
 
 #define LIST_BYTES (1u << 20) /* of one answer to LIST */
 
-struct request {
-	struct connection *connection;
-	struct pool *pool;
-	const struct message_header *header;
-	const uint8_t *payload;
-	struct dp_err err;
-	uint64_t ok_object, ok_epoch; /* of the OK that answers, unless answered */
-	bool answered;
-};
-
-static int malformed(struct request *request)
+int request_malformed(struct request *request)
 {
 	return dp_fail(&request->err, EBADMSG, "malformed %s message", message_type_name(request->header->type));
 }
@@ -49,7 +40,7 @@ static struct reply *reply_with_buffer(struct request *request, uint64_t bytes)
 	return reply;
 }
 
-static void answer(struct request *request, struct reply *reply, enum message_type type, uint8_t class, uint64_t object, uint64_t epoch)
+void request_answer(struct request *request, struct reply *reply, enum message_type type, uint8_t class, uint64_t object, uint64_t epoch)
 {
 	connection_queue(request->connection, reply, request->header, type, class, object, epoch);
 	request->answered = true;
@@ -62,7 +53,7 @@ static int handle_hello(struct request *request)
 	struct message_hello hello, ours = { MESSAGE_VERSION, MESSAGE_VERSION };
 
 	if (message_hello_decode(request->payload, request->header->length, &hello) < 0)
-		return malformed(request);
+		return request_malformed(request);
 	if (hello.lowest > MESSAGE_VERSION || hello.highest < MESSAGE_VERSION)
 		return dp_fail(&request->err, EPROTONOSUPPORT, "this pool speaks protocol version %d", MESSAGE_VERSION);
 	struct reply *reply = reply_new(request->connection->shared);
@@ -71,7 +62,7 @@ static int handle_hello(struct request *request)
 		return -ENOMEM;
 	reply->head_bytes = MESSAGE_HEADER_BYTES + (uint32_t)message_hello_encode(reply->head + MESSAGE_HEADER_BYTES, 64, &ours);
 	request->connection->hello = true;
-	answer(request, reply, MESSAGE_HELLO, CLASS_DEMAND, 0, 0);
+	request_answer(request, reply, MESSAGE_HELLO, CLASS_DEMAND, 0, 0);
 	return 0;
 }
 
@@ -99,175 +90,8 @@ static int handle_status(struct request *request)
 
 	reply->head_bytes =
 		MESSAGE_HEADER_BYTES + (uint32_t)message_status_encode(reply->head + MESSAGE_HEADER_BYTES, 256, &status);
-	answer(request, reply, MESSAGE_STATUS, CLASS_DEMAND, 0, 0);
+	request_answer(request, reply, MESSAGE_STATUS, CLASS_DEMAND, 0, 0);
 	return 0;
-}
-
-/* ---- pages ---- */
-
-/* A DATA answer in the making. */
-struct parts {
-	struct request *request;
-	struct reply *reply; /* the part being filled, or NULL */
-	struct message_run runs[DATA_RUNS_LIMIT];
-	uint32_t run_count;
-};
-
-/* Stores without memory to point at are read into the reply. */
-static int read_slots(struct request *request, struct reply *reply)
-{
-	struct store *store = request->pool->store;
-	void *pages[DATA_PAGES_LIMIT];
-	int result;
-
-	if (!reply->slot_count || store->ops->page(store, reply->slots[0]))
-		return 0;
-	reply->extra = malloc((size_t)reply->slot_count * PAGE_BYTES);
-	if (!reply->extra)
-		return -ENOMEM;
-	for (uint32_t i = 0; i < reply->slot_count; i++)
-		pages[i] = reply->extra + (size_t)i * PAGE_BYTES;
-	result = store->ops->read(store, reply->slots, pages, reply->slot_count);
-	if (result < 0)
-		return result;
-	reply->extra_bytes = (uint64_t)reply->slot_count * PAGE_BYTES;
-	for (uint32_t i = 0; i < reply->slot_count; i++)
-		slots_release(&request->pool->slots, reply->slots[i]);
-	reply->slot_count = 0;
-	return 0;
-}
-
-static int parts_flush(struct parts *parts, bool more)
-{
-	struct request *request = parts->request;
-	struct reply *reply = parts->reply;
-	uint8_t class = request->header->class & MESSAGE_CLASS_MASK;
-	int result = read_slots(request, reply);
-
-	if (result < 0)
-		return result;
-	reply->head_bytes = MESSAGE_HEADER_BYTES + (uint32_t)message_data_encode(reply->head + MESSAGE_HEADER_BYTES,
-										 REPLY_HEAD_BYTES - MESSAGE_HEADER_BYTES, parts->runs,
-										 parts->run_count);
-	parts->reply = NULL;
-	parts->run_count = 0;
-	answer(request, reply, MESSAGE_DATA, more ? class | MESSAGE_MORE : class, request->header->object, 0);
-	return 0;
-}
-
-static int parts_add(struct parts *parts, uint64_t pgno, uint64_t slot)
-{
-	struct message_run *last = parts->run_count ? &parts->runs[parts->run_count - 1] : NULL;
-	bool joins = last && last->zero == (slot == 0) && last->pgno + last->pages == pgno;
-
-	if (parts->reply && ((slot && parts->reply->slot_count == DATA_PAGES_LIMIT) || (!joins && parts->run_count == DATA_RUNS_LIMIT))) {
-		int result = parts_flush(parts, true);
-
-		if (result < 0)
-			return result;
-		joins = false;
-	}
-	if (!parts->reply) {
-		parts->reply = reply_new(parts->request->connection->shared);
-		if (!parts->reply)
-			return -ENOMEM;
-	}
-	if (joins)
-		last->pages++;
-	else
-		parts->runs[parts->run_count++] = (struct message_run){ .pgno = pgno, .pages = 1, .zero = slot == 0 };
-	if (slot) {
-		slots_take(&parts->request->pool->slots, slot);
-		parts->reply->slots[parts->reply->slot_count++] = slot;
-	}
-	return 0;
-}
-
-static int handle_get(struct request *request)
-{
-	struct message_ranges ranges;
-	struct parts parts;
-	uint64_t slots[GET_PAGES_LIMIT];
-	int result = 0;
-
-	if (message_get_decode(request->payload, request->header->length, &ranges) < 0)
-		return malformed(request);
-	const struct space *space = pool_space(request->pool, request->header->object);
-
-	if (!space)
-		return -ENOENT;
-	parts.request = request;
-	parts.reply = NULL;
-	parts.run_count = 0;
-	for (uint32_t i = 0; i < ranges.count && result == 0; i++) {
-		struct page_range range = message_range_at(&ranges, i);
-
-		pagemap_read(&space->map, range.pgno, slots, range.pages);
-		for (uint64_t page = 0; page < range.pages && result == 0; page++)
-			result = parts_add(&parts, range.pgno + page, slots[page]);
-	}
-	if (result == 0)
-		result = parts_flush(&parts, false);
-	if (result < 0) {
-		/* Parts that were queued already are followed by the error, which ends the request. */
-		if (parts.reply)
-			reply_free(request->connection->shared, parts.reply);
-		request->answered = false;
-	}
-	return result;
-}
-
-static int handle_put(struct request *request)
-{
-	struct message_ranges encoded;
-	struct page_range ranges[PUT_RANGES_LIMIT];
-	const uint8_t *pages;
-
-	if (message_put_decode(request->payload, request->header->length, &encoded, &pages) < 0)
-		return malformed(request);
-	for (uint32_t i = 0; i < encoded.count; i++)
-		ranges[i] = message_range_at(&encoded, i);
-	return pool_put(request->pool, request->connection, request->header->object, request->header->epoch, ranges, encoded.count,
-			pages);
-}
-
-static int handle_drop(struct request *request)
-{
-	struct message_ranges ranges;
-	int result = 0;
-
-	if (message_drop_decode(request->payload, request->header->length, &ranges) < 0)
-		return malformed(request);
-	for (uint32_t i = 0; i < ranges.count && result == 0; i++)
-		result = pool_drop(request->pool, request->connection, request->header->object, request->header->epoch,
-				   message_range_at(&ranges, i));
-	return result;
-}
-
-static int handle_move(struct request *request)
-{
-	struct message_move move;
-
-	if (message_move_decode(request->payload, request->header->length, &move) < 0)
-		return malformed(request);
-	return pool_move(request->pool, request->connection, request->header->object, request->header->epoch, move.from_pgno,
-			 move.to_pgno, move.pages);
-}
-
-static int handle_fork(struct request *request)
-{
-	uint64_t child;
-
-	if (message_number_decode(request->payload, request->header->length, &child) < 0)
-		return malformed(request);
-	return pool_fork(request->pool, request->connection, request->header->object, request->header->epoch, child);
-}
-
-static int handle_space_free(struct request *request)
-{
-	if (request->header->length)
-		return malformed(request);
-	return pool_space_free(request->pool, request->connection, request->header->object, request->header->epoch);
 }
 
 /* ---- snapshots ---- */
@@ -278,7 +102,7 @@ static int handle_snapshot_begin(struct request *request)
 	char name[256];
 
 	if (message_name_decode(request->payload, request->header->length, &message) < 0)
-		return malformed(request);
+		return request_malformed(request);
 	int result = take_name(request, message.name, name);
 
 	if (result < 0)
@@ -292,7 +116,7 @@ static int handle_snapshot_space(struct request *request)
 	uint64_t label;
 
 	if (message_number_decode(request->payload, request->header->length, &label) < 0)
-		return malformed(request);
+		return request_malformed(request);
 	return pool_snapshot_space(request->pool, request->connection, request->header->object, label, &request->ok_object, &request->err);
 }
 
@@ -302,7 +126,7 @@ static int handle_snapshot_inherit(struct request *request)
 	int result = 0;
 
 	if (message_inherit_decode(request->payload, request->header->length, &message) < 0)
-		return malformed(request);
+		return request_malformed(request);
 	for (uint32_t i = 0; i < message.ranges.count && result == 0; i++)
 		result = pool_snapshot_inherit(request->pool, request->connection, request->header->object, message.source,
 					       message_range_at(&message.ranges, i), &request->err);
@@ -315,7 +139,7 @@ static int handle_snapshot_file(struct request *request)
 	char name[FILE_NAME_LIMIT + 1];
 
 	if (message_file_decode(request->payload, request->header->length, &message) < 0)
-		return malformed(request);
+		return request_malformed(request);
 	message_text_copy(message.name, name, sizeof(name));
 	return pool_snapshot_file(request->pool, request->connection, request->header->object, name, message.total, message.offset,
 				  message.content.at, message.content.length, &request->err);
@@ -326,7 +150,7 @@ static int handle_snapshot_commit(struct request *request)
 	const char *meta = (const char *)request->payload;
 
 	if (request->header->length > META_LIMIT || memchr(meta, 0, request->header->length))
-		return malformed(request);
+		return request_malformed(request);
 	uint64_t draft = request->header->object;
 	struct connection_shared *shared = request->connection->shared;
 	int result = pool_snapshot_commit_begin(request->pool, request->connection, draft, meta, request->header->length, &request->err);
@@ -354,7 +178,7 @@ static int handle_snapshot_commit(struct request *request)
 static int handle_snapshot_abort(struct request *request)
 {
 	if (request->header->length)
-		return malformed(request);
+		return request_malformed(request);
 	return pool_snapshot_abort(request->pool, request->connection, request->header->object, &request->err);
 }
 
@@ -410,7 +234,7 @@ static int answer_info(struct request *request, const struct object *snapshot, b
 		used += (uint64_t)message_info_instance_encode(reply->extra + used, size - used, &instance);
 	}
 	reply->extra_bytes = used;
-	answer(request, reply, MESSAGE_SNAPSHOT_INFO, more ? CLASS_PREFETCH | MESSAGE_MORE : CLASS_DEMAND, snapshot->id, 0);
+	request_answer(request, reply, MESSAGE_SNAPSHOT_INFO, more ? CLASS_PREFETCH | MESSAGE_MORE : CLASS_DEMAND, snapshot->id, 0);
 	return 0;
 }
 
@@ -420,7 +244,7 @@ static int handle_snapshot_open(struct request *request)
 	char name[256];
 
 	if (message_name_decode(request->payload, request->header->length, &message) < 0)
-		return malformed(request);
+		return request_malformed(request);
 	int result = take_name(request, message.name, name);
 
 	if (result < 0)
@@ -443,7 +267,7 @@ static int handle_list(struct request *request)
 	int result = 0;
 
 	if (message_name_decode(request->payload, request->header->length, &message) < 0)
-		return malformed(request);
+		return request_malformed(request);
 	message_text_copy(message.name, after, sizeof(after));
 	while (snapshot && strcmp(snapshot->name, after) <= 0)
 		snapshot = snapshot->next_name;
@@ -459,7 +283,7 @@ static int handle_list(struct request *request)
 	if (!end)
 		return -ENOMEM;
 	end->head_bytes = MESSAGE_HEADER_BYTES;
-	answer(request, end, MESSAGE_OK, CLASS_PREFETCH, snapshot != NULL, 0);
+	request_answer(request, end, MESSAGE_OK, CLASS_PREFETCH, snapshot != NULL, 0);
 	return 0;
 }
 
@@ -469,7 +293,7 @@ static int handle_file_get(struct request *request)
 	char name[FILE_NAME_LIMIT + 1];
 
 	if (message_file_get_decode(request->payload, request->header->length, &message) < 0)
-		return malformed(request);
+		return request_malformed(request);
 	message_text_copy(message.name, name, sizeof(name));
 	const struct object *snapshot = pool_object(request->pool, request->header->object, OBJECT_SNAPSHOT);
 	const struct pool_file *file = snapshot ? pool_file_find(snapshot, name) : NULL;
@@ -486,7 +310,7 @@ static int handle_file_get(struct request *request)
 	/* A copy: the snapshot may be removed before it is sent. */
 	memcpy(reply->extra, file->content + message.offset, bytes);
 	reply->extra_bytes = bytes;
-	answer(request, reply, MESSAGE_FILE_BYTES, CLASS_PREFETCH, request->header->object, 0);
+	request_answer(request, reply, MESSAGE_FILE_BYTES, CLASS_PREFETCH, request->header->object, 0);
 	return 0;
 }
 
@@ -496,7 +320,7 @@ static int handle_remove(struct request *request)
 	char name[256];
 
 	if (message_name_decode(request->payload, request->header->length, &message) < 0)
-		return malformed(request);
+		return request_malformed(request);
 	int result = take_name(request, message.name, name);
 
 	return result < 0 ? result : pool_snapshot_remove(request->pool, name, message.flags & NAME_FLAG_FORCE, &request->err);
@@ -522,7 +346,7 @@ static int answer_instance(struct request *request, const struct object *instanc
 		spaces[count++] = (struct message_info_space){ space->label, space->id, pagemap_pages(&space->map) };
 	reply->extra_bytes = (uint64_t)message_instance_info_encode(reply->extra, size, spaces, count);
 	free(spaces);
-	answer(request, reply, MESSAGE_INSTANCE_INFO, CLASS_DEMAND, instance->id, instance->epoch);
+	request_answer(request, reply, MESSAGE_INSTANCE_INFO, CLASS_DEMAND, instance->id, instance->epoch);
 	return 0;
 }
 
@@ -533,7 +357,7 @@ static int handle_instance_create(struct request *request)
 	struct object *instance;
 
 	if (message_instance_create_decode(request->payload, request->header->length, &message) < 0)
-		return malformed(request);
+		return request_malformed(request);
 	int result = take_name(request, message.snapshot, snapshot);
 
 	if (result < 0)
@@ -552,14 +376,14 @@ static int handle_instance_create(struct request *request)
 static int handle_instance_end(struct request *request)
 {
 	if (request->header->length)
-		return malformed(request);
+		return request_malformed(request);
 	return pool_instance_end(request->pool, request->header->object, request->header->epoch, &request->err);
 }
 
 static int handle_lease_take(struct request *request)
 {
 	if (request->header->length)
-		return malformed(request);
+		return request_malformed(request);
 	request->ok_object = request->header->object;
 	return pool_lease_take(request->pool, request->connection, request->header->object, &request->ok_epoch, &request->err);
 }
@@ -568,12 +392,12 @@ static int handle_lease_take(struct request *request)
 
 static int (*const handlers[])(struct request *request) = {
 	[MESSAGE_HELLO] = handle_hello,
-	[MESSAGE_GET] = handle_get,
-	[MESSAGE_PUT] = handle_put,
-	[MESSAGE_DROP] = handle_drop,
-	[MESSAGE_MOVE] = handle_move,
-	[MESSAGE_FORK] = handle_fork,
-	[MESSAGE_SPACE_FREE] = handle_space_free,
+	[MESSAGE_GET] = request_handle_get,
+	[MESSAGE_PUT] = request_handle_put,
+	[MESSAGE_DROP] = request_handle_drop,
+	[MESSAGE_MOVE] = request_handle_move,
+	[MESSAGE_FORK] = request_handle_fork,
+	[MESSAGE_SPACE_FREE] = request_handle_space_free,
 	[MESSAGE_SNAPSHOT_BEGIN] = handle_snapshot_begin,
 	[MESSAGE_SNAPSHOT_SPACE] = handle_snapshot_space,
 	[MESSAGE_SNAPSHOT_INHERIT] = handle_snapshot_inherit,

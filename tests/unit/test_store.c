@@ -33,6 +33,11 @@ static int setup(void **state)
 
 static int teardown(void **state)
 {
+	char mount_point[128];
+
+	/* A test that failed half-way may have left it. */
+	snprintf(mount_point, sizeof(mount_point), "%s/small", directory);
+	umount2(mount_point, MNT_DETACH);
 	remove_tree(directory);
 	return 0;
 }

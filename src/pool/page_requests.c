@@ -1,0 +1,171 @@
+/* The messages about pages: the ones that are many. */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/base.h"
+#include "pool/request.h"
+
+/* A DATA answer in the making. */
+struct parts {
+	struct request *request;
+	struct reply *reply; /* the part being filled, or NULL */
+	struct message_run runs[DATA_RUNS_LIMIT];
+	uint32_t run_count;
+};
+
+/* Stores without memory to point at are read into the reply. */
+static int read_slots(struct request *request, struct reply *reply)
+{
+	struct store *store = request->pool->store;
+	void *pages[DATA_PAGES_LIMIT];
+	int result;
+
+	if (!reply->slot_count || store->ops->page(store, reply->slots[0]))
+		return 0;
+	reply->extra = malloc((size_t)reply->slot_count * PAGE_BYTES);
+	if (!reply->extra)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < reply->slot_count; i++)
+		pages[i] = reply->extra + (size_t)i * PAGE_BYTES;
+	result = store->ops->read(store, reply->slots, pages, reply->slot_count);
+	if (result < 0)
+		return result;
+	reply->extra_bytes = (uint64_t)reply->slot_count * PAGE_BYTES;
+	for (uint32_t i = 0; i < reply->slot_count; i++)
+		slots_release(&request->pool->slots, reply->slots[i]);
+	reply->slot_count = 0;
+	return 0;
+}
+
+static int parts_flush(struct parts *parts, bool more)
+{
+	struct request *request = parts->request;
+	struct reply *reply = parts->reply;
+	uint8_t class = request->header->class & MESSAGE_CLASS_MASK;
+	int result = read_slots(request, reply);
+
+	if (result < 0)
+		return result;
+	reply->head_bytes = MESSAGE_HEADER_BYTES + (uint32_t)message_data_encode(reply->head + MESSAGE_HEADER_BYTES,
+										 REPLY_HEAD_BYTES - MESSAGE_HEADER_BYTES, parts->runs,
+										 parts->run_count);
+	parts->reply = NULL;
+	parts->run_count = 0;
+	request_answer(request, reply, MESSAGE_DATA, more ? class | MESSAGE_MORE : class, request->header->object, 0);
+	return 0;
+}
+
+static int parts_add(struct parts *parts, uint64_t pgno, uint64_t slot)
+{
+	struct message_run *last = parts->run_count ? &parts->runs[parts->run_count - 1] : NULL;
+	bool joins = last && last->zero == (slot == 0) && last->pgno + last->pages == pgno;
+
+	if (parts->reply && ((slot && parts->reply->slot_count == DATA_PAGES_LIMIT) || (!joins && parts->run_count == DATA_RUNS_LIMIT))) {
+		int result = parts_flush(parts, true);
+
+		if (result < 0)
+			return result;
+		joins = false;
+	}
+	if (!parts->reply) {
+		parts->reply = reply_new(parts->request->connection->shared);
+		if (!parts->reply)
+			return -ENOMEM;
+	}
+	if (joins)
+		last->pages++;
+	else
+		parts->runs[parts->run_count++] = (struct message_run){ .pgno = pgno, .pages = 1, .zero = slot == 0 };
+	if (slot) {
+		slots_take(&parts->request->pool->slots, slot);
+		parts->reply->slots[parts->reply->slot_count++] = slot;
+	}
+	return 0;
+}
+
+int request_handle_get(struct request *request)
+{
+	struct message_ranges ranges;
+	struct parts parts;
+	uint64_t slots[GET_PAGES_LIMIT];
+	int result = 0;
+
+	if (message_get_decode(request->payload, request->header->length, &ranges) < 0)
+		return request_malformed(request);
+	const struct space *space = pool_space(request->pool, request->header->object);
+
+	if (!space)
+		return -ENOENT;
+	parts.request = request;
+	parts.reply = NULL;
+	parts.run_count = 0;
+	for (uint32_t i = 0; i < ranges.count && result == 0; i++) {
+		struct page_range range = message_range_at(&ranges, i);
+
+		pagemap_read(&space->map, range.pgno, slots, range.pages);
+		for (uint64_t page = 0; page < range.pages && result == 0; page++)
+			result = parts_add(&parts, range.pgno + page, slots[page]);
+	}
+	if (result == 0)
+		result = parts_flush(&parts, false);
+	if (result < 0) {
+		/* Parts that were queued already are followed by the error, which ends the request. */
+		if (parts.reply)
+			reply_free(request->connection->shared, parts.reply);
+		request->answered = false;
+	}
+	return result;
+}
+
+int request_handle_put(struct request *request)
+{
+	struct message_ranges encoded;
+	struct page_range ranges[PUT_RANGES_LIMIT];
+	const uint8_t *pages;
+
+	if (message_put_decode(request->payload, request->header->length, &encoded, &pages) < 0)
+		return request_malformed(request);
+	for (uint32_t i = 0; i < encoded.count; i++)
+		ranges[i] = message_range_at(&encoded, i);
+	return pool_put(request->pool, request->connection, request->header->object, request->header->epoch, ranges, encoded.count,
+			pages);
+}
+
+int request_handle_drop(struct request *request)
+{
+	struct message_ranges ranges;
+	int result = 0;
+
+	if (message_drop_decode(request->payload, request->header->length, &ranges) < 0)
+		return request_malformed(request);
+	for (uint32_t i = 0; i < ranges.count && result == 0; i++)
+		result = pool_drop(request->pool, request->connection, request->header->object, request->header->epoch,
+				   message_range_at(&ranges, i));
+	return result;
+}
+
+int request_handle_move(struct request *request)
+{
+	struct message_move move;
+
+	if (message_move_decode(request->payload, request->header->length, &move) < 0)
+		return request_malformed(request);
+	return pool_move(request->pool, request->connection, request->header->object, request->header->epoch, move.from_pgno,
+			 move.to_pgno, move.pages);
+}
+
+int request_handle_fork(struct request *request)
+{
+	uint64_t child;
+
+	if (message_number_decode(request->payload, request->header->length, &child) < 0)
+		return request_malformed(request);
+	return pool_fork(request->pool, request->connection, request->header->object, request->header->epoch, child);
+}
+
+int request_handle_space_free(struct request *request)
+{
+	if (request->header->length)
+		return request_malformed(request);
+	return pool_space_free(request->pool, request->connection, request->header->object, request->header->epoch);
+}

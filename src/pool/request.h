@@ -1,0 +1,31 @@
+/* pool/request: a message being handled; shared by requests.c and page_requests.c. Thread rule: the server's thread. */
+#ifndef DP_POOL_REQUEST_H
+#define DP_POOL_REQUEST_H
+
+#include "pool/connection.h"
+
+struct request {
+	struct connection *connection;
+	struct pool *pool;
+	const struct message_header *header;
+	const uint8_t *payload;
+	struct dp_err err;
+	uint64_t ok_object, ok_epoch; /* of the OK that answers, unless answered */
+	bool answered;
+};
+
+/* -EBADMSG with a text. */
+int request_malformed(struct request *request);
+/* Queues the answer and notes that there is one. */
+void request_answer(struct request *request, struct reply *reply, enum message_type type, uint8_t class, uint64_t object,
+		    uint64_t epoch);
+
+/* A handler answers by itself, or returns 0 for a plain OK, or -errno for an ERROR. */
+int request_handle_get(struct request *request);
+int request_handle_put(struct request *request);
+int request_handle_drop(struct request *request);
+int request_handle_move(struct request *request);
+int request_handle_fork(struct request *request);
+int request_handle_space_free(struct request *request);
+
+#endif
