@@ -315,7 +315,7 @@ static int page(struct lazy *lazy, struct source *source, int keeper_fd, struct 
 	if (ret || !lazy->page_server)
 		return ret;
 	struct dp_err late = { "" };
-	if (source_criu_end(source, true, &late))
+	if (source_criu_end(source, &late))
 		log_warn("%s: all pages have come; look whether the source's tasks have ended", late.text);
 	return 0;
 }

@@ -15,7 +15,6 @@
 #define COMMAND_ADD 6u
 #define COMMAND_GET 7u
 #define COMMAND_CLOSE 0x1023u
-#define COMMAND_ABORT 0xdeadu /* none of CRIU's */
 #define FLAGS_SHIFT 16
 #define ASKS 2048u            /* power of two; GETs on the wire or waiting to be sent */
 #define GETS 256u             /* calls of get() under way */
@@ -292,16 +291,16 @@ static int add_run(void *context, struct lazy_task *task, const struct image_pag
 	return lazy_task_add(task, run->pgno, run->pages, NULL);
 }
 
-void source_criu_guard(int socket_fd, bool reset_on_close)
+static void set_reset_on_close(int socket_fd, bool reset)
 {
-	struct linger linger = { .l_onoff = reset_on_close, .l_linger = 0 };
+	struct linger linger = { .l_onoff = reset, .l_linger = 0 };
 	setsockopt(socket_fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
 }
 
 int source_criu_new(struct source **source, int images_fd, struct stream *stream, struct dp_err *err)
 {
 	struct source_criu *criu = calloc(1, sizeof(*criu));
-	source_criu_guard(stream->fd, true);
+	set_reset_on_close(stream->fd, true);
 	if (criu)
 		criu->buffer = malloc(BUFFER_BYTES);
 	if (!criu || !criu->buffer) {
@@ -384,20 +383,18 @@ static int read_status(struct source_criu *criu, uint64_t deadline_ns)
 	return status ? -EPROTO : 0;
 }
 
-int source_criu_end(struct source *source, bool success, struct dp_err *err)
+int source_criu_end(struct source *source, struct dp_err *err)
 {
 	struct source_criu *criu = of(source);
 	uint64_t deadline_ns = clock_now_ns() + END_WITHIN_MS * 1000000ull;
 	criu->deaf = true;
 	int ret = criu->failure ? criu->failure : drain(criu, deadline_ns);
 	if (!ret)
-		ret = send_command(criu, success ? COMMAND_CLOSE : COMMAND_ABORT, deadline_ns);
-	if (!ret && success)
+		ret = send_command(criu, COMMAND_CLOSE, deadline_ns);
+	if (!ret)
 		ret = read_status(criu, deadline_ns);
-	if (!success)
-		return 0; /* the socket is reset when it is closed: that tells the server where the command did not reach it */
 	if (ret)
 		return dp_fail_errno(err, -ret, "tell the page server that all pages have come");
-	source_criu_guard(criu->stream->fd, false);
+	set_reset_on_close(criu->stream->fd, false);
 	return 0;
 }
