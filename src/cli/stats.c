@@ -34,7 +34,8 @@ static const struct { const char *name; size_t offset; } fields[] = {
 	FIELD(resident_pages), FIELD(remote_pages), FIELD(staged_pages), FIELD(zero_pages), FIELD(dirty_pages),
 	FIELD(other_pages), FIELD(pss_pages), FIELD(budget_pages), FIELD(reserve_pages), FIELD(spaces), FIELD(tasks),
 	FIELD(wardens), FIELD(table_bytes), FIELD(table_pages), FIELD(events_fork), FIELD(events_remap),
-	FIELD(events_remove), FIELD(events_unmap), FIELD(bytes_in), FIELD(bytes_out), FIELD(requests), FIELD(installed_pages), FIELD(zero_filled_pages), FIELD(evicted_pages),
+	FIELD(events_remove), FIELD(events_unmap), FIELD(bytes_in), FIELD(bytes_out),
+	FIELD(requests), FIELD(installed_pages), FIELD(zero_filled_pages), FIELD(evicted_pages),
 	FIELD(moved_pages), FIELD(second_chance_pages), FIELD(written_back_pages), FIELD(clean_dropped_pages), FIELD(busy_pages),
 	FIELD(unshared_pages), FIELD(prefetched_pages), FIELD(prefetch_used_pages), FIELD(prefetch_wasted_pages), FIELD(stalls),
 	FIELD(copy_retries), FIELD(areas_found), FIELD(pager_pid),
@@ -150,7 +151,8 @@ static void print_counters(const struct pager_stats *now, const struct pager_sta
 	       pages_text(now->zero_filled_pages, b), (unsigned long long)now->copy_retries);
 	printf("events     fork %llu   remap %llu   remove %llu   unmap %llu   areas found %llu\n",
 	       (unsigned long long)now->events_fork, (unsigned long long)now->events_remap,
-	       (unsigned long long)now->events_remove, (unsigned long long)now->events_unmap, (unsigned long long)now->areas_found);
+	       (unsigned long long)now->events_remove, (unsigned long long)now->events_unmap,
+	       (unsigned long long)now->areas_found);
 }
 
 /* `before` and `seconds` are those of the last look; the first time, the pager's start. */

@@ -281,6 +281,23 @@ static void sweep_stateless(const char *root, const char *id)
 		instance_remove(&rubbish, NULL);
 }
 
+void instance_sweep_memory(void)
+{
+	DIR *directory = opendir(MEMORY_ROOT);
+	for (struct dirent *entry = directory ? readdir(directory) : NULL; entry; entry = readdir(directory)) {
+		struct instance found;
+		if (!name_is_proper(entry->d_name))
+			continue;
+		int ret = instance_load(MEMORY_ROOT, entry->d_name, &found, NULL);
+		if (ret == -ENOENT)
+			sweep_stateless(MEMORY_ROOT, entry->d_name);
+		else if (!ret && !is_live(&found))
+			instance_remove(&found, NULL);
+	}
+	if (directory)
+		closedir(directory);
+}
+
 static int by_age(const void *a, const void *b)
 {
 	const struct instance *first = a, *second = b;

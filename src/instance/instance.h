@@ -61,6 +61,8 @@ void instance_keep_logs(const struct instance *instance, char *kept, size_t kept
 
 /* All live instances, oldest first, fresh array. Sweeps what dead supervisors left behind. A root that is not there is empty. */
 int instance_list(const char *root, struct instance **list, size_t *count, struct dp_err *err);
+/* Removes what lies below /dev/shm of dead instances, also of registries that are gone. */
+void instance_sweep_memory(void);
 /* By id, name, a prefix of an id that fits only one, or the pid of any task of the tree. -ENOENT, -EEXIST (several fit). */
 int instance_find(const char *root, const char *key, struct instance *instance, struct dp_err *err);
 /* The instance whose tree the process belongs to (its root, or any task below its init). -ENOENT. */

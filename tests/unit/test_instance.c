@@ -145,6 +145,20 @@ static void list__supervisor_and_init_dead__is_swept(void **state)
 	waitpid(child, NULL, 0);
 }
 
+static void sweep__registry_is_gone__memory_is_given_back(void **state)
+{
+	struct instance instance;
+	char target[PATH_MAX] = "";
+	make_live(*state, "redis:a", NULL, &instance);
+	instance.supervisor.start_time = instance.init.start_time = 1;
+	assert_int_equal(instance_save(&instance, NULL), 0);
+	if (readlink(instance.directory, target, sizeof(target) - 1) < 0)
+		skip(); /* /tmp is in memory here: nothing lies elsewhere */
+	assert_int_equal(unlink(instance.directory), 0);
+	instance_sweep_memory();
+	assert_int_equal(access(target, F_OK), -1);
+}
+
 static void list__root_missing__is_empty(void **state)
 {
 	struct instance *list;
@@ -300,6 +314,7 @@ int main(void)
 		WITH_ROOT(find__by_id_name_prefix_and_pid__fits),
 		WITH_ROOT(create__name_of_a_live_instance__is_refused),
 		WITH_ROOT(list__supervisor_and_init_dead__is_swept),
+		WITH_ROOT(sweep__registry_is_gone__memory_is_given_back),
 		WITH_ROOT(list__root_missing__is_empty),
 		WITH_ROOT(remove__link_elsewhere__is_not_followed),
 		WITH_ROOT(keep_logs__many_failures__stay_bounded),
