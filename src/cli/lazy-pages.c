@@ -228,9 +228,14 @@ static void raise_descriptor_limit(void)
 
 static int open_source(struct lazy *lazy, struct source **source, struct dp_err *err)
 {
-	if (!lazy->page_server)
-		return source_images_new(source, lazy->images_fd, err);
 	struct stream *stream;
+	int ret;
+	if (!lazy->page_server) {
+		ret = source_images_new(source, lazy->images_fd, err);
+		if (ret)
+			dp_err_doing(err, "images in %s", lazy->images);
+		return ret;
+	}
 	if (lazy->connection_fd >= 0) {
 		stream = stream_from_socket(lazy->connection_fd);
 		if (!stream)
@@ -239,14 +244,17 @@ static int open_source(struct lazy *lazy, struct source **source, struct dp_err 
 		struct endpoint endpoint = { .kind = ENDPOINT_TCP, .port = (uint16_t)lazy->port };
 		if (snprintf(endpoint.host, sizeof(endpoint.host), "%s", lazy->address) >= (int)sizeof(endpoint.host))
 			return dp_fail(err, EINVAL, "--address is too long");
-		int ret = stream_connect(&stream, &endpoint, CONNECT_TIMEOUT_MS, err);
+		ret = stream_connect(&stream, &endpoint, CONNECT_TIMEOUT_MS, err);
 		if (ret) {
 			dp_err_doing(err, "page server");
 			return ret;
 		}
 	}
 	lazy->connection_fd = stream->fd;
-	return source_criu_new(source, lazy->images_fd, stream, err);
+	ret = source_criu_new(source, lazy->images_fd, stream, err);
+	if (ret)
+		dp_err_doing(err, "images in %s", lazy->images);
+	return ret;
 }
 
 static int listen_for_criu(struct lazy *lazy, struct dp_err *err)

@@ -107,7 +107,7 @@ static void kill_tree(struct tree *tree)
 static void update_stats(struct tree *tree)
 {
 	struct pager_stats *stats = tree->stats;
-	uint64_t counts[PAGE_STATES] = { 0 }, dirty = 0, present = 0, bytes = 0, spaces = 0, leaves = 0;
+	uint64_t counts[PAGE_STATES] = { 0 }, dirty = 0, present = 0, bytes = 0, spaces = 0;
 	for (const struct space *space = tree->spaces; space; space = space->next) {
 		if (space->closed)
 			continue;
@@ -116,7 +116,6 @@ static void update_stats(struct tree *tree)
 		dirty += space->table.dirty;
 		present += space->staging.present;
 		bytes += table_bytes(&space->table);
-		leaves += space->table.leaf_count;
 		spaces++;
 	}
 	stats->resident_pages = counts[PAGE_LOCAL] + present;
