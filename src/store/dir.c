@@ -162,11 +162,15 @@ static bool directory_empty(int directory_fd)
 			close(fd);
 		return false;
 	}
-	/* `lock` may be there already: a creation that was cut off, or two at once. */
-	while ((entry = readdir(directory)))
-		if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 && strcmp(entry->d_name, "lock") != 0 &&
-		    strcmp(entry->d_name, "blobs") != 0 && strcmp(entry->d_name, "lost+found") != 0)
-			empty = false;
+	while ((entry = readdir(directory))) {
+		/* These may be there already: a creation that was cut off. */
+		static const char *const harmless[] = { ".", "..", "lock", "blobs", "format.new", "lost+found" };
+		bool known = false;
+
+		for (size_t i = 0; i < ARRAY_LENGTH(harmless); i++)
+			known |= strcmp(entry->d_name, harmless[i]) == 0;
+		empty &= known;
+	}
 	closedir(directory);
 	return empty;
 }
@@ -189,10 +193,12 @@ static int check_format(struct dir_store *dir, const char *path, bool create, st
 		return dp_fail(err, ENOENT, "there is no pool at dir:%s (the directory is empty)", path);
 	if (mkdirat(dir->directory_fd, "blobs", 0700) < 0 && errno != EEXIST)
 		return dp_fail_errno(err, errno, "create %s/blobs", path);
-	int result = write_new(dir->directory_fd, "format", FORMAT_TEXT, strlen(FORMAT_TEXT));
+	int result = write_new(dir->directory_fd, "format.new", FORMAT_TEXT, strlen(FORMAT_TEXT));
 
-	if (result == 0 && fsync(dir->directory_fd) < 0)
+	if (result == 0 && (renameat(dir->directory_fd, "format.new", dir->directory_fd, "format") < 0 || fsync(dir->directory_fd) < 0))
 		result = -errno;
+	if (result == 0)
+		result = store_sync_parent(path);
 	return result < 0 ? dp_fail_errno(err, -result, "create %s/format", path) : 0;
 }
 

@@ -359,6 +359,8 @@ static int load_catalog(struct file_store *file, uint64_t hash)
 {
 	uint64_t length = file->catalog_length;
 
+	if (file->catalog_first == 0 && length == 0)
+		return 0; /* as created */
 	if (!run_good(file, file->catalog_first, length) || length > CATALOG_LIMIT)
 		return -EBADMSG;
 	cleanup_free uint8_t *bytes = malloc(length + 1);
@@ -401,14 +403,43 @@ static int load(struct file_store *file, const char *path, struct dp_err *err)
 	return result < 0 ? dp_fail_errno(err, -result, "store file:%s: its catalog is damaged", path) : 0;
 }
 
-static int open_parts(struct file_store *file, const char *path, bool create, struct dp_err *err)
+/* The first thing that a new file gets is a superblock without a catalog: killed at any moment of its making, the store is
+ * an empty file or an empty store. */
+static int create(struct file_store *file, const char *path, struct dp_err *err)
+{
+	uint8_t page[PAGE_BYTES];
+	int result;
+
+	superblock_encode(page, 0, 0, 0, 0);
+	result = io_pwrite_full(file->fd, page, PAGE_BYTES, 0);
+	if (result == 0 && fdatasync(file->fd) < 0)
+		result = -errno;
+	if (result == 0)
+		result = store_sync_parent(path);
+	return result < 0 ? dp_fail_errno(err, -result, "create store file:%s", path) : 0;
+}
+
+/* Something else's file is left as it is: this looks before the heap makes it longer. */
+static bool is_store(const struct file_store *file)
+{
+	for (unsigned i = 0; i < SUPERBLOCKS; i++) {
+		uint64_t magic;
+
+		if (pread(file->fd, &magic, sizeof(magic), (off_t)i * PAGE_BYTES) == (ssize_t)sizeof(magic) &&
+		    le64toh(magic) == SUPERBLOCK_MAGIC)
+			return true;
+	}
+	return false;
+}
+
+static int open_parts(struct file_store *file, const char *path, bool may_create, struct dp_err *err)
 {
 	struct stat status;
 	int result;
 
-	file->fd = open(path, O_RDWR | O_CLOEXEC | (create ? O_CREAT : 0), 0600);
+	file->fd = open(path, O_RDWR | O_CLOEXEC | (may_create ? O_CREAT : 0), 0600);
 	if (file->fd < 0)
-		return errno == ENOENT && !create ? dp_fail(err, ENOENT, "there is no pool at file:%s", path) :
+		return errno == ENOENT && !may_create ? dp_fail(err, ENOENT, "there is no pool at file:%s", path) :
 						    dp_fail_errno(err, errno, "open %s", path);
 	if (flock(file->fd, LOCK_EX | LOCK_NB) < 0)
 		return errno == EWOULDBLOCK ? dp_fail(err, EBUSY, "store file:%s is in use by another pool", path) :
@@ -417,21 +448,19 @@ static int open_parts(struct file_store *file, const char *path, bool create, st
 		return dp_fail_errno(err, errno, "open %s", path);
 	if (!S_ISREG(status.st_mode))
 		return dp_fail(err, EINVAL, "store file:%s: not a regular file", path);
-	if (status.st_size == 0 && !create)
+	if (status.st_size == 0 && !may_create)
 		return dp_fail(err, ENOENT, "there is no pool at file:%s (the file is empty)", path);
-	/* Something else's file is left as it is: look before the heap makes it longer. */
-	uint64_t magic[2] = { 0 };
-
-	if (status.st_size > 0 && (pread(file->fd, &magic[0], 8, 0) != 8 || pread(file->fd, &magic[1], 8, PAGE_BYTES) != 8 ||
-				   (le64toh(magic[0]) != SUPERBLOCK_MAGIC && le64toh(magic[1]) != SUPERBLOCK_MAGIC)))
+	if (status.st_size == 0) {
+		result = create(file, path, err);
+		if (result < 0)
+			return result;
+	} else if (!is_store(file)) {
 		return dp_fail(err, EBADMSG, "file %s is not a pool's store; name another or a new file", path);
+	}
 	result = heap_init(&file->base.heap, file->fd, SUPERBLOCKS, UINT64_MAX);
 	if (result < 0)
 		return dp_fail_errno(err, -result, "open store file:%s", path);
-	if (status.st_size > 0)
-		return load(file, path, err);
-	result = flip(file);
-	return result < 0 ? dp_fail_errno(err, -result, "create store file:%s", path) : 0;
+	return load(file, path, err);
 }
 
 int store_file_open(struct store **store, const char *path, bool create, struct dp_err *err)

@@ -1,7 +1,11 @@
 #include "store/store.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
+#include <unistd.h>
+
+#include "base/base.h"
 
 int store_open(struct store **store, const char *uri, bool create, struct dp_err *err)
 {
@@ -36,4 +40,16 @@ bool store_blob_name_good(const char *name)
 			return false;
 	}
 	return true;
+}
+
+int store_sync_parent(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+	cleanup_free char *parent = slash && slash != path ? strndup(path, (size_t)(slash - path)) : strdup(slash ? "/" : ".");
+
+	if (!parent)
+		return -ENOMEM;
+	cleanup_fd int fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	return fd < 0 || fsync(fd) < 0 ? -errno : 0;
 }

@@ -66,6 +66,8 @@ int store_open(struct store **store, const char *uri, bool create, struct dp_err
 /* Takes NULL. */
 void store_close(struct store *store);
 bool store_blob_name_good(const char *name);
+/* Makes the name of a new file or directory durable: syncs the directory that it is in. */
+int store_sync_parent(const char *path);
 
 /* The engines; store_open is how they are reached. */
 int store_memory_open(struct store **store, const char *size_text, struct dp_err *err);

@@ -174,6 +174,37 @@ static void store_open__not_a_store__is_refused_and_left_alone(void **state)
 	assert_int_equal(store_open(&store, "fault:op=laugh:memory:", true, &err), -EINVAL);
 }
 
+static void store_open__killed_while_creating__can_be_opened_again(void **state)
+{
+	for (size_t engine = 0; engine < ARRAY_LENGTH(persistent); engine++) {
+		for (unsigned round = 0; round < 60; round++) {
+			char path[128];
+			pid_t child = fork();
+
+			snprintf(path, sizeof(path), "%s/%s", directory, engine == 0 ? "d" : "f");
+			if (child == 0) {
+				store_close(open_store(persistent[engine]));
+				_exit(0);
+			}
+			for (volatile unsigned spin = 0; spin < round * 20000; spin++)
+				;
+			kill(child, SIGKILL);
+			assert_int_equal(waitpid(child, NULL, 0), child);
+			store_close(open_store(persistent[engine]));
+			remove_tree(path);
+		}
+	}
+	/* The states between, made by hand. */
+	assert_int_equal(mkdir(uri_of("%s/d"), 0700), 0);
+	assert_int_equal(io_write_file(uri_of("%s/d/lock"), "", 0, 0600), 0);
+	assert_int_equal(io_write_file(uri_of("%s/d/format.new"), "dist", 4, 0600), 0);
+	store_close(open_store("dir:%s/d"));
+	assert_int_equal(io_write_file(uri_of("%s/f"), "", 0, 0600), 0);
+	store_close(open_store("file:%s/f"));
+	assert_int_equal(truncate(uri_of("%s/f"), PAGE_BYTES), 0);
+	store_close(open_store("file:%s/f"));
+}
+
 static void heap__pages_freed_and_allocated_at_random__never_overlap(void **state)
 {
 	struct heap heap;
@@ -673,6 +704,7 @@ int main(void)
 		TEST(store__blobs__are_replaced_listed_and_deleted),
 		TEST(store_open__locked_by_another__is_EBUSY),
 		TEST(store_open__not_a_store__is_refused_and_left_alone),
+		TEST(store_open__killed_while_creating__can_be_opened_again),
 		TEST(heap__pages_freed_and_allocated_at_random__never_overlap),
 		TEST(pool__store_reopened__has_its_snapshots_and_nothing_else),
 		TEST(pool__copied_at_any_moment__opens_with_what_was_committed),
