@@ -498,7 +498,7 @@ static bool evict_step(struct space *space, uint64_t excess, uint64_t used)
 	uint64_t room = staging->capacity - (staging->head - staging->tail);
 	bool urgent = excess > 0;
 	if (urgent && ready >= DP_MIN(64, excess)) {
-		drop_out(space, DP_MIN(ready, DP_MAX(excess, 64)));
+		drop_out(space, DP_MIN(ready, DP_MAX(excess, MOVE_PAGES)));
 		return true;
 	}
 	bool want = urgent || (staging->held < staging->capacity * 3 / 4 && residency_should_stage(&tree->budget, used));
