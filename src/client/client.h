@@ -136,7 +136,7 @@ int client_drop(struct client *client, uint64_t space, uint64_t epoch, const str
 int client_move(struct client *client, uint64_t space, uint64_t epoch, uint64_t from_pgno, uint64_t to_pgno, uint64_t pages,
 		uint64_t cookie);
 /* fork: a new space of the same instance with the pages `parent` has at this point of the request stream. The caller
- * picks its id: any not used before in this instance with the same upper 44 bits as the parent's id. */
+ * picks its id: any not in use in this instance (one that was freed may be used again) with the same upper 44 bits as the parent's id. */
 int client_fork(struct client *client, uint64_t parent, uint64_t epoch, uint64_t child, uint64_t cookie);
 int client_space_free(struct client *client, uint64_t space, uint64_t epoch, uint64_t cookie);
 

@@ -11,6 +11,8 @@ struct source_pool {
 	struct snapshot_space *spaces;
 	size_t space_count;
 	uint64_t next_child; /* low bits of the next forked space's id; see client_fork */
+	uint32_t *freed;     /* low bits of ids that were freed: the pool has forgotten them when it gets the next request */
+	size_t freed_count, freed_room;
 };
 
 #define SPACE_BITS 20
@@ -52,23 +54,47 @@ static int move(struct source *source, uint64_t space, uint64_t from_pgno, uint6
 	return client_move(of(source)->client, space, of(source)->epoch, from_pgno, to_pgno, pages, cookie);
 }
 
+/* 0: no id is left. */
+static uint64_t choose_number(const struct source_pool *pool)
+{
+	if (pool->freed_count)
+		return pool->freed[pool->freed_count - 1];
+	return pool->next_child >> SPACE_BITS ? 0 : pool->next_child;
+}
+
 static int fork_space(struct source *source, uint64_t parent, uint64_t *child, uint64_t cookie)
 {
 	struct source_pool *pool = of(source);
-	if (pool->next_child >> SPACE_BITS)
-		return -EOVERFLOW; /* a million forks of one instance */
-	uint64_t id = (parent >> SPACE_BITS << SPACE_BITS) | pool->next_child;
+	uint64_t number = choose_number(pool);
+	if (!number)
+		return -EOVERFLOW; /* a million forked children alive */
+	uint64_t id = (parent >> SPACE_BITS << SPACE_BITS) | number;
 	int ret = client_fork(pool->client, parent, pool->epoch, id, cookie);
-	if (!ret) {
+	if (ret)
+		return ret;
+	if (pool->freed_count)
+		pool->freed_count--;
+	else
 		pool->next_child++;
-		*child = id;
-	}
-	return ret;
+	*child = id;
+	return 0;
 }
 
 static int space_free(struct source *source, uint64_t space, uint64_t cookie)
 {
-	return client_space_free(of(source)->client, space, of(source)->epoch, cookie);
+	struct source_pool *pool = of(source);
+	int ret = client_space_free(pool->client, space, pool->epoch, cookie);
+	if (!ret && pool->freed_count == pool->freed_room) {
+		size_t room = pool->freed_room * 2 + 64;
+		uint32_t *larger = realloc(pool->freed, room * sizeof(*larger));
+		if (!larger)
+			return ret; /* this id is not used again, that is all */
+		pool->freed = larger;
+		pool->freed_room = room;
+	}
+	if (!ret)
+		pool->freed[pool->freed_count++] = (uint32_t)(space & ((1u << SPACE_BITS) - 1));
+	return ret;
 }
 
 static int receive(struct source *source)
@@ -96,6 +122,7 @@ static void bytes(const struct source *source, uint64_t *in, uint64_t *out)
 static void source_free(struct source *source)
 {
 	free(of(source)->spaces);
+	free(of(source)->freed);
 	free(source);
 }
 
