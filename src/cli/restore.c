@@ -42,11 +42,13 @@ static const char common_usage[] =
 	"  --skip-file-rwx-check --weak-sysctls --external RES --inherit-fd FD:RES --join-ns NS --manage-cgroups[=MODE]\n"
 	"  --cgroup-root PATH --file-validation METHOD --network-lock METHOD --action-script FILE --ghost-limit SIZE\n"
 	"  --lsm-profile TYPE:NAME --enable-fs NAMES --ext-mount-map KEY:VALUE --skip-mnt PATH\n"
-	"  --empty-ns net --libdir PATH\n";
+	"  --empty-ns net --libdir PATH --mntns-compat-mode\n"
+	"  --criu-option=OPTION       any other in its long form, such as --criu-option=--root=/srv/root\n";
 
 enum {
 	OPTION_LOCAL_MEMORY = 256, OPTION_DETACH, OPTION_WAIT, OPTION_PIDFILE, OPTION_STATUS_FD, OPTION_PID_NAMESPACE,
 	OPTION_NAME, OPTION_JSON, OPTION_ROOT, OPTION_CRIU, OPTION_SHELL_JOB,
+	OPTION_CRIU_ANY,
 };
 
 static const struct option options[] = {
@@ -85,6 +87,8 @@ static const struct option options[] = {
 	{ "skip-mnt", required_argument, NULL, OPTION_CRIU },
 	{ "empty-ns", required_argument, NULL, OPTION_CRIU },
 	{ "libdir", required_argument, NULL, OPTION_CRIU },
+	{ "mntns-compat-mode", no_argument, NULL, OPTION_CRIU },
+	{ "criu-option", required_argument, NULL, OPTION_CRIU_ANY },
 	{ 0 },
 };
 
@@ -101,6 +105,31 @@ struct settings {
 static int add_criu_argument(struct settings *settings, const struct option *option)
 {
 	char *argument = optarg ? format_text("--%s=%s", option->name, optarg) : format_text("--%s", option->name);
+	if (!argument)
+		return cli_usage_error(settings->command, "out of memory");
+	settings->criu_arguments[settings->restore.criu_argument_count++] = argument;
+	return 0;
+}
+
+/* Options that are ours to give. */
+static bool is_reserved(const char *option)
+{
+	static const char *const reserved[] = {
+		"--images-dir", "--work-dir", "--lazy-pages", "--restore-detached", "--restore-sibling", "--pidfile",
+		"--log-file", "--leave-stopped", "--exec-cmd", "--config", "--status-fd",
+	};
+	for (size_t i = 0; i < ARRAY_LENGTH(reserved); i++)
+		if (!strncmp(option, reserved[i], strlen(reserved[i])))
+			return true;
+	return false;
+}
+
+static int add_any_criu_argument(struct settings *settings)
+{
+	if (strncmp(optarg, "--", 2) || !optarg[2] || is_reserved(optarg))
+		return cli_usage_error(settings->command, "--criu-option takes a long option that is not ours to give, such as "
+				       "--criu-option=--root=/srv/root; `%s` is not", optarg);
+	char *argument = strdup(optarg);
 	if (!argument)
 		return cli_usage_error(settings->command, "out of memory");
 	settings->criu_arguments[settings->restore.criu_argument_count++] = argument;
@@ -137,6 +166,7 @@ static int take_option(struct settings *settings, int value, const struct option
 			return 0;
 		return cli_usage_error(settings->command, "--pid-namespace takes own or host");
 	case OPTION_SHELL_JOB: restore->shell_job = true; return add_criu_argument(settings, option);
+	case OPTION_CRIU_ANY: return add_any_criu_argument(settings);
 	case OPTION_CRIU: return add_criu_argument(settings, option);
 	default: return cli_usage_hint(settings->command);
 	}

@@ -46,6 +46,24 @@ static int open_last_process(const struct instance *instance)
 	return pidfd >= 0 ? pidfd : process_open(instance->init.pid, instance->init.start_time);
 }
 
+/* Without our namespace around the tree and without a supervisor, nobody else kills what is below init. */
+static void kill_tasks(const struct instance *instance)
+{
+	pid_t *tasks;
+	size_t count;
+	if (instance->own_pid_namespace || process_is_alive(instance->supervisor.pid, instance->supervisor.start_time))
+		return;
+	while (!instance_tasks(instance, &tasks, &count)) {
+		size_t alive = 0;
+		for (size_t i = 0; i < count; i++)
+			alive += process_start_time(tasks[i]) && !kill(tasks[i], SIGKILL);
+		free(tasks);
+		if (!alive)
+			return;
+		poll(NULL, 0, 10); /* their init reaps them, and with its root gone it ends too */
+	}
+}
+
 static int stop_instance(const char *root, const char *key, bool kill_now, uint64_t timeout_ns, struct instance *instance,
 			 struct dp_err *err)
 {
@@ -59,6 +77,7 @@ static int stop_instance(const char *root, const char *key, bool kill_now, uint6
 		return 0; /* it ended meanwhile */
 	bool asked = !kill_now && first >= 0 && !pidfd_send_signal(first, SIGTERM, NULL, 0);
 	if (!(asked && wait_for_end(last, timeout_ns))) {
+		kill_tasks(instance);
 		/* init's end is the end of everything below it; the supervisor sees to what a namespace does not. */
 		int end = tree >= 0 ? tree : last;
 		if (pidfd_send_signal(end, SIGKILL, NULL, 0) && errno != ESRCH)

@@ -10,6 +10,16 @@
 /* Fixed arguments, besides those of the caller. */
 #define FIXED_ARGUMENTS 24
 
+/* A mount namespace is made below --root; without one CRIU 4.2 crashes. */
+static bool needs_root(const struct restore_plan *plan)
+{
+	const struct restore_options *options = plan->options;
+	for (size_t i = 0; i < options->criu_argument_count; i++)
+		if (!strncmp(options->criu_arguments[i], "--root=", 7))
+			return false;
+	return plan->own_mounts;
+}
+
 int criu_command_make(const struct restore_plan *plan, char ***argv, char *kdat, size_t kdat_size, struct dp_err *err)
 {
 	const struct restore_options *options = plan->options;
@@ -37,6 +47,8 @@ int criu_command_make(const struct restore_plan *plan, char ***argv, char *kdat,
 	list[count++] = "--log-file";
 	list[count++] = format_text("%s/restore.log", instance->directory);
 	list[count++] = options->verbose > 1 ? "-v4" : "-v2";
+	if (needs_root(plan))
+		list[count++] = "--root=/";
 	for (size_t i = 0; i < options->criu_argument_count; i++)
 		list[count++] = options->criu_arguments[i];
 	for (size_t i = 0; i < count; i++)

@@ -170,6 +170,7 @@ static int read_skeleton(struct restore_plan *plan, int images_fd, struct dp_err
 	if (count == 0)
 		return dp_fail(err, EBADMSG, "snapshot has no process in it");
 	plan->nested = own.pid;
+	plan->own_mounts = own.mnt;
 	plan->own_pid_namespace = !own.pid && !options->host_pid_namespace;
 	plan->instance.own_pid_namespace = plan->own_pid_namespace;
 	ret = restore_budget(options->local_memory, plan->instance.snapshot_pages, count, &plan->instance.budget_bytes, err);

@@ -15,6 +15,7 @@ struct restore_plan {
 	struct instance instance;
 	bool own_pid_namespace; /* we make it; false also where CRIU makes the snapshot's own */
 	bool nested;            /* the snapshot's root has its own PID namespace: CRIU makes that */
+	bool own_mounts;        /* the snapshot has a mount namespace of its own */
 	pid_t last_pid;         /* what ns_last_pid is set to before CRIU starts: its helpers' pids lie behind the tree's */
 	int stdio[3];           /* the caller's, for a tree with a terminal; -1: none */
 	int report_fd;          /* supervisor's end */
