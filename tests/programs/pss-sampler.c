@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #define MAX_TASKS 4096
+#define MOST_PASSES 20
 
 struct options {
 	int pid;
@@ -124,11 +125,11 @@ static bool mm_seen(int pid, const int *seen, size_t count)
 	return false;
 }
 
-/* The tree's proportional set size, or -1 where the root has gone (a zombie too: it has no memory). */
-static int64_t sample(int root)
+/* One pass over the tree. -1 where the root has gone (a zombie too: it has no memory). */
+static int64_t one_pass(const int *tree, size_t count)
 {
-	static int tree[MAX_TASKS], seen[MAX_TASKS];
-	size_t count = tree_of(root, tree), seen_count = 0;
+	static int seen[MAX_TASKS];
+	size_t seen_count = 0;
 	uint64_t sum = 0;
 
 	for (size_t i = 0; i < count; i++) {
@@ -141,6 +142,25 @@ static int64_t sample(int root)
 		sum += pss;
 	}
 	return count ? (int64_t)sum : -1;
+}
+
+/* A process that is forked or ends during the pass changes the shares of all others, so that the sum would count memory twice;
+ * such a pass is made again. */
+static int64_t sample(int root)
+{
+	static int before[MAX_TASKS], after[MAX_TASKS];
+	size_t count = tree_of(root, before), count_after;
+	int64_t sum = -1;
+
+	for (unsigned pass = 0; pass < MOST_PASSES; pass++) {
+		sum = one_pass(before, count);
+		count_after = tree_of(root, after);
+		if (count_after == count && !memcmp(before, after, count * sizeof(int)))
+			return sum;
+		count = count_after;
+		memcpy(before, after, count * sizeof(int));
+	}
+	return sum;
 }
 
 static int compare(const void *left, const void *right)
