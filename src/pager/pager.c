@@ -28,7 +28,7 @@ uint64_t pager_min_budget_bytes(uint64_t tasks)
 
 uint64_t tree_used_pages(const struct tree *tree)
 {
-	uint64_t pages = tree->in_flight + tree->drift_pages;
+	uint64_t pages = tree->in_flight + tree->drift_pages + tree->copied_pages;
 	for (const struct space *space = tree->spaces; space; space = space->next)
 		if (!space->closed)
 			pages += space->table.counts[PAGE_LOCAL] + space->staging.present;
@@ -107,12 +107,17 @@ static void kill_tree(struct tree *tree)
 static void update_stats(struct tree *tree)
 {
 	struct pager_stats *stats = tree->stats;
-	uint64_t counts[PAGE_STATES] = { 0 }, dirty = 0, present = 0, bytes = 0, spaces = 0;
+	uint64_t counts[PAGE_STATES] = { 0 }, dirty = 0, present = 0, bytes = 0, spaces = 0, described = 0;
 	for (const struct space *space = tree->spaces; space; space = space->next) {
+		uint64_t known = 0;
 		if (space->closed)
 			continue;
-		for (int state = 0; state < PAGE_STATES; state++)
+		for (int state = 0; state < PAGE_STATES; state++) {
 			counts[state] += space->table.counts[state];
+			known += space->table.counts[state];
+		}
+		/* A leaf describes 64 pages, given-up ones too; what only the snapshot's page map has is told by ranges. */
+		described += DP_MAX((uint64_t)space->table.leaf_count * LEAF_PAGES, known);
 		dirty += space->table.dirty;
 		present += space->staging.present;
 		bytes += table_bytes(&space->table);
@@ -123,7 +128,7 @@ static void update_stats(struct tree *tree)
 	stats->dirty_pages = dirty;
 	stats->spaces = spaces;
 	stats->table_bytes = bytes;
-	stats->table_pages = counts[PAGE_LOCAL] + counts[PAGE_REMOTE] + counts[PAGE_IN_FLIGHT] + counts[PAGE_STAGED];
+	stats->table_pages = described;
 	stats->other_pages = (int64_t)tree->drift_pages > 0 ? tree->drift_pages : 0;
 	tree->source->ops->bytes(tree->source, &stats->bytes_in, &stats->bytes_out);
 }
@@ -148,7 +153,12 @@ static void task_ended(struct space *space)
 {
 	log_info("process %d has ended", space->pid);
 	space->tree->stats->tasks -= space->tree->stats->tasks > 0;
-	space_close(space);
+	/* A forked child's pid was found by evidence. Its descriptor is closed when the memory has gone, which the next look tells; if
+	 * it has not, the pid was somebody else's and is looked for again. */
+	if (space->vpid == 0)
+		space_forget_pid(space);
+	else
+		space_close(space);
 }
 
 static void dispatch(struct tree *tree, const struct handle *handle)
@@ -206,6 +216,8 @@ static bool sweep(struct tree *tree)
 
 static bool wardens_come_or_go(const struct tree *tree)
 {
+	if (tree->abandoned_count)
+		return true;
 	for (const struct space *space = tree->spaces; space; space = space->next)
 		if (space->warden.state == WARDEN_STOPPING_TARGET || space->warden.state == WARDEN_LEAVING)
 			return true;
@@ -247,6 +259,8 @@ static void serve(struct tree *tree)
 		turn(tree, timeout);
 		install_parked(tree);
 		more = evict_work(tree);
+		if (tree->abandoned_count)
+			space_release_abandoned(tree);
 		if (tree->freezing)
 			control_work(tree);
 		uint64_t until_fill = tree->config->fill && tree->finished ? install_fill(tree) : UINT64_MAX;

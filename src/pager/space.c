@@ -68,6 +68,34 @@ static void unwatch(struct tree *tree, int fd)
 		epoll_ctl(tree->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
 }
 
+static void discard_warden(struct space *space)
+{
+	struct tree *tree = space->tree;
+	struct injection unfinished;
+	if (space->warden.state == WARDEN_ABSENT)
+		return;
+	unwatch(tree, space->warden.event_fd);
+	tree->stats->wardens -= space->warden.pid > 0 && tree->stats->wardens > 0;
+	if (!warden_discard(&space->warden, &unfinished))
+		return;
+	/* More than that many at once: the oldest is waited for; its memory has gone, so it stops soon. */
+	while (tree->abandoned_count == ABANDONED)
+		space_release_abandoned(tree);
+	tree->abandoned[tree->abandoned_count++] = unfinished;
+}
+
+void space_forget_pid(struct space *space)
+{
+	unwatch(space->tree, space->pidfd);
+	dp_close_fd(&space->pidfd);
+	dp_close_fd(&space->statm_fd);
+	dp_close_fd(&space->pagemap_fd);
+	space->pidfd = space->statm_fd = space->pagemap_fd = -1;
+	space->pid = 0;
+	discard_warden(space);
+	space->tree->next_watch_ns = 0;
+}
+
 /* Nothing of the space is used after this; its memory is freed at the end of the turn (messages may still point at it). */
 void space_close(struct space *space)
 {
@@ -85,14 +113,17 @@ void space_close(struct space *space)
 	}
 	unwatch(tree, space->uffd);
 	unwatch(tree, space->pidfd);
-	unwatch(tree, space->warden.event_fd);
-	if (space->warden.state != WARDEN_ABSENT) {
-		warden_discard(&space->warden);
-		tree->stats->wardens -= tree->stats->wardens > 0;
-	}
+	discard_warden(space);
 	if (tree->source->ops->space_free)
 		tree->source->ops->space_free(tree->source, space->source_space, COOKIE_IGNORED);
 	tell_keeper(space, KEEPER_RELEASE, -1);
+}
+
+void space_release_abandoned(struct tree *tree)
+{
+	for (unsigned i = tree->abandoned_count; i-- > 0;)
+		if (inject_abandon(&tree->abandoned[i]))
+			tree->abandoned[i] = tree->abandoned[--tree->abandoned_count];
 }
 
 static bool still_answered(const struct space *space)
@@ -128,8 +159,27 @@ void space_free(struct space *space)
 	free(space);
 }
 
+/* An address that no program has mapped tells: ENOENT or ESRCH. */
+bool space_memory_is_gone(const struct space *space)
+{
+	int error;
+	uffd_zero(space->uffd, 0x7fffffffe000ull, PAGE_BYTES, &error);
+	return error == -ESRCH;
+}
+
+static bool has_ended(const struct space *space)
+{
+	int state = space->pid > 0 ? proc_state(space->pid) : 0;
+	return state == -ESRCH || state == 'Z' || state == 'X';
+}
+
 void space_lost(struct space *space)
 {
+	bool replaced = space->warden.pid > 0 && space->pid > 0 && proc_same_memory(space->pid, space->warden.pid) == 0;
+	if (!space_memory_is_gone(space) && !has_ended(space) && !replaced) {
+		tree_fail(space->tree, -EFAULT, "the memory of process %d cannot be reached", space->pid);
+		return;
+	}
 	log_info("space %u of process %d has ended", space->number, space->pid);
 	space_close(space);
 }

@@ -37,6 +37,7 @@
 #define MOVE_PAGES 256u     /* pages of one MOVE command */
 #define WRITE_BATCHES 64u
 #define DOUBTS 128u
+#define ABANDONED 64u
 #define STALL_LIMIT_NS (10u * 1000 * 1000) /* a fault waits no longer for room */
 #define ZERO_RUN_PAGES 16u  /* zero pages given at once to a process that grows */
 
@@ -146,6 +147,7 @@ struct tree {
 	bool serving_deferred;
 	bool reading_events; /* events that were read are still to be followed */
 	uint64_t in_flight; /* pages asked for */
+	uint64_t copied_pages, sampled_faults, sampled_installs; /* guess of pages copied after fork since the last sample, and from what */
 	uint64_t drift_pages; /* real minus tracked pages at the last sample; signed, modulo 2^64 */
 	struct request request[REQUESTS];
 	uint32_t request_free[REQUESTS], request_free_count;
@@ -156,6 +158,8 @@ struct tree {
 	struct deferred_fault *deferred; /* ring of DEFERRED_FAULTS */
 	uint32_t deferred_head, deferred_count;
 	uint64_t next_watch_ns, next_sample_ns, last_active_ns, sample_cost_ns;
+	struct injection abandoned[ABANDONED]; /* threads of closed spaces that were asked to stop, to be let go */
+	unsigned abandoned_count;
 	uint8_t *buffer; /* MOVE_PAGES pages, for what is read from staging */
 	uint8_t *zero_page;
 };
@@ -171,10 +175,17 @@ int tree_watch_fd(struct tree *tree, int fd, struct handle *handle);
 struct space *space_new(struct tree *tree, int uffd);
 /* Takes a pidfd (-1: unknown yet). */
 int space_set_pid(struct space *space, pid_t pid, int pidfd);
+/* The process it was taken for has ended. */
+void space_forget_pid(struct space *space);
 void space_close(struct space *space);
 void space_free(struct space *space);
-/* The mm of the space has gone (exit or execve). */
+/* The mm of the space seems to have gone (exit or execve). If it has not, the tree is stopped: closing the descriptor of live
+ * memory would feed it zeros (invariant 1). */
 void space_lost(struct space *space);
+/* Lets go of threads whose injection was given up. */
+/* Does the mm still exist? */
+bool space_memory_is_gone(const struct space *space);
+void space_release_abandoned(struct tree *tree);
 
 /* ---- fault.c ---- */
 /* Reads what the userfaultfd has and serves it. */

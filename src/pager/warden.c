@@ -360,15 +360,16 @@ int warden_retire(struct warden *warden, int uffd, struct injection *target)
 	return 0;
 }
 
-void warden_discard(struct warden *warden)
+bool warden_discard(struct warden *warden, struct injection *unfinished)
 {
-	if (warden->state == WARDEN_STOPPING_TARGET)
-		ptrace(PTRACE_DETACH, warden->injection.thread, 0, 0);
+	bool injecting = warden->state == WARDEN_STOPPING_TARGET || warden->state == WARDEN_LEAVING;
+	*unfinished = warden->injection;
 	if (warden->pidfd >= 0)
 		proc_pidfd_kill(warden->pidfd, SIGKILL);
 	if (warden->traced)
 		waitpid(warden->pid, NULL, __WALL);
 	forget(warden);
+	return injecting;
 }
 
 bool warden_owns(const struct warden *warden, uint64_t start, uint64_t end)

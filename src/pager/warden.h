@@ -54,8 +54,9 @@ bool warden_finished(struct warden *warden);
 /* Takes the warden out of a live target: it leaves, its areas are unmapped, its zombie is reaped. The target must be stopped by
  * the caller's injection (begun and stopped). Staging must be empty. */
 int warden_retire(struct warden *warden, int uffd, struct injection *stopped_target);
-/* Forgets a warden whose target has ended or changed its memory by execve: it is killed. */
-void warden_discard(struct warden *warden);
+/* Forgets a warden whose target has ended or changed its memory by execve: it is killed. true: an injection was under way;
+ * *unfinished is then the caller's to abandon (inject_abandon). */
+bool warden_discard(struct warden *warden, struct injection *unfinished);
 /* Is this address range the warden's, not the target's? */
 bool warden_owns(const struct warden *warden, uint64_t start, uint64_t end);
 

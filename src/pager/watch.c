@@ -17,7 +17,8 @@
 #define SAMPLE_SHARED_NS (15u * 1000 * 1000)
 #define SAMPLE_MUCH_NS (100u * 1000 * 1000)
 #define SAMPLE_NS (1000u * 1000 * 1000)
-#define PROBES 8
+#define PROBES 16u
+#define PROOFS 3u
 
 /* ---- presence ---- */
 
@@ -144,14 +145,6 @@ static void find_areas(struct space *space)
 
 /* ---- whose memory is it ---- */
 
-/* An address that no program has mapped tells whether the mm still exists: ENOENT or ESRCH. */
-static bool memory_is_gone(const struct space *space)
-{
-	int error;
-	uffd_zero(space->uffd, 0x7fffffffe000ull, PAGE_BYTES, &error);
-	return error == -ESRCH;
-}
-
 /* execve gives the process a new mm, and the warden keeps the old one alive. */
 static bool was_replaced(const struct space *space)
 {
@@ -179,23 +172,39 @@ static bool page_present(int pagemap_fd, uint64_t pgno)
 }
 
 /* A page that reads as zero anyway is filled with zeros through the descriptor: if it appears in the process, the descriptor is
- * the process's. */
+ * the process's. Several, since another process may touch the same page at that very moment by itself. */
 static bool owns(struct space *space, pid_t pid)
 {
 	char path[64];
 	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
 	cleanup_fd int pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);
-	int probes = 0;
+	unsigned proofs = 0, probes = 0;
 	for (size_t i = space->registered.count; pagemap_fd >= 0 && i-- > 0 && probes < PROBES;) {
 		uint64_t pgno = space->registered.ranges[i].start >> PAGE_SHIFT, end = space->registered.ranges[i].end >> PAGE_SHIFT;
-		if (!table_next_run(&space->table, PAGE_ZERO, &pgno, DP_MIN(end, pgno + 4096), 1) || page_present(pagemap_fd, pgno))
-			continue;
-		probes++;
-		if (install_zeros(space, pgno, 1, false) == INSTALL_DONE && page_present(pagemap_fd, pgno))
-			return true;
-		if (space->closed)
-			return false;
+		for (; table_next_run(&space->table, PAGE_ZERO, &pgno, DP_MIN(end, pgno + 4096), 1) && probes < PROBES; pgno++) {
+			if (page_present(pagemap_fd, pgno))
+				continue;
+			probes++;
+			enum install_result result = install_zeros(space, pgno, 1, false);
+			if (space->closed)
+				return false;
+			if (result != INSTALL_DONE)
+				continue;
+			if (!page_present(pagemap_fd, pgno))
+				return false;
+			if (++proofs == PROOFS)
+				return true;
+		}
 	}
+	return false;
+}
+
+/* A child of vfork, say, has no memory of its own. */
+static bool shares_memory(const struct tree *tree, pid_t pid)
+{
+	for (const struct space *space = tree->spaces; space; space = space->next)
+		if (!space->closed && space->pid > 0 && proc_same_memory(space->pid, pid) != 0)
+			return true;
 	return false;
 }
 
@@ -206,7 +215,7 @@ static void find_child(struct space *space)
 	pid_t top = tree->config->init_pid > 0 ? tree->config->init_pid : space->parent_pid;
 	ssize_t count = proc_tree(top, &pids);
 	for (ssize_t i = 1; i < count && !space->closed; i++) {
-		if (is_known(tree, pids[i]) || !owns(space, pids[i]))
+		if (is_known(tree, pids[i]) || shares_memory(tree, pids[i]) || !owns(space, pids[i]))
 			continue;
 		int pidfd = proc_pidfd_open(pids[i]);
 		if (pidfd >= 0 && proc_state(pids[i]) > 0) {
@@ -251,6 +260,38 @@ static uint64_t sample_pss(const struct tree *tree)
 	return bytes / PAGE_BYTES;
 }
 
+static uint64_t install_count(const struct tree *tree)
+{
+	const struct pager_stats *stats = tree->stats;
+	return stats->installed_pages + stats->zero_filled_pages + stats->second_chance_pages;
+}
+
+/* Minor faults of the processes that share memory. */
+static uint64_t fault_count(const struct tree *tree)
+{
+	uint64_t total = 0, faults;
+	for (const struct space *space = tree->spaces; space; space = space->next)
+		if (!space->closed && space->shared && space->pid > 0 && !proc_read_minor_faults(space->pid, &faults))
+			total += faults;
+	return total;
+}
+
+/* Between samples: every fault of relatives that we did not resolve may have copied a page that fork had shared. */
+static void estimate_copies(struct tree *tree)
+{
+	bool shared = false;
+	for (const struct space *space = tree->spaces; space; space = space->next)
+		shared |= !space->closed && space->shared;
+	tree->copied_pages = 0;
+	if (!shared)
+		return;
+	uint64_t faults = fault_count(tree), ours = install_count(tree) - tree->sampled_installs;
+	if (faults > tree->sampled_faults + ours)
+		tree->copied_pages = faults - tree->sampled_faults - ours;
+	if (tree->copied_pages > tree->budget.reserve_pages / 4)
+		tree->next_sample_ns = 0;
+}
+
 static void take_sample(struct tree *tree, uint64_t now)
 {
 	bool shared = false;
@@ -265,6 +306,9 @@ static void take_sample(struct tree *tree, uint64_t now)
 	uint64_t pss = sample_pss(tree);
 	tree->sample_cost_ns = clock_now_ns() - now;
 	tree->drift_pages = pss - tracked_pages(tree); /* signed, modulo 2^64 */
+	tree->copied_pages = 0;
+	tree->sampled_faults = fault_count(tree);
+	tree->sampled_installs = install_count(tree);
 	tree->stats->pss_pages = pss;
 	/* Much memory that is not the tables': it may be gone as suddenly as it came. */
 	bool much = (int64_t)tree->drift_pages > (int64_t)(tree->budget.budget_pages / 8);
@@ -305,7 +349,7 @@ uint64_t watch_work(struct tree *tree, uint64_t now)
 	for (struct space *space = tree->spaces; space && !tree->failure; space = space->next) {
 		if (space->closed)
 			continue;
-		if (was_replaced(space) || memory_is_gone(space)) {
+		if (was_replaced(space) || space_memory_is_gone(space)) {
 			space_lost(space);
 			continue;
 		}
@@ -318,6 +362,8 @@ uint64_t watch_work(struct tree *tree, uint64_t now)
 		if (watch_space(space))
 			tree->last_active_ns = now;
 	}
+	if (tree->budget.budget_pages)
+		estimate_copies(tree);
 	if (now >= tree->next_sample_ns && (tree->budget.budget_pages || tree->config->stats_path))
 		take_sample(tree, now);
 	tree->next_watch_ns = now + (active ? TICK_ACTIVE_NS : TICK_IDLE_NS);

@@ -63,11 +63,8 @@ int inject_begin(struct injection *injection, pid_t thread, struct dp_err *err)
 {
 	memset(injection, 0, sizeof(*injection));
 	injection->thread = thread;
-	int ret = find_syscall_instruction(thread, &injection->syscall_instruction);
-	if (ret)
-		return dp_fail_errno(err, -ret, "find a system call instruction in the vDSO of process %d", thread);
-	unsigned long options = PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK;
-	if (ptrace(PTRACE_SEIZE, thread, 0, options | PTRACE_O_SUSPEND_SECCOMP) && ptrace(PTRACE_SEIZE, thread, 0, options))
+	/* No option that would attach us to children: the thread may still fork before it stops. */
+	if (ptrace(PTRACE_SEIZE, thread, 0, 0))
 		return dp_fail_errno(err, errno, "trace process %d", thread);
 	if (ptrace(PTRACE_INTERRUPT, thread, 0, 0)) {
 		int failure = errno;
@@ -126,10 +123,19 @@ int inject_stopped(struct injection *injection, struct dp_err *err)
 		ptrace(PTRACE_CONT, injection->thread, 0, signal_number);
 		return 0;
 	}
-	int ret = keep_state(injection);
-	if (ret)
+	/* Only now: until it stopped, it could have moved to another memory by execve. */
+	int ret = find_syscall_instruction(injection->thread, &injection->syscall_instruction);
+	if (ret) {
+		ptrace(PTRACE_DETACH, injection->thread, 0, 0);
+		return dp_fail_errno(err, -ret, "find a system call instruction in the vDSO of process %d", injection->thread);
+	}
+	ret = keep_state(injection);
+	if (ret) {
+		ptrace(PTRACE_DETACH, injection->thread, 0, 0);
 		return dp_fail_errno(err, -ret, "read the registers of process %d", injection->thread);
+	}
 	abort_restartable_sequence(injection);
+	ptrace(PTRACE_SETOPTIONS, injection->thread, 0, PTRACE_O_SUSPEND_SECCOMP); /* needs a capability; without a filter not needed */
 	injection->stopped = true;
 	return 1;
 }
@@ -161,8 +167,10 @@ static int step_over(struct injection *injection, struct user_regs_struct *regs,
 				*child = (pid_t)pid;
 			continue;
 		}
-		if (event == PTRACE_EVENT_STOP || WSTOPSIG(status) != SIGTRAP)
-			continue; /* a group stop; other signals are blocked */
+		if (event == PTRACE_EVENT_STOP)
+			continue; /* a group stop */
+		if (WSTOPSIG(status) != SIGTRAP)
+			return -EFAULT; /* other signals are blocked: the instruction itself failed */
 		break;
 	}
 	return ptrace(PTRACE_GETREGS, injection->thread, 0, regs) ? -errno : 0;
@@ -193,6 +201,10 @@ long inject_call(struct injection *injection, long number, uint64_t a, uint64_t 
 pid_t inject_clone(struct injection *injection, uint64_t flags, uint64_t stack_top, pid_t *own_pid)
 {
 	pid_t child = 0;
+	unsigned long follow = PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK;
+	if (ptrace(PTRACE_SETOPTIONS, injection->thread, 0, follow | PTRACE_O_SUSPEND_SECCOMP) &&
+	    ptrace(PTRACE_SETOPTIONS, injection->thread, 0, follow))
+		return -errno;
 	long ret = call_with_child(injection, SYS_clone, (const uint64_t[6]){ flags, stack_top }, &child);
 	if (ret < 0)
 		return (pid_t)ret;
@@ -243,6 +255,19 @@ void inject_leave(struct injection *injection)
 		injection->stopped = false;
 	}
 	ptrace(PTRACE_DETACH, injection->thread, 0, 0);
+}
+
+bool inject_abandon(struct injection *injection)
+{
+	int status;
+	pid_t got = waitpid(injection->thread, &status, __WALL | WNOHANG);
+	if (got == 0)
+		return false;
+	if (got < 0 || !WIFSTOPPED(status))
+		return true;
+	/* A signal that stopped it is delivered; the interrupt's own stop has none. */
+	int signal_number = status >> 16 ? 0 : WSTOPSIG(status);
+	return ptrace(PTRACE_DETACH, injection->thread, 0, signal_number) == 0 || errno == ESRCH;
 }
 
 int inject_start(struct injection *child, uint64_t entry, uint64_t stack_top, uint64_t first, uint64_t second, bool keep_tracing)

@@ -233,14 +233,30 @@ int proc_same_memory(pid_t first, pid_t second)
 	return order < 0 ? -errno : order == 0;
 }
 
-int proc_state(pid_t pid)
+static ssize_t read_stat(pid_t pid, char **text)
 {
 	char path[64];
 	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	ssize_t got = io_read_file(path, text, 65536);
+	return got == -ENOENT ? -ESRCH : got;
+}
+
+int proc_read_minor_faults(pid_t pid, uint64_t *faults)
+{
 	cleanup_free char *text = NULL;
-	ssize_t got = io_read_file(path, &text, 65536);
+	ssize_t got = read_stat(pid, &text);
+	const char *end = got > 0 ? strrchr(text, ')') : NULL;
+	if (!end || sscanf(end + 1, " %*c %*d %*d %*d %*d %*d %*u %lu", faults) != 1)
+		return got < 0 ? (int)got : -ESRCH;
+	return 0;
+}
+
+int proc_state(pid_t pid)
+{
+	cleanup_free char *text = NULL;
+	ssize_t got = read_stat(pid, &text);
 	if (got < 0)
-		return got == -ENOENT ? -ESRCH : (int)got;
+		return (int)got;
 	const char *end = strrchr(text, ')');
 	return end && end[1] == ' ' ? end[2] : -ESRCH;
 }
