@@ -147,15 +147,16 @@ void fault_read(struct space *space)
 	if (got <= 0)
 		return;
 	uint64_t now = clock_now_ns();
+	/* Events first (P7): once they are read the kernel lets pages be installed again, and what the table says is older than they are. */
+	size_t count = (size_t)got / sizeof(messages[0]);
 	space->tree->reading_events = true;
-	for (size_t i = 0; i < (size_t)got / sizeof(messages[0]) && !space->closed; i++) {
-		const struct uffd_msg *message = &messages[i];
-		if (message->event == UFFD_EVENT_PAGEFAULT)
-			fault_serve(space, message->arg.pagefault.address, message->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE, now);
-		else
-			events_handle(space, message);
-	}
+	for (size_t i = 0; i < count && !space->closed; i++)
+		if (messages[i].event != UFFD_EVENT_PAGEFAULT)
+			events_handle(space, &messages[i]);
 	space->tree->reading_events = false;
+	for (size_t i = 0; i < count && !space->closed; i++)
+		if (messages[i].event == UFFD_EVENT_PAGEFAULT)
+			fault_serve(space, messages[i].arg.pagefault.address, messages[i].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE, now);
 }
 
 void fault_defer(struct space *space, uint64_t address, bool write, uint64_t read_ns)

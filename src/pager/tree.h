@@ -13,6 +13,8 @@
  *   P4 Only slots that MOVE filled are read from staging (a missing page would block the reader on itself).
  *   P5 A page becomes LOCAL in the table only after the kernel installed it.
  *   P6 A fault that was read is answered, deferred, or its thread woken: none is lost.
+ *   P7 Events that were read are followed before any page is installed or moved.
+ *   P8 Only pages of areas that this very descriptor watches are moved out (a fork may have happened before an area was registered).
  * Thread rule: one thread runs all of it. */
 #ifndef DP_PAGER_TREE_H
 #define DP_PAGER_TREE_H
@@ -79,6 +81,8 @@ struct space {
 	uint64_t source_space;
 	struct table table;
 	struct rangeset registered; /* bytes: areas that this userfaultfd watches */
+	struct rangeset recent;     /* bytes: areas registered so lately that a fork before it may still be told (P8) */
+	uint64_t recent_ns;         /* when the last of them was */
 	struct rangeset wipe;       /* bytes: areas that a child finds empty (MADV_WIPEONFORK) */
 	struct prefetcher prefetcher;
 	struct warden warden;

@@ -17,6 +17,7 @@
 #define SAMPLE_SHARED_NS (15u * 1000 * 1000)
 #define SAMPLE_MUCH_NS (100u * 1000 * 1000)
 #define SAMPLE_NS (1000u * 1000 * 1000)
+#define RECENT_NS (1000u * 1000 * 1000)
 #define PROBES 16u
 #define PROOFS 3u
 
@@ -135,6 +136,9 @@ static void find_areas(struct space *space)
 		ret = table_clear(&space->table, area.start >> PAGE_SHIFT, (area.end - area.start) >> PAGE_SHIFT, true);
 		if (!ret)
 			ret = rangeset_add(&space->registered, area.start, area.end);
+		if (!ret)
+			ret = rangeset_add(&space->recent, area.start, area.end);
+		space->recent_ns = clock_now_ns();
 		watch_reconcile(space, area.start, area.end);
 		space->tree->stats->areas_found++;
 	}
@@ -359,6 +363,8 @@ uint64_t watch_work(struct tree *tree, uint64_t now)
 			continue;
 		if (space->doubts || space->doubt_all)
 			settle_doubts(space);
+		if (space->recent.count && now - space->recent_ns > RECENT_NS)
+			rangeset_done(&space->recent);
 		if (watch_space(space))
 			tree->last_active_ns = now;
 	}
