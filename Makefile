@@ -2,7 +2,7 @@
 #
 #   make         build                        make test     install what is missing, build, run all tests
 #   make demo    install, build, show it      make bench    measure
-#   make install PREFIX=/usr/local            make soak     an hour of tests with a budget (SOAK_SECONDS=3600)
+#   make install PREFIX=/usr/local            make soak     an hour at 10 % local memory (SOAK_SECONDS=3600)
 #   make fuzz    FUZZ_SECONDS=60 a parser     make lint     rules of the house
 #   make clean
 
@@ -14,6 +14,8 @@ SOAK_SECONDS ?= 3600
 FUZZ_SECONDS ?= 60
 DISTRI_PROC_PREFIX ?= /opt/distri-proc
 export DISTRI_PROC_PREFIX
+# every executable script in bench/ is one
+BENCHES ?= $(shell find bench -maxdepth 1 -type f -perm -u+x | sort)
 MESON_FLAGS ?=
 MESON_SETUP = meson setup --prefix=$(PREFIX) -Dcriu_prefix=$(DISTRI_PROC_PREFIX) $(MESON_FLAGS)
 
@@ -36,8 +38,7 @@ build-asan: $(BUILD_ASAN)/build.ninja
 	@ninja -C $(BUILD_ASAN) --quiet
 
 $(BUILD_FUZZ)/build.ninja:
-	CC=clang $(MESON_SETUP) $(BUILD_FUZZ) -Dfuzz=true -Db_sanitize=address,undefined -Db_lundef=false \
-		-Dc_args=-fsanitize=fuzzer-no-link >/dev/null
+	CC=clang $(MESON_SETUP) $(BUILD_FUZZ) -Dfuzz=true -Db_sanitize=address,undefined -Db_lundef=false >/dev/null
 
 setup:
 	@scripts/setup
@@ -52,11 +53,12 @@ test: setup
 
 bench: setup
 	@$(MAKE) --no-print-directory build-plain
-	@DP_BUILD=$(abspath $(BUILD)) bench/run
+	@mkdir -p bench/results
+	@for bench in $(BENCHES); do DP_BUILD=$(abspath $(BUILD)) $$bench || exit 1; done
 
 soak: setup
 	@$(MAKE) --no-print-directory build-plain
-	@DP_SECONDS=$(SOAK_SECONDS) tests/run --build $(BUILD) test-torture test-budget
+	@DP_BUILD=$(abspath $(BUILD)) DP_SECONDS=$(SOAK_SECONDS) scripts/soak
 
 fuzz: setup
 	@$(MAKE) --no-print-directory $(BUILD_FUZZ)/build.ninja
