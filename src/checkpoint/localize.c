@@ -19,6 +19,8 @@ struct rseq_configuration { /* struct ptrace_rseq_configuration of linux/ptrace.
 	uint64_t area;
 	uint32_t area_bytes, signature, flags, pad;
 };
+#define SEIZE_TRIES 100
+#define SEIZE_PAUSE_US 2000
 #define RSEQ_SECTION_OFFSET 8 /* rseq_cs in struct rseq of linux/rseq.h */
 
 /* Reads waiting for the pager where the page is remote. -EFAULT where nothing is mapped. */
@@ -30,14 +32,30 @@ static int read_waiting(pid_t pid, uint64_t address, void *to, size_t bytes)
 	return got == (ssize_t)bytes ? 0 : got < 0 ? -errno : -EFAULT;
 }
 
+/* A thread that has ended and waits to be reaped cannot be traced (EPERM), nor one that the pager is just letting go. */
+static int seize(pid_t thread)
+{
+	for (int tries = 0; ptrace(PTRACE_SEIZE, thread, NULL, NULL) < 0; tries++) {
+		int failure = errno;
+		int state = proc_state(thread);
+		if (state == -ESRCH || state == 'Z' || state == 'X')
+			return -ESRCH;
+		if (failure != EPERM || tries == SEIZE_TRIES)
+			return -failure;
+		usleep(SEIZE_PAUSE_US);
+	}
+	return 0;
+}
+
 /* 0 and the address of the thread's rseq area (0: none); -ESRCH where the thread ends. */
 static int find_rseq(pid_t thread, uint64_t *area)
 {
 	struct rseq_configuration configuration = {0};
 	int status;
 	*area = 0;
-	if (ptrace(PTRACE_SEIZE, thread, NULL, NULL) < 0)
-		return -errno;
+	int rc = seize(thread);
+	if (rc < 0)
+		return rc;
 	if (ptrace(PTRACE_INTERRUPT, thread, NULL, NULL) < 0 || waitpid(thread, &status, __WALL) != thread || !WIFSTOPPED(status))
 		return -ESRCH; /* it has ended, which detaches by itself */
 	long got = ptrace(PTRACE_GET_RSEQ_CONFIGURATION, thread, sizeof(configuration), &configuration);
