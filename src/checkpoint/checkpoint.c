@@ -1,6 +1,7 @@
 #include "checkpoint/checkpoint.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -16,6 +17,9 @@
 #include "instance/instance.h"
 #include "pager/control.h"
 #include "sys/criu.h"
+#include "sys/proc.h"
+
+#define SOURCE_ENDS_MS 3000
 
 /* All that one checkpoint holds; released in order by release(). */
 struct checkpoint {
@@ -35,6 +39,7 @@ struct checkpoint {
 	char *command_line;
 	uint64_t frozen_at_ns;
 	bool committed;
+	int source_pidfd; /* the tree's root */
 };
 
 /* ---- the instance that the tree may be ---- */
@@ -103,6 +108,10 @@ static int prepare(struct checkpoint *checkpoint, struct dp_err *err)
 		return dp_fail(err, EEXIST, "%s exists in this pool: choose another name, or --force to replace it", options->endpoint->name);
 	if (rc == 0)
 		rc = workspace_open(&checkpoint->workspace, err);
+	if (rc == 0) {
+		checkpoint->source_pidfd = proc_pidfd_open(options->pid);
+		rc = checkpoint->source_pidfd < 0 ? dp_fail_errno(err, -checkpoint->source_pidfd, "open process %d", options->pid) : 0;
+	}
 	if (rc == 0)
 		rc = freeze_instance(checkpoint, err);
 	if (rc < 0)
@@ -150,6 +159,14 @@ static int commit(struct checkpoint *checkpoint, struct dp_err *err)
 	return 0;
 }
 
+/* Has the source ended? The root of an instance takes its PID namespace along, and criu, which ran inside, may be killed by that before
+ * it can say that all went well. Then the snapshot is the only copy there is. */
+static bool source_ended(const struct checkpoint *checkpoint)
+{
+	struct pollfd wait = {.fd = checkpoint->source_pidfd, .events = POLLIN};
+	return poll(&wait, 1, checkpoint->options->leave_running ? 0 : SOURCE_ENDS_MS) == 1;
+}
+
 /* From criu's start to its end. 0: criu succeeded, so the snapshot is committed and the tree is as it was asked to be.
  * *ours: the error in err is of the pool or of this process, not criu's. */
 static int dump(struct checkpoint *checkpoint, bool *ours, struct dp_err *err)
@@ -176,7 +193,7 @@ static int dump(struct checkpoint *checkpoint, bool *ours, struct dp_err *err)
 		}
 	}
 	int code = criu_dump_wait(&checkpoint->dump);
-	if (code == 0 && checkpoint->committed)
+	if (checkpoint->committed && (code == 0 || source_ended(checkpoint)))
 		return 0;
 	return *ours && rc < 0 ? rc : dp_fail(err, ECANCELED, "criu exited with code %d", code);
 }
@@ -215,6 +232,7 @@ static void release(struct checkpoint *checkpoint)
 	}
 	control_export_done(&checkpoint->export);
 	workspace_close(&checkpoint->workspace);
+	dp_close_fd(&checkpoint->source_pidfd);
 	free(checkpoint->command_line);
 }
 
@@ -223,7 +241,7 @@ int checkpoint_run(const struct checkpoint_options *options, struct checkpoint_r
 	uint64_t started_ns = clock_now_ns();
 	bool ours = true;
 	struct dp_err local;
-	struct checkpoint checkpoint = {.options = options, .result = result, .control = -1,
+	struct checkpoint checkpoint = {.options = options, .result = result, .control = -1, .source_pidfd = -1,
 					.workspace = {.root_fd = -1, .images_fd = -1, .work_fd = -1}};
 	err = err ? err : &local;
 	*result = (struct checkpoint_result){0};
