@@ -456,6 +456,13 @@ static bool can_evict(struct space *space, uint64_t now)
 	return !space->closed && space->pid > 0 && now >= space->evict_after_ns;
 }
 
+/* A stopped thread cannot run calls before this page is there; nobody else asks for it. */
+static void bring_needed_page(struct space *space)
+{
+	if (space->warden.injection.needs_page)
+		fault_serve(space, space->warden.injection.needs_page, true, clock_now_ns());
+}
+
 /* A warden is injected when there is something to evict for the first time. */
 static void bring_warden(struct space *space, uint64_t now)
 {
@@ -467,6 +474,8 @@ static void bring_warden(struct space *space, uint64_t now)
 		ret = ret < 0 ? ret : 0;
 	} else {
 		ret = warden_poll(&space->warden, space->pid, space->uffd, tree->budget.staging_pages * PAGE_BYTES, &err);
+		if (ret == 0)
+			bring_needed_page(space);
 		if (ret == 1) {
 			staging_done(&space->staging);
 			ret = staging_init(&space->staging, tree->budget.staging_pages);
@@ -553,6 +562,8 @@ static bool retire(struct space *space)
 	int ret = inject_stopped(&warden->injection, &err);
 	if (ret < 0)
 		space_lost(space);
+	else if (ret == 0)
+		bring_needed_page(space);
 	if (ret <= 0)
 		return false;
 	struct injection stopped = warden->injection;

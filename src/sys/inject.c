@@ -87,27 +87,37 @@ static int keep_state(struct injection *injection)
 	return set_signal_mask(injection->thread, ~0ull);
 }
 
+static bool find_rseq(const struct injection *injection, uint64_t *area)
+{
+	struct rseq_configuration configuration;
+	long got = ptrace(PTRACE_GET_RSEQ_CONFIGURATION, injection->thread, sizeof(configuration), &configuration);
+	*area = got > 0 ? configuration.rseq_abi_pointer : 0;
+	return *area != 0;
+}
+
+/* A peek fails, and does not wait, where the page is missing behind a userfaultfd. */
+static bool peek(const struct injection *injection, uint64_t address, uint64_t *value)
+{
+	errno = 0;
+	*value = (uint64_t)ptrace(PTRACE_PEEKDATA, injection->thread, address, 0);
+	return !errno;
+}
+
 /* A thread stopped inside a restartable sequence goes on at the sequence's abort address, as after any preemption
  * (linux/rseq.h): the kernel can no longer see that it was inside once we have moved its instruction pointer. */
 static void abort_restartable_sequence(struct injection *injection)
 {
-	struct rseq_configuration configuration;
-	long got = ptrace(PTRACE_GET_RSEQ_CONFIGURATION, injection->thread, sizeof(configuration), &configuration);
-	if (got <= 0 || !configuration.rseq_abi_pointer)
+	uint64_t area, sequence, start, length, abort_address;
+	/* Word 8 of struct rseq is the pointer to the sequence in progress. */
+	if (!find_rseq(injection, &area) || !peek(injection, area + 8, &sequence) || !sequence)
 		return;
-	errno = 0;
-	/* Word 8 of struct rseq is the pointer to the sequence in progress; a running thread's rseq area is always present. */
-	uint64_t sequence = (uint64_t)ptrace(PTRACE_PEEKDATA, injection->thread, configuration.rseq_abi_pointer + 8, 0);
-	if (errno || !sequence)
-		return;
-	uint64_t start = (uint64_t)ptrace(PTRACE_PEEKDATA, injection->thread, sequence + 8, 0);
-	uint64_t length = (uint64_t)ptrace(PTRACE_PEEKDATA, injection->thread, sequence + 16, 0);
-	uint64_t abort_address = (uint64_t)ptrace(PTRACE_PEEKDATA, injection->thread, sequence + 24, 0);
-	if (!errno && injection->saved.rip - start < length)
+	if (peek(injection, sequence + 8, &start) && peek(injection, sequence + 16, &length) && peek(injection, sequence + 24, &abort_address) &&
+	    injection->saved.rip - start < length)
 		injection->saved.rip = abort_address;
 }
 
-int inject_stopped(struct injection *injection, struct dp_err *err)
+/* 1: at rest; 0: not yet; -ESRCH: ended. */
+static int come_to_rest(struct injection *injection, struct dp_err *err)
 {
 	int status;
 	pid_t got = waitpid(injection->thread, &status, __WALL | WNOHANG);
@@ -123,16 +133,26 @@ int inject_stopped(struct injection *injection, struct dp_err *err)
 		ptrace(PTRACE_CONT, injection->thread, 0, signal_number);
 		return 0;
 	}
+	injection->at_rest = true;
+	return 1;
+}
+
+int inject_stopped(struct injection *injection, struct dp_err *err)
+{
+	uint64_t area, ignored;
+	int ret = injection->at_rest ? 1 : come_to_rest(injection, err);
+	if (ret <= 0)
+		return ret;
+	injection->needs_page = find_rseq(injection, &area) && !peek(injection, area, &ignored) ? area : 0;
+	if (injection->needs_page)
+		return 0;
 	/* Only now: until it stopped, it could have moved to another memory by execve. */
-	int ret = find_syscall_instruction(injection->thread, &injection->syscall_instruction);
+	ret = find_syscall_instruction(injection->thread, &injection->syscall_instruction);
+	if (!ret)
+		ret = keep_state(injection);
 	if (ret) {
 		ptrace(PTRACE_DETACH, injection->thread, 0, 0);
-		return dp_fail_errno(err, -ret, "find a system call instruction in the vDSO of process %d", injection->thread);
-	}
-	ret = keep_state(injection);
-	if (ret) {
-		ptrace(PTRACE_DETACH, injection->thread, 0, 0);
-		return dp_fail_errno(err, -ret, "read the registers of process %d", injection->thread);
+		return dp_fail_errno(err, -ret, "prepare process %d for a system call", injection->thread);
 	}
 	abort_restartable_sequence(injection);
 	ptrace(PTRACE_SETOPTIONS, injection->thread, 0, PTRACE_O_SUSPEND_SECCOMP); /* needs a capability; without a filter not needed */
@@ -259,12 +279,14 @@ void inject_leave(struct injection *injection)
 
 bool inject_abandon(struct injection *injection)
 {
-	int status;
-	pid_t got = waitpid(injection->thread, &status, __WALL | WNOHANG);
+	int status = 0;
+	pid_t got = injection->at_rest ? injection->thread : waitpid(injection->thread, &status, __WALL | WNOHANG);
 	if (got == 0)
 		return false;
-	if (got < 0 || !WIFSTOPPED(status))
+	if (got < 0 || (!injection->at_rest && !WIFSTOPPED(status)))
 		return true;
+	if (injection->at_rest)
+		return ptrace(PTRACE_DETACH, injection->thread, 0, 0) == 0 || errno == ESRCH;
 	/* A signal that stopped it is delivered; the interrupt's own stop has none. */
 	int signal_number = status >> 16 ? 0 : WSTOPSIG(status);
 	return ptrace(PTRACE_DETACH, injection->thread, 0, signal_number) == 0 || errno == ESRCH;

@@ -23,12 +23,15 @@ struct injection {
 	uint64_t syscall_instruction; /* address in the target */
 	struct user_regs_struct saved;
 	uint64_t saved_mask;
+	bool at_rest;        /* has stopped, but perhaps cannot run calls yet */
 	bool stopped;
+	uint64_t needs_page; /* address of a page that must be there before calls can be run; 0: none */
 };
 
 /* Asks a thread to stop. -EPERM: somebody else traces it, or no right to; -ESRCH. Does not block. */
 int inject_begin(struct injection *injection, pid_t thread, struct dp_err *err);
-/* 1: stopped and ready for calls; 0: not yet; -ESRCH: it has ended. Does not block. */
+/* 1: stopped and ready for calls; 0: not yet; -ESRCH: it has ended. Does not block. With 0, needs_page may name a page to install:
+ * on its way to user mode the kernel writes to the thread's rseq area, and would wait for the page while we wait for the thread. */
 int inject_stopped(struct injection *injection, struct dp_err *err);
 /* Runs one system call; the result is what the call returned (-errno included) or -ESRCH where the thread ended. */
 long inject_call(struct injection *injection, long number, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f);
