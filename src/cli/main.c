@@ -99,19 +99,22 @@ static int run_command(const char *name, int argc, char **argv)
 	char title[64];
 	snprintf(title, sizeof(title), "distri-proc %s", command->name);
 	argv[0] = title;
-	int code = command->function(argc, argv);
-	/* a full disk behind stdout must not look like success */
-	if (fflush(stdout) && errno != EPIPE && code == EXIT_OK) {
-		fprintf(stderr, "distri-proc: write output: %s\n", strerror(errno));
-		return EXIT_FAILED;
-	}
-	return code;
+	return command->function(argc, argv);
 }
 
-int main(int argc, char **argv)
+/* A full disk behind stdout must not look like success. */
+static int finish_output(int code)
 {
-	/* a pool that goes away is an error of a write, not the end of this process */
-	signal(SIGPIPE, SIG_IGN);
+	errno = 0;
+	bool failed = fflush(stdout) || ferror(stdout);
+	if (!failed || errno == EPIPE || code != EXIT_OK)
+		return code;
+	fprintf(stderr, "distri-proc: write output: %s\n", strerror(errno ? errno : EIO));
+	return EXIT_FAILED;
+}
+
+static int dispatch(int argc, char **argv)
+{
 	const char *first = argc > 1 ? argv[1] : NULL;
 	if (!first) {
 		fputs("distri-proc: no command given; 'distri-proc --help' lists them\n", stderr);
@@ -134,4 +137,11 @@ int main(int argc, char **argv)
 	if (first[0] == '-')
 		return cli_usage_error("distri-proc", "no option '%s' before a command", first);
 	return run_command(first, argc - 1, argv + 1);
+}
+
+int main(int argc, char **argv)
+{
+	/* a pool that goes away is an error of a write, not the end of this process */
+	signal(SIGPIPE, SIG_IGN);
+	return finish_output(dispatch(argc, argv));
 }

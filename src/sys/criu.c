@@ -141,9 +141,14 @@ int criu_check_kernel(const char *path, struct dp_err *err)
 		return dp_fail_errno(err, -ret, "run %s check", path);
 	if (ret == 0)
 		return 0;
-	const char *last = NULL;
-	for (char *rest = output, *line; (line = strsep(&rest, "\n"));)
-		if (strncmp(line, "Error", 5) == 0 || (*line && !last))
-			last = line;
-	return dp_fail(err, EOPNOTSUPP, "%s check: %s", path, last ? last : "it failed without a word");
+	/* The first error is the cause, the later ones are its consequences. */
+	const char *cause = NULL;
+	for (char *rest = output, *line; (line = strsep(&rest, "\n"));) {
+		bool error = strncmp(line, "Error", 5) == 0;
+		if (error || (*line && !cause))
+			cause = line;
+		if (error)
+			break;
+	}
+	return dp_fail(err, EOPNOTSUPP, "%s check: %s", path, cause ? cause : "it failed without a word");
 }

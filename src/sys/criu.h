@@ -23,7 +23,7 @@ struct criu_version {
 int criu_version(const char *path, struct criu_version *version, struct dp_err *err);
 /* Is it a CRIU_SUPPORTED? 0, or -ENOPKG with a text that says what to do; else as criu_version. `version` may be NULL. */
 int criu_check_version(const char *path, struct criu_version *version, struct dp_err *err);
-/* Runs `path check` (~20 ms; blocks, at most 10 s). 0, or -EOPNOTSUPP with CRIU's last error line in err. */
+/* Runs `path check` (~20 ms; blocks, at most 10 s). 0, or -EOPNOTSUPP with CRIU's first error line in err. */
 int criu_check_kernel(const char *path, struct dp_err *err);
 
 #endif

@@ -505,7 +505,7 @@ static const struct {
 	{ "shm-tmpfs", false, probe_shared_memory, "mount -t tmpfs tmpfs /dev/shm" },
 	{ "criu", true, probe_criu, "run scripts/setup-criu as root" },
 	{ "criu-version", true, probe_criu_version, "run scripts/setup-criu as root" },
-	{ "criu-check", true, probe_criu_check, "run as root; do what CRIU's error line names" },
+	{ "criu-check", true, probe_criu_check, "run as root, with the loopback device up; do what CRIU's error line names" },
 };
 _Static_assert(ARRAY_LENGTH(probes) <= PROBE_MAX, "PROBE_MAX is too small");
 
