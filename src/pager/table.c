@@ -301,6 +301,7 @@ static void relocate_leaf(struct table *table, uint32_t number, uint32_t from, u
 			return;
 		}
 		*table_hash(table, page) = table->leaves[number].hash[i];
+		*table_heat(table, page) = table->leaves[number].heat[i];
 		table_change(table, page, old & PAGE_STATE_MASK, old & (PAGE_HAS_COPY | PAGE_MAIN | PAGE_PREFETCHED), 0);
 		if ((old & PAGE_STATE_MASK) == PAGE_LOCAL)
 			table_enqueue(table, page, old & PAGE_MAIN ? QUEUE_MAIN : QUEUE_SMALL);

@@ -1,6 +1,6 @@
 /* table: what the pager knows about each page of one space.
  *
- * A leaf describes 64 pages in 848 bytes (13.25 a page); leaves come from one reserved range of addresses and are found by a
+ * A leaf describes 64 pages in 912 bytes (14.25 a page); leaves come from one reserved range of addresses and are found by a
  * two-level index, so that only what exists costs memory and nothing is allocated on the fault path. Pages without a leaf
  * are remote where `initial` (the snapshot's page map) has them, and zero elsewhere; so a restore costs by areas, not bytes.
  * Two queues (small, main) run through the leaves as linked lists of page indexes; a queued page that is no longer
@@ -31,6 +31,9 @@ enum page_state {
 #define PAGE_PREFETCHED 0x40u /* installed unasked, no evidence of use yet */
 #define PAGE_DEMANDED 0x80u   /* in flight and waited for */
 
+/* heat[]: evidence of use, outlives evictions as long as the leaf does */
+#define HEAT_TOUCHES 0x03u /* touched in staging this many times lately: so many rounds of the main queue are skipped */
+
 #define LEAF_PAGES 64u
 #define NO_PAGE UINT32_MAX
 
@@ -39,6 +42,7 @@ struct leaf {
 	uint32_t nonzero, queued;
 	uint32_t link[LEAF_PAGES];
 	uint8_t page[LEAF_PAGES]; /* state and flags */
+	uint8_t heat[LEAF_PAGES];
 	uint64_t hash[LEAF_PAGES];
 };
 
@@ -86,6 +90,10 @@ static inline uint64_t table_pgno(const struct table *table, uint32_t page)
 static inline uint32_t *table_link(const struct table *table, uint32_t page)
 {
 	return &table_leaf(table, page)->link[page % LEAF_PAGES];
+}
+static inline uint8_t *table_heat(const struct table *table, uint32_t page)
+{
+	return &table_leaf(table, page)->heat[page % LEAF_PAGES];
 }
 static inline uint64_t *table_hash(const struct table *table, uint32_t page)
 {
