@@ -233,10 +233,7 @@ static void sort_out(struct space *space, uint32_t moved, struct gathering *gath
 		uint64_t hash = page_hash(content);
 		if ((now & PAGE_HAS_COPY) && *table_hash(&space->table, page) == hash)
 			continue;
-		if (now & PAGE_PREFETCHED) { /* it was written: so it was used */
-			tree->stats->prefetch_used_pages++;
-			*table_page(&space->table, page) &= (uint8_t)~PAGE_PREFETCHED;
-		}
+		ahead_used(space, page); /* it was written */
 		staging->state[slot] = SLOT_PENDING;
 		*table_hash(&space->table, page) = hash;
 		table_change(&space->table, page, PAGE_STAGED, PAGE_HAS_COPY, 0);
@@ -331,8 +328,7 @@ static void drop_slot(struct space *space, uint64_t slot)
 		staging->present--;
 	if (page < MOVED_ON) {
 		bool zeros = staging->state[slot] == SLOT_ZEROS, main = *table_page(&space->table, page) & PAGE_MAIN;
-		if (*table_page(&space->table, page) & PAGE_PREFETCHED)
-			stats->prefetch_wasted_pages++;
+		ahead_wasted(space, page);
 		stats->clean_dropped_pages += !zeros && !main;
 		stats->zero_pages += zeros;
 		stats->evicted_pages++;

@@ -65,6 +65,7 @@ static void serve_staged(struct space *space, uint64_t pgno, uint32_t page, bool
 			fault_defer(space, pgno << PAGE_SHIFT, write, read_ns);
 		return; /* else unmapped: its event follows */
 	}
+	ahead_used(space, page);
 	staging_release(space, page, PAGE_LOCAL);
 	table_change(&space->table, page, PAGE_LOCAL, PAGE_MAIN, 0);
 	table_enqueue(&space->table, page, QUEUE_MAIN);
@@ -73,38 +74,12 @@ static void serve_staged(struct space *space, uint64_t pgno, uint32_t page, bool
 	histogram_add(&tree->stats->fault_staged, clock_now_ns() - read_ns);
 }
 
-/* How many pages from pgno on are remote, at most `limit`. */
-static uint64_t remote_run(struct space *space, uint64_t pgno, uint64_t limit)
-{
-	uint64_t pages = 1;
-	while (pages < limit && table_state(&space->table, pgno + pages) == PAGE_REMOTE)
-		pages++;
-	return pages;
-}
-
-/* The run went on behind these pages: so they were used. */
-static void prove_used(struct space *space, uint64_t pgno, uint64_t pages)
-{
-	for (uint64_t i = 0; i < pages; i++) {
-		uint32_t page = table_find(&space->table, pgno + i);
-		if (page == NO_PAGE || !(*table_page(&space->table, page) & PAGE_PREFETCHED))
-			continue;
-		*table_page(&space->table, page) &= (uint8_t)~PAGE_PREFETCHED;
-		space->tree->stats->prefetch_used_pages++;
-	}
-}
-
 static void serve_remote(struct space *space, uint64_t pgno, bool write, uint64_t read_ns)
 {
 	struct tree *tree = space->tree;
 	if (must_wait(space, pgno, write, read_ns))
 		return;
-	struct prefetch_advice advice = prefetch_fault(&space->prefetcher, pgno);
-	uint64_t pages = remote_run(space, pgno, DP_MIN(1 + advice.pages, REQUEST_PAGES));
-	if (advice.pages && !residency_has_room(&tree->budget, tree_used_pages(tree), pages))
-		pages = 1;
-	prove_used(space, pgno - advice.proven, advice.proven);
-	int ret = install_request(space, pgno, pages, CLASS_DEMAND, read_ns);
+	int ret = ahead_fault(space, pgno, read_ns);
 	if (ret == -EAGAIN)
 		fault_defer(space, pgno << PAGE_SHIFT, write, read_ns);
 	else if (ret)

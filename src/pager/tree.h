@@ -4,7 +4,8 @@
  *   handover.c  takes the userfaultfds over from CRIU    install.c  puts pages into a space, answers of the source
  *   events.c    fork, remap, remove, unmap               evict.c    staging, write-back, drop: the way out
  *   space.c     one address space                        watch.c    new mappings, children, exits, samples of memory
- *   control.c   freeze, export, thaw for a checkpoint    table.c warden.c  see their headers
+ *   control.c   freeze, export, thaw for a checkpoint    ahead.c    what is fetched besides what faulted
+ *   table.c warden.c  see their headers
  *
  * Invariants (architecture.md section 6 has 1..9; these are the pager's own):
  *   P1 No userfaultfd is read between posting a MOVE and its end: every event read later happened after that move.
@@ -198,6 +199,13 @@ void fault_serve(struct space *space, uint64_t address, bool write, uint64_t rea
 void fault_defer(struct space *space, uint64_t address, bool write, uint64_t read_ns);
 /* Serves faults that were put off. */
 void fault_serve_deferred(struct tree *tree);
+
+/* ---- ahead.c ---- */
+/* Asks for a remote page that a thread waits for, and for what the prefetcher expects next. -EAGAIN: no request free; or an error. */
+int ahead_fault(struct space *space, uint64_t pgno, uint64_t read_ns);
+/* Evidence about a page that may have been fetched ahead: it was touched; it left untouched. */
+void ahead_used(struct space *space, uint32_t page);
+void ahead_wasted(struct space *space, uint32_t page);
 
 /* ---- install.c ---- */
 enum install_result { INSTALL_DONE, INSTALL_AGAIN, INSTALL_GONE };
