@@ -86,8 +86,9 @@ static void on_remap(struct space *space, uint64_t from, uint64_t to, uint64_t b
 	struct source *source = tree->source;
 	uint64_t from_pgno = from >> PAGE_SHIFT, to_pgno = to >> PAGE_SHIFT, pages = bytes >> PAGE_SHIFT;
 	tree->stats->events_remap++;
+	staging_flush(space);
 	give_up(space, to, to + bytes, false);
-	/* Staged pages: the source has their content by P2, and moves it along. */
+	/* Staged pages: the source has their content (P2), and moves it along. */
 	bool had_copy = loosen(space, from_pgno, pages, PAGE_REMOTE);
 	int ret = table_relocate(&space->table, from_pgno, to_pgno, pages);
 	if (!ret)
@@ -150,6 +151,7 @@ static void on_fork(struct space *space, int uffd)
 	struct tree *tree = space->tree;
 	struct source *source = tree->source;
 	tree->stats->events_fork++;
+	staging_flush(space);
 	struct space *child = space_new(tree, uffd);
 	if (!child) {
 		close(uffd);

@@ -214,7 +214,9 @@ static void answer_run(struct request *request, uint32_t first, uint32_t pages, 
 	struct tree *tree = space->tree;
 	uint64_t pgno = request->pgno + first, installed = 0;
 	enum install_result result = INSTALL_DONE;
-	if (data) {
+	if (tree->reading_events) { /* P7: an event that is still to be followed may be about these pages */
+		result = INSTALL_AGAIN;
+	} else if (data) {
 		bool demand = request->asked_ns && first == request->demanded;
 		uint64_t head = demand ? 1 : 0;
 		if (pages > head || !demand) {

@@ -2,19 +2,20 @@
  *
  *   pager.c     set-up, the event loop, the end          fault.c    a fault's way (start reading there)
  *   handover.c  takes the userfaultfds over from CRIU    install.c  puts pages into a space, answers of the source
- *   events.c    fork, remap, remove, unmap               evict.c    staging, write-back, drop: the way out
+ *   events.c    fork, remap, remove, unmap               evict.c    victims, the warden's moves and drops: the way out
+ *                                                        staging.c  the ring between local and away, write-back
  *   space.c     one address space                        watch.c    new mappings, children, exits, samples of memory
  *   control.c   freeze, export, thaw for a checkpoint    ahead.c    what is fetched besides what faulted
  *   table.c warden.c  see their headers
  *
  * Invariants (architecture.md section 6 has 1..9; these are the pager's own):
  *   P1 No userfaultfd is read between posting a MOVE and its end: every event read later happened after that move.
- *   P2 What MOVE took is on its way to the source before the next event is read, so a fork on the same connection sees it.
+ *   P2 What MOVE took is on its way to the source before a fork or a remap is followed (staging_flush), so the source sees them in order.
  *   P3 A request's page is installed only if nothing happened to it since it was asked for (`wanted` bit).
  *   P4 Only slots that MOVE filled are read from staging (a missing page would block the reader on itself).
  *   P5 A page becomes LOCAL in the table only after the kernel installed it.
  *   P6 A fault that was read is answered, deferred, or its thread woken: none is lost.
- *   P7 Events that were read are followed before any page is installed or moved.
+ *   P7 Events that were read are followed before any page is installed or moved (answers that come meanwhile are parked).
  *   P8 Only pages of areas that this very descriptor watches are moved out (a fork may have happened before an area was registered).
  * Thread rule: one thread runs all of it. */
 #ifndef DP_PAGER_TREE_H
@@ -54,6 +55,7 @@ struct handle {
 
 enum slot_state {
 	SLOT_EMPTY,   /* MOVE did not fill it: not present, never read */
+	SLOT_FRESH,   /* not yet compared with the source's copy */
 	SLOT_PENDING, /* its content is on the way to the source */
 	SLOT_CLEAN,   /* the source has the content: may be dropped */
 	SLOT_ZEROS,   /* holds only zeros: may be dropped, the page is zero then */
@@ -61,9 +63,9 @@ enum slot_state {
 	SLOT_GARBAGE, /* the page went back or was given up; the copy is still there */
 };
 
-/* The staging area of one space as a ring of slots: filled at head, dropped at tail, both counted without end. */
+/* The staging area of one space as a ring of slots: filled at head, compared up to `written`, dropped at tail, all counted without end. */
 struct staging {
-	uint64_t capacity, head, tail, dropping; /* dropping: slots in the DROP under way */
+	uint64_t capacity, head, written, tail, dropping; /* dropping: slots in the DROP under way */
 	uint64_t present;                        /* slots that hold memory */
 	uint64_t held;                           /* slots whose page is still staged */
 	uint32_t *page;                          /* [capacity] */
@@ -121,8 +123,7 @@ struct request {
 struct write_batch {
 	struct space *space; /* NULL: free */
 	uint64_t first_slot; /* absolute */
-	uint32_t slots, messages;
-	int result;
+	uint32_t slots;
 };
 
 struct deferred_fault {
@@ -226,13 +227,23 @@ uint64_t install_fill(struct tree *tree);
 struct uffd_msg;
 void events_handle(struct space *space, const struct uffd_msg *message);
 
-/* ---- evict.c ---- */
+/* ---- staging.c ---- */
 int staging_init(struct staging *staging, uint64_t capacity);
 void staging_done(struct staging *staging);
 /* A page of the space is staged in this slot; it goes back or away, the slot becomes garbage. */
 void staging_release(struct space *space, uint32_t page, enum page_state state);
 /* Address of a staged page's copy in the target. */
 uint64_t staging_address(const struct space *space, uint32_t page);
+/* Compares the next slots with what the source has and sends what differs. false: nothing could be done. */
+bool staging_write_back(struct space *space, uint64_t limit);
+/* Everything staged is on its way to the source (P2). */
+void staging_flush(struct space *space);
+/* Slots at the tail that hold nothing which is still needed here; neighbours only, so that one DROP takes them. */
+uint64_t staging_droppable(const struct space *space, uint64_t limit);
+/* The slot's memory is given back; its page is away. */
+void staging_drop_slot(struct space *space, uint64_t slot);
+
+/* ---- evict.c ---- */
 /* One step of eviction for each space that needs it. true: there is more to do at once. */
 bool evict_work(struct tree *tree);
 /* A step towards an empty staging area without a warden (for a checkpoint). true: reached. */

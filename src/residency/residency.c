@@ -10,10 +10,10 @@ void residency_plan(struct residency_budget *plan, uint64_t budget_bytes)
 	plan->budget_pages = budget_bytes / PAGE_BYTES;
 	if (!plan->budget_pages)
 		return;
-	plan->headroom_pages = DP_MIN(plan->budget_pages / 16, 4096u) + 128;
+	plan->headroom_pages = DP_MIN(DP_MAX(plan->budget_pages / 64, 64u), 2048u);
 	plan->reserve_pages = DP_MAX(plan->budget_pages / 16, 4096u);
 	uint64_t staging = plan->budget_pages / 16;
-	plan->staging_pages = DP_MIN(DP_MAX(staging, 512u), 8192u) / 64 * 64;
+	plan->staging_pages = DP_MIN(DP_MAX(staging, 128u), 8192u) / 64 * 64;
 }
 
 uint64_t residency_minimum_bytes(uint64_t tasks)
