@@ -263,7 +263,7 @@ static void serve(struct tree *tree)
 			space_release_abandoned(tree);
 		if (tree->freezing)
 			control_work(tree);
-		uint64_t until_fill = tree->config->fill && tree->finished ? install_fill(tree) : UINT64_MAX;
+		uint64_t until_fill = tree->config->fill && tree->finished ? migrate_work(tree) : UINT64_MAX;
 		uint64_t now = clock_now_ns();
 		bool due = tree->running && now >= tree->next_watch_ns;
 		until_watch = DP_MIN(watch_work(tree, now), until_fill);

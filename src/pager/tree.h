@@ -6,6 +6,7 @@
  *                                                        staging.c  the ring between local and away, write-back
  *   space.c     one address space                        watch.c    new mappings, children, exits, samples of memory
  *   control.c   freeze, export, thaw for a checkpoint    ahead.c    what is fetched besides what faulted
+ *   migrate.c   background transfer                      heat.c     which pages are hot, which are cold
  *   table.c warden.c  see their headers
  *
  * Invariants (architecture.md section 6 has 1..9; these are the pager's own):
@@ -220,8 +221,10 @@ void install_cancel(struct space *space, uint64_t pgno, uint64_t pages, enum pag
 /* Tries again with the pages that came while the kernel could not take them. */
 void install_parked(struct tree *tree);
 void install_on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last);
+
+/* ---- migrate.c ---- */
 /* Background fill: keeps some requests under way. Returns ns until it wants to go on, answers apart. */
-uint64_t install_fill(struct tree *tree);
+uint64_t migrate_work(struct tree *tree);
 
 /* ---- events.c ---- */
 struct uffd_msg;
