@@ -7,7 +7,6 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <hiredis/hiredis.h>
-#include <math.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -21,6 +20,7 @@
 
 #include "latency.h"
 #include "value.h"
+#include "zipf.h"
 
 #define MOST_BYTES (1 << 20)
 #define MOST_PIPELINE 256
@@ -48,8 +48,7 @@ struct client {
 static struct client clients[MOST_CLIENTS];
 static uint32_t *versions; /* the model: version of each key, 0 where it was never written */
 static _Atomic int stop, failed;
-static double zipf_zeta, zipf_eta;
-#define ZIPF_THETA 0.99
+static struct zipf zipf;
 
 static bool fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 static bool fail(const char *format, ...)
@@ -108,32 +107,10 @@ static bool model_open(void)
 	return versions != MAP_FAILED || fail("map the model: %s", strerror(errno));
 }
 
-/* Gray et al., "Quickly Generating Billion-Record Synthetic Databases", as YCSB uses it. */
-static void zipf_set_up(uint64_t items)
-{
-	zipf_zeta = 0;
-	for (uint64_t i = 1; i <= items; i++)
-		zipf_zeta += pow((double)i, -ZIPF_THETA);
-	zipf_eta = (1 - pow(2.0 / (double)items, 1 - ZIPF_THETA)) / (1 - (1 + pow(2, -ZIPF_THETA)) / zipf_zeta);
-}
-
-static uint64_t zipf_rank(uint64_t items, uint64_t *random)
-{
-	double uniform = (double)(random_next(random) >> 11) / (double)(1ull << 53), scaled = uniform * zipf_zeta;
-
-	if (scaled < 1)
-		return 0;
-	if (scaled < 1 + pow(0.5, ZIPF_THETA))
-		return 1;
-	uint64_t rank = (uint64_t)((double)items * pow(zipf_eta * uniform - zipf_eta + 1, 1 / (1 - ZIPF_THETA)));
-	return rank < items ? rank : items - 1;
-}
-
 /* A key of this client. Popular keys are scattered over the key space, and so over the pages. */
 static uint64_t pick_key(struct client *client)
 {
-	uint64_t key = options.zipf ? zipf_rank(options.keys, &client->random) * 2654435761ull % options.keys
-				    : random_next(&client->random) % options.keys;
+	uint64_t key = options.zipf ? zipf_scattered(&zipf, &client->random) : random_next(&client->random) % options.keys;
 
 	key = key - key % options.clients + client->number;
 	while (key >= options.keys)
@@ -422,7 +399,7 @@ int main(int argc, char **argv)
 	if (!model_open())
 		return 1;
 	if (run && options.zipf)
-		zipf_set_up(options.keys);
+		zipf_init(&zipf, options.keys);
 	uint64_t start_ns = clock_ns();
 	if (!clients_start(run ? client_run : client_sweep))
 		return 1;
