@@ -90,6 +90,11 @@ int client_snapshot_inspect(struct client *client, const char *name, struct snap
 void client_snapshot_info_done(struct snapshot_info *info);
 /* Reads a whole file of the skeleton into a fresh buffer (caller frees). */
 int client_file_get(struct client *client, uint64_t snapshot, const char *name, uint64_t bytes, void **content, struct dp_err *err);
+/* The same for many files at once, with few round trips: `on_file` is called once a file, in any order, with its index and its
+ * content, which is valid during the call. An error of its, or of the pool, ends the client. */
+typedef int client_on_file(void *context, size_t index, const void *content, uint64_t bytes, struct dp_err *err);
+int client_files_get(struct client *client, uint64_t snapshot, const struct snapshot_file *files, size_t count,
+		     client_on_file *on_file, void *context, struct dp_err *err);
 /* All snapshots, without files and spaces; the caller frees each by client_snapshot_info_done, and the array. */
 int client_list(struct client *client, struct snapshot_info **list, size_t *count, struct dp_err *err);
 /* -EBUSY where live instances use it and !force (their pages stay until they end either way). */

@@ -8,6 +8,8 @@
 #include "base/base.h"
 #include "client/connection.h"
 
+#define FILES_AT_ONCE 64 /* requests for files in flight: one bit each of take_files */
+
 static int wait_for_event(struct client *client, uint64_t deadline_ns, struct dp_err *err)
 {
 	struct pollfd poll_fd = { .fd = client->stream->fd, .events = (short)(POLLIN | (client_wants_write(client) ? POLLOUT : 0)) };
@@ -29,8 +31,9 @@ static int lost(struct client *client, struct dp_err *err)
 	return dp_fail_errno(err, -client->error, "pool %s: connection lost", client->text);
 }
 
-int control_wait(struct client *client, uint64_t request, unsigned timeout_ms, struct message_header *answer,
-		 const uint8_t **payload, struct dp_err *err)
+/* Waits for the answer to any of `count` control requests with ids from `first` on. */
+static int wait_any(struct client *client, uint64_t first, uint64_t count, unsigned timeout_ms, struct message_header *answer,
+		    const uint8_t **payload, struct dp_err *err)
 {
 	uint64_t deadline_ns = timeout_ms ? clock_now_ns() + timeout_ms * UINT64_C(1000000) : 0;
 
@@ -40,7 +43,7 @@ int control_wait(struct client *client, uint64_t request, unsigned timeout_ms, s
 		if (result < 0)
 			return lost(client, err);
 		if (result > 0) {
-			if (answer->request == request)
+			if (answer->request - first < count)
 				return 0;
 			/* Request 0 in an error: the pool could not make out what was sent. */
 			if (answer->request & CONTROL_REQUEST || connection_hold(client, answer, *payload) < 0) {
@@ -60,6 +63,12 @@ int control_wait(struct client *client, uint64_t request, unsigned timeout_ms, s
 			return result;
 		}
 	}
+}
+
+int control_wait(struct client *client, uint64_t request, unsigned timeout_ms, struct message_header *answer,
+		 const uint8_t **payload, struct dp_err *err)
+{
+	return wait_any(client, request, 1, timeout_ms, answer, payload, err);
 }
 
 /* Turns an ERROR answer into err and its errno; anything but `expected` (ANY_ANSWER: whatever) ends the client. */
@@ -419,6 +428,93 @@ int client_file_get(struct client *client, uint64_t snapshot, const char *name, 
 	}
 	*content = buffer;
 	buffer = NULL;
+	return 0;
+}
+
+/* Queues requests for files from `from` on, at most FILES_AT_ONCE of them and as much as the connection takes. */
+static int ask_for_files(struct client *client, uint64_t snapshot, const struct snapshot_file *files, size_t count, uint64_t *first,
+			 struct dp_err *err)
+{
+	size_t asked = 0;
+	int result = 0;
+
+	*first = CONTROL_REQUEST | client->control_count;
+	for (; asked < DP_MIN(count, (size_t)FILES_AT_ONCE) && files[asked].bytes <= FILE_PART_LIMIT; asked++) {
+		const struct message_file_get get = { 0, files[asked].bytes, text_of(files[asked].name) };
+		struct message_header request = { .type = MESSAGE_FILE_GET, .object = snapshot,
+						  .request = CONTROL_REQUEST | client->control_count };
+		uint8_t payload[256];
+		int length = message_file_get_encode(payload, sizeof(payload), &get);
+
+		if (length < 0)
+			return dp_fail(err, ENAMETOOLONG, "file name '%.150s' is too long", files[asked].name);
+		result = connection_send(client, &request, payload, (size_t)length, NULL, 0, 0, OUTPUT_BYTES);
+		if (result < 0)
+			break;
+		client->control_count++;
+	}
+	if (asked == 0 && result < 0 && result != -EAGAIN)
+		return lost(client, err);
+	return (int)asked;
+}
+
+/* A file of its own: too large for one answer, or the connection is full of page requests. */
+static int get_one_file(struct client *client, uint64_t snapshot, const struct snapshot_file *file, size_t index,
+			client_on_file *on_file, void *context, struct dp_err *err)
+{
+	void *content;
+	int result = client_file_get(client, snapshot, file->name, file->bytes, &content, err);
+
+	if (result < 0)
+		return result;
+	result = on_file(context, index, content, file->bytes, err);
+	free(content);
+	return result;
+}
+
+static int take_files(struct client *client, const struct snapshot_file *files, size_t at, size_t asked, uint64_t first,
+		      client_on_file *on_file, void *context, struct dp_err *err)
+{
+	uint64_t seen = 0;
+
+	for (size_t taken = 0; taken < asked; taken++) {
+		struct message_header answer;
+		const uint8_t *content;
+		int result = wait_any(client, first, asked, CONTROL_TIMEOUT_MS, &answer, &content, err);
+
+		if (result < 0)
+			return result;
+		size_t index = (size_t)(answer.request - first);
+		const struct snapshot_file *file = &files[at + index];
+		result = check_answer(client, &answer, content, MESSAGE_FILE_BYTES, err);
+		if (result == 0 && (seen >> index & 1 || answer.length != file->bytes))
+			result = dp_fail(err, EPROTO, "file %s: the pool sent %u bytes where %" PRIu64 " were to come", file->name,
+					 answer.length, file->bytes);
+		seen |= UINT64_C(1) << index;
+		if (result == 0)
+			result = on_file(context, at + index, content, file->bytes, err);
+		if (result < 0) {
+			connection_fail(client, result); /* the other answers would be taken for nonsense */
+			return result;
+		}
+	}
+	return 0;
+}
+
+int client_files_get(struct client *client, uint64_t snapshot, const struct snapshot_file *files, size_t count,
+		     client_on_file *on_file, void *context, struct dp_err *err)
+{
+	for (size_t at = 0; at < count;) {
+		uint64_t first;
+		int asked = ask_for_files(client, snapshot, files + at, count - at, &first, err);
+		int result = asked < 0 ? asked
+			   : asked > 0 ? take_files(client, files, at, (size_t)asked, first, on_file, context, err)
+				       : get_one_file(client, snapshot, &files[at], at, on_file, context, err);
+
+		if (result < 0)
+			return result;
+		at += (size_t)DP_MAX(asked, 1);
+	}
 	return 0;
 }
 

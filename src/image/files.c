@@ -15,7 +15,8 @@
 #include "image/frame.h"
 
 #define FILE_TYPE_REGULAR 1 /* fd_types.REG of CRIU */
-#define ELF_HEAD_BYTES (64u << 10) /* build ids lie in the first page or two of every file seen */
+#define ELF_HEAD_BYTES (64u << 10) /* no file seen has its build id behind them */
+#define ELF_FIRST_BYTES 4096u      /* most have it in these */
 
 struct id_list {
 	uint32_t *ids;
@@ -236,13 +237,16 @@ static int stat_below(int root_fd, const char *path, struct stat *status)
 static bool build_id_differs(int root_fd, const struct image_file *file)
 {
 	cleanup_fd int fd = open_below(root_fd, file->path);
-	cleanup_free char *head = malloc(ELF_HEAD_BYTES);
-	ssize_t got = fd < 0 || !head ? -1 : pread(fd, head, ELF_HEAD_BYTES, 0);
-	if (got < 0)
-		return false; /* cannot tell; CRIU will */
+	cleanup_free char *head = fd < 0 ? NULL : malloc(ELF_HEAD_BYTES);
 	unsigned char id[32];
 	size_t id_bytes;
-	int found = image_elf_build_id(head, (size_t)got, id, &id_bytes);
+	int found = 0;
+	for (size_t bytes = ELF_FIRST_BYTES; head && found == 0 && bytes <= ELF_HEAD_BYTES; bytes *= ELF_HEAD_BYTES / ELF_FIRST_BYTES) {
+		ssize_t got = pread(fd, head, bytes, 0);
+		if (got < 0)
+			return false; /* cannot tell; CRIU will */
+		found = image_elf_build_id(head, (size_t)got, id, &id_bytes);
+	}
 	return found == 1 && (id_bytes != file->build_id_bytes || memcmp(id, file->build_id, id_bytes) != 0);
 }
 

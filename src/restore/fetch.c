@@ -38,27 +38,32 @@ static bool is_pages_image(const char *name)
 	return !strncmp(name, "pages-", 6);
 }
 
+struct fetch {
+	const struct snapshot_info *info;
+	int images_fd;
+};
+
+static int write_image(void *context, size_t index, const void *content, uint64_t bytes, struct dp_err *err)
+{
+	const struct fetch *fetch = context;
+	const char *name = fetch->info->files[index].name;
+	cleanup_fd int fd = openat(fetch->images_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	int ret = fd < 0 ? -errno : io_write_full(fd, content, bytes);
+	return ret ? dp_fail_errno(err, -ret, "write image %s", name) : 0;
+}
+
 static int fetch_files(struct client *client, const struct snapshot_info *info, int images_fd, struct dp_err *err)
 {
+	struct fetch fetch = { info, images_fd };
 	uint64_t total = 0;
 	for (size_t i = 0; i < info->file_count; i++) {
 		const struct snapshot_file *file = &info->files[i];
-		cleanup_free void *content = NULL;
 		if (!file_name_is_safe(file->name) || file->bytes > SKELETON_LIMIT_BYTES - total)
 			return dp_fail(err, EBADMSG, "snapshot holds a file `%s` of %llu bytes that belongs in no skeleton",
 				       file->name, (unsigned long long)file->bytes);
 		total += file->bytes;
-		int ret = client_file_get(client, info->id, file->name, file->bytes, &content, err);
-		if (ret)
-			return ret;
-		cleanup_fd int fd = openat(images_fd, file->name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-		if (fd < 0)
-			return dp_fail_errno(err, errno, "write image %s", file->name);
-		ret = io_write_full(fd, content, file->bytes);
-		if (ret)
-			return dp_fail_errno(err, -ret, "write image %s", file->name);
 	}
-	return 0;
+	return client_files_get(client, info->id, info->files, info->file_count, write_image, &fetch, err);
 }
 
 static uint64_t count_pages(const struct snapshot_info *info)
