@@ -1,14 +1,13 @@
-/* Fetching ahead: which pages are asked for besides the one that faulted, and what became of them. */
+/* Fetching ahead: which pages are asked for besides the one that faulted, and what became of them.
+ *
+ * The page that a thread waits for goes out first, alone or with its neighbours; guesses follow as requests of their own, which the
+ * pool may answer later. A guess is only ever made for pages that are remote, while the budget has room, and while requests are free. */
 #include "pager/tree.h"
 
-/* How many pages from pgno on are remote, at most `limit`. */
-static uint64_t remote_run(struct space *space, uint64_t pgno, uint64_t limit)
-{
-	uint64_t pages = 1;
-	while (pages < limit && table_state(&space->table, pgno + pages) == PAGE_REMOTE)
-		pages++;
-	return pages;
-}
+#include <errno.h>
+
+/* Guesses may take this part of the requests and no more, so that demand and fill find some. */
+#define FREE_REQUESTS (REQUESTS / 2)
 
 void ahead_used(struct space *space, uint32_t page)
 {
@@ -17,6 +16,7 @@ void ahead_used(struct space *space, uint32_t page)
 		return;
 	*at &= (uint8_t)~PAGE_PREFETCHED;
 	space->tree->stats->prefetch_used_pages++;
+	prefetch_outcome(&space->prefetcher, 1, 0);
 }
 
 void ahead_wasted(struct space *space, uint32_t page)
@@ -26,25 +26,109 @@ void ahead_wasted(struct space *space, uint32_t page)
 		return;
 	*at &= (uint8_t)~PAGE_PREFETCHED;
 	space->tree->stats->prefetch_wasted_pages++;
+	prefetch_outcome(&space->prefetcher, 0, 1);
 }
 
-/* The run went on behind these pages: so they were used. */
-static void prove_used(struct space *space, uint64_t pgno, uint64_t pages)
+void ahead_late(struct space *space, uint64_t pgno, uint32_t page)
 {
-	for (uint64_t i = 0; i < pages; i++) {
-		uint32_t page = table_find(&space->table, pgno + i);
+	if (!(*table_page(&space->table, page) & PAGE_PREFETCHED))
+		return;
+	ahead_used(space, page);
+	prefetch_late(&space->prefetcher, pgno);
+}
+
+/* The stream went on behind these pages: so they were used. */
+static void prove_used(struct space *space, const struct prefetch_run *run)
+{
+	for (uint32_t i = 0; i < run->pages; i++) {
+		uint32_t page = table_find(&space->table, run->pgno + (uint64_t)(run->stride * i));
 		if (page != NO_PAGE)
 			ahead_used(space, page);
 	}
 }
 
-int ahead_fault(struct space *space, uint64_t pgno, uint64_t read_ns)
+/* Pages gathered for one request. */
+struct guess {
+	struct page_range range[REQUEST_PAGES];
+	uint32_t ranges, pages;
+};
+
+static void guess_add(struct guess *guess, uint64_t pgno)
+{
+	struct page_range *last = guess->ranges ? &guess->range[guess->ranges - 1] : NULL;
+	guess->pages++;
+	if (last && last->pgno + last->pages == pgno)
+		last->pages++;
+	else if (last && pgno + 1 == last->pgno) /* backwards */
+		*last = (struct page_range){ pgno, last->pages + 1 };
+	else
+		guess->range[guess->ranges++] = (struct page_range){ pgno, 1 };
+}
+
+static bool may_guess(const struct tree *tree, uint64_t pages)
+{
+	return tree->request_free_count > FREE_REQUESTS && residency_has_room(&tree->budget, tree_used_pages(tree), pages);
+}
+
+/* Sends what was gathered. Returns how many pages were asked for; an error other than -EAGAIN ends the tree. */
+static uint32_t guess_send(struct space *space, struct guess *guess)
+{
+	uint32_t pages = guess->pages;
+	int ret = pages && may_guess(space->tree, pages) ? install_ahead(space, guess->range, guess->ranges) : -EAGAIN;
+	if (ret && ret != -EAGAIN)
+		tree_fail(space->tree, ret, "fetch pages ahead");
+	guess->ranges = guess->pages = 0;
+	return ret ? 0 : pages;
+}
+
+/* Asks for what is remote of a run. `asked` of its pages have been asked for with the demanded page. */
+static void follow_run(struct space *space, const struct prefetch_advice *advice, const struct prefetch_run *run, uint32_t asked)
+{
+	struct guess guess = { .ranges = 0 };
+	uint64_t trigger = UINT64_MAX;
+	uint32_t sent = asked;
+	for (uint32_t i = asked; i < run->pages && !space->closed; i++) {
+		uint64_t pgno = run->pgno + (uint64_t)(run->stride * i);
+		if (table_state(&space->table, pgno) != PAGE_REMOTE)
+			continue;
+		if (run->trigger && trigger == UINT64_MAX) {
+			trigger = pgno;
+			continue;
+		}
+		guess_add(&guess, pgno);
+		if (guess.pages == REQUEST_PAGES)
+			sent += guess_send(space, &guess);
+	}
+	if (!space->closed)
+		sent += guess_send(space, &guess);
+	prefetch_asked(&space->prefetcher, advice, run, sent, trigger);
+}
+
+/* How many pages of a forward run may go with the faulting page: one request, one copy, one waking. */
+static uint32_t joined_pages(struct space *space, const struct prefetch_run *run, uint64_t pgno)
 {
 	struct tree *tree = space->tree;
-	struct prefetch_advice advice = prefetch_fault(&space->prefetcher, pgno);
-	uint64_t pages = remote_run(space, pgno, DP_MIN(1 + advice.pages, REQUEST_PAGES));
-	if (advice.pages && !residency_has_room(&tree->budget, tree_used_pages(tree), pages))
-		pages = 1;
-	prove_used(space, pgno - advice.proven, advice.proven);
-	return install_request(space, pgno, pages, CLASS_DEMAND, read_ns);
+	uint32_t pages = 0;
+	if (run->stride != 1 || run->trigger || run->pgno != pgno + 1)
+		return 0;
+	while (pages < run->pages && pages < REQUEST_PAGES - 1 && table_state(&space->table, run->pgno + pages) == PAGE_REMOTE)
+		pages++;
+	return residency_has_room(&tree->budget, tree_used_pages(tree), pages + 1) ? pages : 0;
+}
+
+int ahead_fault(struct space *space, uint64_t pgno, uint64_t read_ns)
+{
+	struct prefetch_advice advice;
+	/* Before CRIU has put every area in its place, a page beside the one that faulted may have none yet. */
+	if (!space->tree->finished || space->tree->frozen)
+		return install_request(space, pgno, 1, CLASS_DEMAND, read_ns);
+	size_t area = rangeset_find(&space->registered, pgno << PAGE_SHIFT);
+	uint64_t start = area < space->registered.count ? space->registered.ranges[area].start >> PAGE_SHIFT : 0;
+	prefetch_fault(&space->prefetcher, start, pgno, &advice);
+	prove_used(space, &advice.proven);
+	uint32_t joined = advice.runs ? joined_pages(space, &advice.run[0], pgno) : 0;
+	int ret = install_request(space, pgno, 1 + joined, CLASS_DEMAND, read_ns);
+	for (uint32_t i = 0; !ret && i < advice.runs && !space->closed; i++)
+		follow_run(space, &advice, &advice.run[i], i == 0 ? joined : 0);
+	return ret;
 }

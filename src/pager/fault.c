@@ -106,6 +106,7 @@ void fault_serve(struct space *space, uint64_t address, bool write, uint64_t rea
 		break;
 	case PAGE_IN_FLIGHT: /* the copy under way wakes it */
 		tree->stats->faults[FAULT_IN_FLIGHT]++;
+		ahead_late(space, pgno, page);
 		*table_page(&space->table, page) |= PAGE_DEMANDED;
 		break;
 	case PAGE_ZERO:  /* never stored */

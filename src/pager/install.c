@@ -26,6 +26,8 @@ static void made_local(struct space *space, uint64_t pgno, const void *data, uin
 	}
 	if (recent)
 		flags |= PAGE_MAIN;
+	if (was_remote)
+		flags |= *at & PAGE_PREFETCHED; /* as it was asked for, unless it was touched on its way */
 	table_change(table, page, PAGE_LOCAL, flags, PAGE_DEMANDED | PAGE_PREFETCHED | PAGE_MAIN | PAGE_HAS_COPY);
 	table_enqueue(table, page, recent ? QUEUE_MAIN : QUEUE_SMALL);
 }
@@ -114,42 +116,79 @@ static void request_end(struct tree *tree, struct request *request)
 	request->space = NULL;
 	request->generation = (request->generation + 1) & 0xffffff;
 	tree->request_free[tree->request_free_count++] = (uint32_t)(request - tree->request);
+	migrate_request_ended(tree, (uint32_t)(request - tree->request));
 }
 
-int install_request(struct space *space, uint64_t pgno, uint64_t pages, enum request_class class, uint64_t read_ns)
+/* Takes a request and makes its pages in flight. `ahead`: all but the page that is demanded are a guess of the prefetcher. */
+static struct request *request_new(struct space *space, const struct page_range *ranges, size_t count, uint64_t read_ns, bool ahead)
+{
+	struct tree *tree = space->tree;
+	struct request *request = &tree->request[tree->request_free[--tree->request_free_count]];
+	request->space = space;
+	request->pages = 0;
+	request->asked_ns = read_ns;
+	request->demanded = 0;
+	request->parked = 0;
+	request->answered = false;
+	request->lowest = UINT64_MAX;
+	request->highest = 0;
+	for (size_t range = 0; range < count; range++) {
+		request->lowest = DP_MIN(request->lowest, ranges[range].pgno);
+		request->highest = DP_MAX(request->highest, ranges[range].pgno + ranges[range].pages - 1);
+		for (uint64_t i = 0; i < ranges[range].pages; i++) {
+			uint64_t pgno = ranges[range].pgno + i;
+			uint32_t page = table_make(&space->table, pgno);
+			bool demanded = read_ns && !request->pages;
+			assert(page != NO_PAGE && (*table_page(&space->table, page) & PAGE_STATE_MASK) == PAGE_REMOTE);
+			assert(request->pages < REQUEST_PAGES);
+			table_change(&space->table, page, PAGE_IN_FLIGHT, demanded ? PAGE_DEMANDED : ahead ? PAGE_PREFETCHED : 0, 0);
+			request->pgno[request->pages++] = pgno;
+		}
+	}
+	request->wanted = request->pages == 64 ? ~0ull : (1ull << request->pages) - 1;
+	tree->in_flight += request->pages;
+	return request;
+}
+
+static int request_ranges(struct space *space, const struct page_range *ranges, size_t count, enum request_class class, uint64_t read_ns,
+			  bool ahead)
 {
 	struct tree *tree = space->tree;
 	/* A few are kept for demand. */
 	if (tree->request_free_count <= (class == CLASS_DEMAND ? 0u : REQUESTS / 4))
 		return -EAGAIN;
-	struct request *request = &tree->request[tree->request_free[--tree->request_free_count]];
-	request->space = space;
-	request->pgno = pgno;
-	request->pages = (uint32_t)pages;
-	request->wanted = pages == 64 ? ~0ull : (1ull << pages) - 1;
-	request->asked_ns = read_ns;
-	request->demanded = 0;
-	request->parked = 0;
-	request->answered = false;
-	for (uint64_t i = 0; i < pages; i++) {
-		uint32_t page = table_make(&space->table, pgno + i);
-		assert(page != NO_PAGE && (*table_page(&space->table, page) & PAGE_STATE_MASK) == PAGE_REMOTE);
-		table_change(&space->table, page, PAGE_IN_FLIGHT, i == 0 && class == CLASS_DEMAND ? PAGE_DEMANDED : 0, 0);
-	}
-	tree->in_flight += pages;
-	struct page_range range = { pgno, pages };
-	int ret = tree->source->ops->get(tree->source, class, space->source_space, &range, 1, request_cookie(tree, request));
+	struct request *request = request_new(space, ranges, count, read_ns, ahead);
+	uint32_t pages = request->pages; /* a source that answers at once has ended the request when get returns */
+	int ret = tree->source->ops->get(tree->source, class, space->source_space, ranges, count, request_cookie(tree, request));
 	if (ret) {
-		for (uint64_t i = 0; i < pages; i++)
-			table_change(&space->table, table_find(&space->table, pgno + i), PAGE_REMOTE, 0, PAGE_DEMANDED);
+		for (uint32_t i = 0; i < pages; i++)
+			table_change(&space->table, table_find(&space->table, request->pgno[i]), PAGE_REMOTE, 0, PAGE_DEMANDED | PAGE_PREFETCHED);
 		tree->in_flight -= pages;
 		request_end(tree, request);
 		return ret;
 	}
 	tree->stats->requests++;
 	if (class == CLASS_DEMAND)
-		tree->stats->prefetched_pages += pages - 1;
+		migrate_note_fault(&tree->migration, space->number, ranges[0].pgno);
+	if (ahead)
+		tree->stats->prefetched_pages += pages - (class == CLASS_DEMAND);
 	return 0;
+}
+
+int install_request(struct space *space, uint64_t pgno, uint64_t pages, enum request_class class, uint64_t read_ns)
+{
+	struct page_range range = { pgno, pages };
+	return request_ranges(space, &range, 1, class, read_ns, class == CLASS_DEMAND);
+}
+
+int install_ahead(struct space *space, const struct page_range *ranges, size_t count)
+{
+	return request_ranges(space, ranges, count, CLASS_PREFETCH, 0, true);
+}
+
+int install_fill(struct space *space, const struct page_range *ranges, size_t count)
+{
+	return request_ranges(space, ranges, count, CLASS_PREFETCH, 0, false);
 }
 
 void install_cancel(struct space *space, uint64_t pgno, uint64_t pages, enum page_state state)
@@ -157,16 +196,16 @@ void install_cancel(struct space *space, uint64_t pgno, uint64_t pages, enum pag
 	struct tree *tree = space->tree;
 	for (unsigned i = 0; i < REQUESTS; i++) {
 		struct request *request = &tree->request[i];
-		if (request->space != space || request->pgno >= pgno + pages || request->pgno + request->pages <= pgno)
+		if (request->space != space || request->lowest >= pgno + pages || request->highest < pgno)
 			continue;
 		for (uint32_t at = 0; at < request->pages; at++) {
-			uint64_t number = request->pgno + at;
+			uint64_t number = request->pgno[at];
 			if (number < pgno || number >= pgno + pages || !(request->wanted >> at & 1))
 				continue;
 			request->wanted &= ~(1ull << at);
 			uint32_t page = table_find(&space->table, number);
 			if (page != NO_PAGE && (*table_page(&space->table, page) & PAGE_STATE_MASK) == PAGE_IN_FLIGHT)
-				table_change(&space->table, page, state, 0, PAGE_DEMANDED);
+				table_change(&space->table, page, state, 0, PAGE_DEMANDED | PAGE_PREFETCHED);
 			uffd_wake(space->uffd, number << PAGE_SHIFT, PAGE_BYTES);
 		}
 	}
@@ -180,7 +219,7 @@ static void put_back(struct space *space, uint64_t pgno, uint64_t pages, uint64_
 		if (page == NO_PAGE || (*table_page(&space->table, page) & PAGE_STATE_MASK) != PAGE_IN_FLIGHT)
 			continue;
 		bool demanded = *table_page(&space->table, page) & PAGE_DEMANDED;
-		table_change(&space->table, page, PAGE_REMOTE, 0, PAGE_DEMANDED);
+		table_change(&space->table, page, PAGE_REMOTE, 0, PAGE_DEMANDED | PAGE_PREFETCHED);
 		if (demanded)
 			fault_defer(space, (pgno + i) << PAGE_SHIFT, false, read_ns ? read_ns : clock_now_ns());
 	}
@@ -210,21 +249,12 @@ static void answer_run(struct request *request, uint32_t first, uint32_t pages, 
 {
 	struct space *space = request->space;
 	struct tree *tree = space->tree;
-	uint64_t pgno = request->pgno + first, installed = 0;
+	uint64_t pgno = request->pgno[first], installed = 0;
 	enum install_result result = INSTALL_DONE;
 	if (tree->reading_events) { /* P7: an event that is still to be followed may be about these pages */
 		result = INSTALL_AGAIN;
 	} else if (data) {
-		bool demand = request->asked_ns && first == request->demanded;
-		uint64_t head = demand ? 1 : 0;
-		if (pages > head || !demand) {
-			result = install_pages(space, pgno, data, pages, PAGE_PREFETCHED, &installed);
-			uint32_t page = demand && installed && !space->closed ? table_find(&space->table, pgno) : NO_PAGE;
-			if (page != NO_PAGE)
-				*table_page(&space->table, page) &= (uint8_t)~PAGE_PREFETCHED;
-		} else {
-			result = install_pages(space, pgno, data, pages, 0, &installed);
-		}
+		result = install_pages(space, pgno, data, pages, 0, &installed);
 	} else {
 		result = install_zeros(space, pgno, pages, false);
 		installed = result == INSTALL_DONE ? pages : 0;
@@ -248,7 +278,7 @@ static void answer(struct request *request, uint64_t mask, const uint8_t *data)
 {
 	for (uint32_t at = 0; at < request->pages && !request->space->closed;) {
 		uint32_t run = at;
-		while (run < request->pages && (mask & request->wanted) >> run & 1)
+		while (run < request->pages && (mask & request->wanted) >> run & 1 && request->pgno[run] == request->pgno[at] + run - at)
 			request->wanted &= ~(1ull << run++);
 		if (run > at) {
 			answer_run(request, at, run - at, data ? data + (uint64_t)at * PAGE_BYTES : NULL);
@@ -259,17 +289,28 @@ static void answer(struct request *request, uint64_t mask, const uint8_t *data)
 	}
 }
 
+/* Which of the request's pages the range begins with; REQUEST_PAGES where it was not asked for. */
+static uint32_t place_in_request(const struct request *request, struct page_range range)
+{
+	uint32_t first = 0;
+	while (first < request->pages && request->pgno[first] != range.pgno)
+		first++;
+	bool whole = range.pages && range.pages <= request->pages - first &&
+		     request->pgno[first + range.pages - 1] == range.pgno + range.pages - 1;
+	return whole ? first : REQUEST_PAGES;
+}
+
 void install_on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last)
 {
 	struct tree *tree = context;
 	struct request *request = &tree->request[cookie & 0xff];
-	if ((cookie & 0xff) >= REQUESTS || request->generation != cookie >> 8 || !request->space || range.pgno < request->pgno ||
-	    range.pgno + range.pages > request->pgno + request->pages) {
+	bool known = (cookie & 0xff) < REQUESTS && request->generation == cookie >> 8 && request->space;
+	uint32_t first = known ? place_in_request(request, range) : REQUEST_PAGES;
+	if (first == REQUEST_PAGES) {
 		tree_fail(tree, -EPROTO, "the pages' source answered what was not asked");
 		return;
 	}
 	tree->in_flight -= range.pages;
-	uint32_t first = (uint32_t)(range.pgno - request->pgno);
 	uint64_t mask = (range.pages == 64 ? ~0ull : (1ull << range.pages) - 1) << first;
 	answer(request, mask, data ? (const uint8_t *)data - (uint64_t)first * PAGE_BYTES : NULL);
 	request->answered |= last;

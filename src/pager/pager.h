@@ -9,6 +9,7 @@
 
 #include "base/err.h"
 #include "pager/source.h"
+#include "prefetch/prefetch.h"
 
 struct pager_config {
 	const char *images_dir;   /* the skeleton: pstree, mm-*, pagemap-* images. Borrowed */
@@ -19,7 +20,9 @@ struct pager_config {
 	const char *pool_uri;     /* where the instance's pages live, told to a checkpoint; NULL where it is no pool. Borrowed */
 	const char *stats_path;   /* file of struct pager_stats, or NULL */
 	uint64_t budget_bytes;    /* 0: no budget, nothing is ever evicted */
-	bool fill;                /* fetch everything in the background, as the stock daemon does; the pager ends when all is local */
+	bool fill;                /* fetch everything in the background; without a budget the pager ends when all is local, as the stock daemon does */
+	uint64_t fill_rate_bytes; /* a second, at most; 0: no limit */
+	enum prefetch_policy prefetch_policy; /* 0: adaptive */
 	int init_pid;             /* pid (this namespace) of the tree's reaper, or 0 */
 };
 

@@ -38,7 +38,7 @@ struct space *space_new(struct tree *tree, int uffd)
 	space->uffd_handle = (struct handle){ HANDLE_UFFD, space };
 	space->warden_handle = (struct handle){ HANDLE_WARDEN, space };
 	space->pidfd_handle = (struct handle){ HANDLE_PIDFD, space };
-	prefetch_init(&space->prefetcher);
+	space->prefetcher.policy = tree->config->prefetch_policy; /* the rest is zero and stays untouched until needed */
 	warden_init(&space->warden);
 	space->next = tree->spaces;
 	tree->spaces = space;

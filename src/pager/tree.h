@@ -29,6 +29,7 @@
 #include "base/base.h"
 #include "base/rangeset.h"
 #include "instance/stats.h"
+#include "pager/migrate.h"
 #include "pager/pager.h"
 #include "pager/source.h"
 #include "pager/table.h"
@@ -44,6 +45,7 @@
 #define DOUBTS 128u
 #define ABANDONED 64u
 #define STALL_LIMIT_NS (10u * 1000 * 1000) /* a fault waits no longer for room */
+#define PAGER_NICE (-15)
 #define ZERO_RUN_PAGES 16u  /* zero pages given at once to a process that grows */
 
 enum handle_kind { HANDLE_UFFD = 1, HANDLE_WARDEN, HANDLE_PIDFD, HANDLE_SOURCE, HANDLE_LISTEN, HANDLE_CRIU, HANDLE_CONTROL_LISTEN, HANDLE_CONTROL, HANDLE_KINDS };
@@ -103,15 +105,17 @@ struct space {
 	uint32_t unshare_page[MOVE_PAGES], again_page[MOVE_PAGES];
 	bool second_try;            /* the batch under way is of again_page */
 	uint64_t zero_next, zero_window; /* where a growing process is expected next, and how many pages it gets there */
-	uint64_t fill_at;           /* background fill goes on here */
-	bool filled;
+	uint64_t fill_at;           /* background transfer: goes on at this page, */
+	uint32_t fill_leaf;         /* and in the leaves below this one */
+	bool fill_begun;
 	uint64_t installed_since_freeze;
 	struct handle uffd_handle, warden_handle, pidfd_handle;
 };
 
 struct request {
 	struct space *space; /* NULL: free */
-	uint64_t pgno;
+	uint64_t pgno[REQUEST_PAGES]; /* what was asked for, in this order */
+	uint64_t lowest, highest;
 	uint32_t pages;
 	uint32_t generation;
 	uint64_t wanted;     /* bit i: page i may still be installed (P3) */
@@ -160,7 +164,7 @@ struct tree {
 	uint32_t request_free[REQUESTS], request_free_count;
 	uint8_t *parked_data; /* [REQUESTS][REQUEST_PAGES] pages, touched only as needed */
 	uint32_t parked_requests;
-	uint64_t fills_under_way;
+	struct migration migration;
 	struct write_batch batch[WRITE_BATCHES];
 	struct deferred_fault *deferred; /* ring of DEFERRED_FAULTS */
 	uint32_t deferred_head, deferred_count;
@@ -207,6 +211,8 @@ void fault_serve_deferred(struct tree *tree);
 int ahead_fault(struct space *space, uint64_t pgno, uint64_t read_ns);
 /* Evidence about a page that may have been fetched ahead: it was touched; it left untouched. */
 void ahead_used(struct space *space, uint32_t page);
+/* The page was touched while it was on its way. */
+void ahead_late(struct space *space, uint64_t pgno, uint32_t page);
 void ahead_wasted(struct space *space, uint32_t page);
 
 /* ---- install.c ---- */
@@ -216,15 +222,15 @@ enum install_result install_pages(struct space *space, uint64_t pgno, const void
 enum install_result install_zeros(struct space *space, uint64_t pgno, uint64_t pages, bool write);
 /* Asks for a run of remote pages. -EAGAIN: no request or room free. */
 int install_request(struct space *space, uint64_t pgno, uint64_t pages, enum request_class class, uint64_t read_ns);
+/* The same for guesses: runs that need not be neighbours, at most REQUEST_PAGES pages in all, each once and each remote. */
+int install_ahead(struct space *space, const struct page_range *ranges, size_t count);
+/* The same for a background transfer. */
+int install_fill(struct space *space, const struct page_range *ranges, size_t count);
 /* Nothing of [pgno, pgno + pages) that is under way may be installed any more; waiting threads are woken to fault again. */
 void install_cancel(struct space *space, uint64_t pgno, uint64_t pages, enum page_state state);
 /* Tries again with the pages that came while the kernel could not take them. */
 void install_parked(struct tree *tree);
 void install_on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last);
-
-/* ---- migrate.c ---- */
-/* Background fill: keeps some requests under way. Returns ns until it wants to go on, answers apart. */
-uint64_t migrate_work(struct tree *tree);
 
 /* ---- events.c ---- */
 struct uffd_msg;

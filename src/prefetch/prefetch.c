@@ -3,31 +3,164 @@
 #include <string.h>
 
 #include "base/base.h"
+#include "prefetch/inside.h"
 
-void prefetch_init(struct prefetcher *prefetcher)
+#define SILENCE_FAULTS 8192u   /* a silent detector is tried again after so many faults */
+#define OUTCOMES_KEPT 512u
+
+static const char *const names[PREFETCH_POLICIES] = {
+	[PREFETCH_ADAPTIVE] = "adaptive", [PREFETCH_NONE] = "none",       [PREFETCH_SEQUENTIAL] = "sequential",
+	[PREFETCH_STRIDE] = "stride",     [PREFETCH_TREND] = "trend",     [PREFETCH_LEARNED] = "learned",
+	[PREFETCH_RECORDED] = "recorded",
+};
+
+const char *prefetch_policy_name(enum prefetch_policy policy)
 {
-	memset(prefetcher, 0, sizeof(*prefetcher));
-	for (unsigned i = 0; i < PREFETCH_STREAMS; i++)
-		prefetcher->stream[i].next = UINT64_MAX;
+	return policy < PREFETCH_POLICIES ? names[policy] : "unknown";
 }
 
-struct prefetch_advice prefetch_fault(struct prefetcher *prefetcher, uint64_t pgno)
+int prefetch_policy_find(const char *name)
 {
-	struct prefetch_stream *oldest = &prefetcher->stream[0];
+	for (int i = 0; i < PREFETCH_POLICIES; i++)
+		if (!strcmp(name, names[i]))
+			return i;
+	return -1;
+}
+
+bool prefetch_policy_replays(enum prefetch_policy policy)
+{
+	return policy == PREFETCH_ADAPTIVE || policy == PREFETCH_RECORDED;
+}
+
+void prefetch_init(struct prefetcher *prefetcher, enum prefetch_policy policy)
+{
+	memset(prefetcher, 0, sizeof(*prefetcher));
+	prefetcher->policy = policy;
+}
+
+uint32_t detector_least(enum prefetch_policy owner)
+{
+	return owner == PREFETCH_SEQUENTIAL ? 2 : 4;
+}
+
+/* Streams that end with much unproven make the detector more careful, good ones less. */
+void detector_settle(struct prefetcher *prefetcher, enum prefetch_policy owner, uint32_t proven, uint32_t lost)
+{
+	struct prefetch_detector *detector = &prefetcher->detector[owner];
+	uint32_t least = detector_least(owner);
+	detector->patience = DP_MAX(detector->patience, least);
+	if (lost > proven / 4)
+		detector->patience = DP_MIN(detector->patience + 1, PREFETCH_PATIENCE_LIMIT);
+	else if (proven > lost * 8 && detector->patience > least)
+		detector->patience--;
+	if (detector->patience == PREFETCH_PATIENCE_LIMIT && !detector->silent_faults)
+		detector->silent_faults = SILENCE_FAULTS;
+}
+
+bool detector_is_silent(struct prefetcher *prefetcher, enum prefetch_policy owner)
+{
+	struct prefetch_detector *detector = &prefetcher->detector[owner];
+	if (prefetcher->policy != PREFETCH_ADAPTIVE || !detector->silent_faults)
+		return false;
+	if (--detector->silent_faults)
+		return true;
+	detector->patience = PREFETCH_PATIENCE_LIMIT / 2;
+	return false;
+}
+
+static void remember(struct prefetcher *prefetcher, uint64_t pgno)
+{
+	prefetcher->recent[prefetcher->recent_at++ % PREFETCH_RECENT] = pgno + 1;
+}
+
+/* Asks the detectors of the policy for a stride. */
+static int64_t find_stride(struct prefetcher *prefetcher, struct prefetch_area *area, uint64_t pgno, enum prefetch_policy *owner,
+			   uint32_t *hits)
+{
+	enum prefetch_policy policy = prefetcher->policy;
+	int64_t stride = 0;
+	*hits = 2;
+	*owner = policy;
+	if (policy == PREFETCH_SEQUENTIAL)
+		return detect_sequential(prefetcher, pgno) ? 1 : 0;
+	if (policy == PREFETCH_STRIDE || policy == PREFETCH_ADAPTIVE) {
+		stride = detect_stride(prefetcher, pgno, hits);
+		if (policy == PREFETCH_ADAPTIVE)
+			*owner = stride == 1 ? PREFETCH_SEQUENTIAL : PREFETCH_STRIDE;
+	}
+	if (!stride && (policy == PREFETCH_TREND || policy == PREFETCH_ADAPTIVE)) {
+		stride = trend_find(area);
+		*owner = PREFETCH_TREND;
+		*hits = 3;
+	}
+	return stride;
+}
+
+static void follow(struct prefetcher *prefetcher, struct prefetch_area *area, uint64_t pgno, struct prefetch_advice *advice)
+{
+	int index = stream_match(prefetcher, pgno);
+	if (index < 0) {
+		enum prefetch_policy owner;
+		uint32_t hits;
+		if (area)
+			area_note(area, pgno, 0);
+		int64_t stride = find_stride(prefetcher, area, pgno, &owner, &hits);
+		remember(prefetcher, pgno);
+		if (!stride)
+			return;
+		index = stream_begin(prefetcher, owner, pgno, stride, hits);
+	} else if (area) {
+		area_note(area, pgno, prefetcher->stream[index].stride);
+	}
+	stream_advance(prefetcher, index, pgno, advice);
+}
+
+void prefetch_fault(struct prefetcher *prefetcher, uint64_t area_start, uint64_t pgno, struct prefetch_advice *advice)
+{
+	advice->runs = 0;
+	advice->proven.pages = 0;
+	advice->owner = prefetcher->policy;
+	advice->stream = -1;
+	if (prefetcher->policy == PREFETCH_NONE || prefetcher->policy == PREFETCH_RECORDED || pgno >= PREFETCH_PGNO_END)
+		return;
 	prefetcher->clock++;
+	bool simple = prefetcher->policy == PREFETCH_SEQUENTIAL || prefetcher->policy == PREFETCH_STRIDE;
+	struct prefetch_area *area = simple ? NULL : area_find(prefetcher, area_start);
+	if (prefetcher->policy == PREFETCH_LEARNED)
+		learned_fault(prefetcher, area, pgno, advice);
+	else
+		follow(prefetcher, area, pgno, advice);
+}
+
+void prefetch_asked(struct prefetcher *prefetcher, const struct prefetch_advice *advice, const struct prefetch_run *run, uint32_t pages,
+		    uint64_t trigger)
+{
+	prefetcher->detector[advice->owner].asked_pages += pages;
+	if (advice->stream >= 0) {
+		prefetcher->stream[advice->stream].asked[run->chunk] += pages;
+		if (trigger != UINT64_MAX && run->chunk)
+			prefetcher->stream[advice->stream].trigger = trigger;
+	} else if (advice->stream <= -2) {
+		prefetcher->area[-2 - advice->stream].chain_pages += pages;
+	}
+}
+
+void prefetch_late(struct prefetcher *prefetcher, uint64_t pgno)
+{
 	for (unsigned i = 0; i < PREFETCH_STREAMS; i++) {
 		struct prefetch_stream *stream = &prefetcher->stream[i];
-		if (stream->next == pgno) {
-			struct prefetch_advice advice = { .proven = stream->window };
-			stream->window = stream->window ? DP_MIN(stream->window * 2, PREFETCH_WINDOW_PAGES - 1) : 3;
-			stream->next = pgno + 1 + stream->window;
-			stream->used = prefetcher->clock;
-			advice.pages = stream->window;
-			return advice;
-		}
-		if (stream->used < oldest->used)
-			oldest = stream;
+		int64_t from = DP_MIN((int64_t)stream->low, stream->front), to = DP_MAX((int64_t)stream->low, stream->front);
+		if (stream->stride && (int64_t)pgno > from && (int64_t)pgno < to)
+			stream->late = true;
 	}
-	*oldest = (struct prefetch_stream){ .next = pgno + 1, .used = prefetcher->clock };
-	return (struct prefetch_advice){ 0 };
+}
+
+void prefetch_outcome(struct prefetcher *prefetcher, uint32_t used, uint32_t wasted)
+{
+	prefetcher->used += used;
+	prefetcher->wasted += wasted;
+	if (prefetcher->used + prefetcher->wasted > OUTCOMES_KEPT) {
+		prefetcher->used /= 2;
+		prefetcher->wasted /= 2;
+	}
 }

@@ -92,15 +92,16 @@ static int memory_get(struct source *source, enum request_class class, uint64_t 
 	struct memory_source *memory = (struct memory_source *)source;
 	static uint8_t buffer[64 * PAGE_BYTES];
 	(void)class;
-	assert_int_equal(count, 1);
-	for (uint64_t i = 0; i < ranges->pages; i++) {
-		uint8_t **from = slot(memory, space, ranges->pgno + i);
-		if (*from)
-			memcpy(buffer + i * PAGE_BYTES, *from, PAGE_BYTES);
-		else
-			memset(buffer + i * PAGE_BYTES, 0, PAGE_BYTES);
+	for (size_t r = 0; r < count; r++) {
+		for (uint64_t i = 0; i < ranges[r].pages; i++) {
+			uint8_t **from = slot(memory, space, ranges[r].pgno + i);
+			if (*from)
+				memcpy(buffer + i * PAGE_BYTES, *from, PAGE_BYTES);
+			else
+				memset(buffer + i * PAGE_BYTES, 0, PAGE_BYTES);
+		}
+		source->handler.on_pages(source->handler.context, cookie, ranges[r], buffer, r + 1 == count);
 	}
-	source->handler.on_pages(source->handler.context, cookie, *ranges, buffer, true);
 	return 0;
 }
 

@@ -1,4 +1,4 @@
-/* Page table, range set, residency and prefetch: small cases by hand, the table and the set also against simple models. */
+/* Page table, range set and residency: small cases by hand, the table and the set also against simple models. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,7 +10,6 @@
 #include "base/base.h"
 #include "base/rangeset.h"
 #include "pager/table.h"
-#include "prefetch/prefetch.h"
 #include "residency/residency.h"
 
 #define MODEL 4096
@@ -197,21 +196,6 @@ static void residency__within_budget__nothing_leaves(void **state)
 	assert_true(residency_has_room(&plan, 1u << 30, 1));
 }
 
-static void prefetch__sequential_run__window_grows(void **state)
-{
-	(void)state;
-	struct prefetcher prefetcher;
-	prefetch_init(&prefetcher);
-	uint64_t at = 1000, faults = 0;
-	while (at < 3000) {
-		at += 1 + prefetch_fault(&prefetcher, at).pages;
-		faults++;
-	}
-	assert_true(faults < 60);
-	for (int i = 0; i < 100; i++)
-		assert_int_equal(prefetch_fault(&prefetcher, 1u << 20 | (unsigned)(i * 977)).pages, 0);
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -220,7 +204,6 @@ int main(void)
 		cmocka_unit_test(table__next_run__finds_every_run),
 		cmocka_unit_test(table__metadata__at_most_16_bytes_a_page),
 		cmocka_unit_test(residency__within_budget__nothing_leaves),
-		cmocka_unit_test(prefetch__sequential_run__window_grows),
 	};
 	return cmocka_run_group_tests_name("table", tests, NULL, NULL);
 }
