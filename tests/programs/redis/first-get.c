@@ -25,7 +25,7 @@ struct options {
 	uint64_t index, since_ns, timeout_ms;
 	uint32_t version;
 	size_t value_bytes;
-	const char *model, *command_log;
+	const char *model, *command_log, *pidfile, *request, *answer;
 	char **command; /* or NULL */
 };
 
@@ -59,11 +59,13 @@ static int ask(const struct options *options, const char *request, size_t reques
 static void usage(void)
 {
 	printf("usage: first-get (--port N | --socket PATH) [--host ADDRESS] [--index I] [--version V] [--value-bytes N]\n"
-	       "                 [--model FILE] [--since NS] [--timeout-ms N] [--command-log FILE] [-- COMMAND...]\n"
+	       "                 [--model FILE] [--since NS] [--timeout-ms N] [--request LINE --answer LINE] [--command-log FILE]\n"
+	       "                 [--pidfile FILE] [-- COMMAND...]\n"
 	       "Asks for key number I, as redis-load filled it, again and again until the right answer comes. Prints the ns since\n"
 	       "its start, or since the given time of CLOCK_MONOTONIC. Exits 1 on a wrong answer or after the timeout (30000 ms).\n"
 	       "The version is V (1), or what the model file of redis-load says. COMMAND is started when the clock starts, and left\n"
-	       "running when the answer is there; should it fail before, that is the end.\n");
+	       "running when the answer is there; should it fail before, that is the end. Its pid goes to --pidfile.\n"
+	       "--request and --answer: one line to ask and the right answer's, of a server that is no Redis.\n");
 }
 
 static bool set_address(struct options *options, const char *host, int port, const char *path)
@@ -87,6 +89,7 @@ static bool parse_options(int argc, char **argv, struct options *options)
 					      {"index", 1, NULL, 'i'},	     {"version", 1, NULL, 'v'}, {"value-bytes", 1, NULL, 'b'},
 					      {"since", 1, NULL, 'S'},	     {"timeout-ms", 1, NULL, 't'}, {"help", 0, NULL, 'h'},
 					      {"model", 1, NULL, 'm'},	     {"command-log", 1, NULL, 'l'},
+					      {"pidfile", 1, NULL, 'P'},     {"request", 1, NULL, 'r'}, {"answer", 1, NULL, 'a'},
 					      {NULL, 0, NULL, 0}};
 	const char *host = "127.0.0.1", *path = NULL;
 	int option, port = 0;
@@ -103,11 +106,14 @@ static bool parse_options(int argc, char **argv, struct options *options)
 		case 't': options->timeout_ms = strtoull(optarg, NULL, 10); break;
 		case 'm': options->model = optarg; break;
 		case 'l': options->command_log = optarg; break;
+		case 'P': options->pidfile = optarg; break;
+		case 'r': options->request = optarg; break;
+		case 'a': options->answer = optarg; break;
 		case 'h': usage(); exit(0);
 		default: return false;
 		}
 	options->command = optind < argc ? argv + optind : NULL;
-	return options->value_bytes <= MOST_BYTES && set_address(options, host, port, path);
+	return options->value_bytes <= MOST_BYTES && !options->request == !options->answer && set_address(options, host, port, path);
 }
 
 static bool read_model(struct options *options)
@@ -127,6 +133,11 @@ static pid_t start_command(const struct options *options)
 {
 	pid_t pid = fork();
 
+	if (pid > 0 && options->pidfile) {
+		FILE *file = fopen(options->pidfile, "we");
+		if (!file || fprintf(file, "%d\n", (int)pid) < 0 || fclose(file))
+			fprintf(stderr, "first-get: write %s: %s\n", options->pidfile, strerror(errno));
+	}
 	if (pid)
 		return pid;
 	/* what the caller captures ends with us, not with the command */
@@ -147,11 +158,31 @@ static bool command_failed(pid_t pid)
 	return pid > 0 && waitpid(pid, &status, WNOHANG) == pid && !(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
+/* What is asked and what is right; returns the request's length. */
+static size_t make_texts(const struct options *options, char *request, size_t size, char *right, size_t *right_bytes)
+{
+	char key[32];
+
+	if (options->request) {
+		*right_bytes = (size_t)snprintf(right, 256, "%s\n", options->answer);
+		*right_bytes = *right_bytes < 256 ? *right_bytes : 255;
+		return (size_t)snprintf(request, size, "%.*s\n", (int)size - 2, options->request);
+	}
+	size_t key_bytes = value_key(options->index, key);
+	int head = snprintf(right, 64, "$%zu\r\n", options->value_bytes);
+
+	value_fill(options->index, options->version, right + head, options->value_bytes);
+	memcpy(right + (size_t)head + options->value_bytes, "\r\n", 2);
+	*right_bytes = (size_t)head + options->value_bytes + 2;
+	return (size_t)snprintf(request, size, "*2\r\n$3\r\nGET\r\n$%zu\r\n%s\r\n", key_bytes, key);
+}
+
 int main(int argc, char **argv)
 {
 	struct options options = {.version = 1, .value_bytes = 1024, .timeout_ms = 30000};
 	static char right[MOST_BYTES + 64];
-	char key[32], request[128];
+	char request[256];
+	size_t right_bytes;
 
 	if (!parse_options(argc, argv, &options)) {
 		fprintf(stderr, "first-get: bad options, see --help\n");
@@ -159,18 +190,13 @@ int main(int argc, char **argv)
 	}
 	if (options.model && !read_model(&options))
 		return 1;
-	size_t key_bytes = value_key(options.index, key);
-	int request_bytes = snprintf(request, sizeof(request), "*2\r\n$3\r\nGET\r\n$%zu\r\n%s\r\n", key_bytes, key);
-	int head = snprintf(right, 64, "$%zu\r\n", options.value_bytes);
-	value_fill(options.index, options.version, right + head, options.value_bytes);
-	memcpy(right + (size_t)head + options.value_bytes, "\r\n", 2);
-	size_t right_bytes = (size_t)head + options.value_bytes + 2;
+	size_t request_bytes = make_texts(&options, request, sizeof(request), right, &right_bytes);
 	int answer;
 	uint64_t start_ns = clock_ns();
 	pid_t command = options.command ? start_command(&options) : 0;
-	while ((answer = ask(&options, request, (size_t)request_bytes, right, right_bytes)) == 0) {
+	while ((answer = ask(&options, request, request_bytes, right, right_bytes)) == 0) {
 		if (clock_ns() - start_ns > options.timeout_ms * 1000000) {
-			fprintf(stderr, "first-get: no answer to GET %s after %llu ms\n", key, (unsigned long long)options.timeout_ms);
+			fprintf(stderr, "first-get: no right answer after %llu ms\n", (unsigned long long)options.timeout_ms);
 			return 1;
 		}
 		if (command_failed(command)) {
@@ -181,7 +207,7 @@ int main(int argc, char **argv)
 		usleep(100);
 	}
 	if (answer < 0) {
-		fprintf(stderr, "first-get: WRONG answer to GET %s\n", key);
+		fprintf(stderr, "first-get: WRONG answer\n");
 		return 1;
 	}
 	printf("%llu\n", (unsigned long long)(clock_ns() - (options.since_ns ? options.since_ns : start_ns)));

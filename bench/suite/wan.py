@@ -1,0 +1,141 @@
+"""g. A pool far away, and many instances on one pool."""
+import contextlib
+import json
+import statistics
+import time
+
+from .context import Instance, Touch
+from .plots import Panel, draw, panel_of
+from .process import Failed, resident_bytes, run as run_command, start, wait_for
+
+NAME, TITLE = "wan", "g. A long thin link; many instances"
+LINKS = {"10 ms, 100 Mbit/s": (10, 100), "10 ms, 1 Gbit/s": (10, 1000), "50 ms, 100 Mbit/s": (50, 100), "50 ms, 1 Gbit/s": (50, 1000)}
+FIRST, FIRST_SET, FIRST_PACKED = "first answer", "with the working set", "with compression"
+FILL, FILL_PACKED = "fill", "fill with compression"
+
+
+def far_port(context, stack, rtt_ms, mbit):
+	port_file = context.work / f"{context.unique('wan')}.port"
+	start(stack, context.host.programs / "wan-proxy", "--to", f"127.0.0.1:{context.pool.port}", "--port-file", port_file, "--rtt-ms", rtt_ms,
+	      "--mbit", mbit)
+	wait_for("the proxy", lambda: port_file.exists() and port_file.read_text().endswith("\n"), 10)
+	return int(port_file.read_text())
+
+
+def first_answer(context, snapshot, uri, options):
+	with contextlib.ExitStack() as stack:
+		name = context.unique("g")
+		stack.callback(context.stop_instances)
+		command = [context.host.distri_proc, "restore", uri, "--name", name, "--pidfile", context.work / f"{name}.pid", *options]
+		return context.first_answer(stack, snapshot, command, context.work / "first.log")[0] / 1e6
+
+
+def fill_share(context, snapshot, uri, mbit, options):
+	"""Whole memory over the link: how much of its bandwidth is used, in percent of the uncompressed bytes a second."""
+	with contextlib.ExitStack() as stack:
+		instance = context.restore(uri, *options)
+		stack.callback(instance.stop)
+		before, began = instance.stats(), time.monotonic()
+		time.sleep(min(4, snapshot.rss_bytes * 8 / (mbit * 1e6) * 0.7))  # a part of the way is enough to see its speed
+		after, took = instance.stats(), time.monotonic() - began
+		return 100 * (after["installed_pages"] - before["installed_pages"]) * 4096 * 8 / took / (mbit * 1e6)
+
+
+def links(context):
+	columns = [FIRST, FIRST_SET, FIRST_PACKED, FILL, FILL_PACKED]
+	table = context.report.table("links", "Restore of a Redis over the link", "round trip, bandwidth", columns,
+				     {FIRST: "ms", FIRST_SET: "ms", FIRST_PACKED: "ms", FILL: "% of link", FILL_PACKED: "% of link"},
+				     note="Redis with 0.1 GB in a pool behind bench/programs/wan_proxy.c. Fill: bytes of memory a second by the link's "
+				     "bandwidth; with compression it may exceed it.")
+	reasons = {FIRST_SET: context.host.lacks_option("restore", "--prefetch "), FIRST_PACKED: context.host.lacks_option("restore", "--compress"),
+		   FILL: context.host.lacks_option("restore", "--migrate"),
+		   FILL_PACKED: context.host.lacks_option("restore", "--migrate") or context.host.lacks_option("restore", "--compress")}
+	if context.host.lacks("redis"):
+		reasons = dict.fromkeys(columns, context.host.lacks("redis"))
+	options = {FIRST: [], FIRST_SET: ["--prefetch", "working-set"], FIRST_PACKED: ["--compress", "lz4"], FILL: ["--migrate"],
+		   FILL_PACKED: ["--migrate", "--compress", "lz4"]}
+	usable = [column for column in columns if not reasons.get(column)]
+	snapshot = context.redis_snapshot(100) if usable else None
+	for row, (rtt_ms, mbit) in LINKS.items():
+		for column in columns:
+			if reasons.get(column):
+				table.skip(row, column, reasons[column])
+		with contextlib.ExitStack() as stack, context.attempt(f"link of {row}", *[(table, row, column) for column in usable]):
+			uri = f"dp://127.0.0.1:{far_port(context, stack, rtt_ms, mbit)}/{snapshot.name}" if usable else ""
+			for _ in range(min(context.runs, 3)):
+				for column in usable:
+					with context.attempt(f"link of {row}, {column}", (table, row, column)):
+						table.add(row, column, fill_share(context, snapshot, uri, mbit, options[column]) if column in (FILL, FILL_PACKED)
+							  else first_answer(context, snapshot, uri, options[column]))
+	return table
+
+
+def windows(context):
+	"""Reading a pool over the link with 1, 4, 16, ... pages asked for and not answered yet."""
+	names = list(LINKS) if not context.quick else ["10 ms, 1 Gbit/s", "50 ms, 1 Gbit/s"]
+	table = context.report.table("window", "Reading a pool over the link, by bytes in flight", "bytes in flight", names, "MB/s")
+	for name in names:
+		with contextlib.ExitStack() as stack, context.attempt(f"window, {name}"):
+			rtt_ms, mbit = LINKS[name]
+			port = far_port(context, stack, rtt_ms, mbit)
+			for _ in range(1 if context.quick else min(context.runs, 3)):
+				text = run_command(context.host.programs / "pool-bench", f"dp://127.0.0.1:{context.pool.port}", 49152,
+						   f"dp://127.0.0.1:{port}", timeout=120)
+				for line in text.strip().splitlines():
+					figure = json.loads(line)
+					table.add(str(figure["in_flight_bytes"]), name, figure["bytes_per_second"] / 1e6)
+	return table
+
+
+def crowd(context, count, table, mib, seconds):
+	row = str(count)
+	snapshot = context.touch_snapshot(mib, shared=True)
+	with contextlib.ExitStack() as stack:
+		before = resident_bytes(context.pool.process.pid)
+		instances, times = [], []
+		for _ in range(count):
+			began = time.monotonic()
+			instances.append(context.restore(snapshot.uri("unix"), local="50%"))
+			times.append((time.monotonic() - began) * 1000)
+			stack.callback(instances[-1].stop)
+		lines = [Touch(snapshot.port, shared=True) for _ in instances]
+		for line in lines:
+			stack.callback(line.close)
+		for line in lines:
+			line.begin("uniform", seconds=seconds, writes=0.01)
+		answers = [line.finish() for line in lines]
+		written = sum(instance.stats()["written_back_pages"] for instance in instances) * 4096
+		table.add(row, "restore", statistics.median(times))
+		table.add(row, "touches/s, all", sum(answer["touches_per_second"] for answer in answers))
+		table.add(row, "touches/s, slowest", min(answer["touches_per_second"] for answer in answers))
+		table.add(row, "pool's memory", (resident_bytes(context.pool.process.pid) - before - written) / count / 1024)
+
+
+def crowds(context):
+	mib, seconds = 24, 1.0 if context.quick else 4.0
+	counts = [1, 8, 32] if context.quick else [1, 2, 4, 8, 16, 32, 64]
+	units = {"restore": "ms", "touches/s, all": "1/s", "touches/s, slowest": "1/s", "pool's memory": "KiB an instance"}
+	table = context.report.table("crowd", "Instances of one snapshot on one pool", "instances", list(units), units,
+				     note=f"{mib} MiB each, half of it local, random touches, 1 % writes, all at the same time. Pool's memory: what it "
+				     "grew by for each instance, without the pages that the instances wrote.")
+	for _ in range(1 if context.quick else min(context.runs, 3)):
+		for count in counts:
+			with context.attempt(f"{count} instances", *[(table, str(count), column) for column in units]):
+				crowd(context, count, table, mib, seconds)
+	return table
+
+
+def run(context):
+	context.say("links")
+	link = links(context)
+	context.say("bytes in flight over the links")
+	window = windows(context)
+	context.say("many instances on one pool")
+	many = crowds(context)
+	draw(context, "wan-first", "Restore over a link: first answered request",
+	     [panel_of(link, columns=[FIRST, FIRST_SET, FIRST_PACKED])], y_label="ms")
+	draw(context, "wan-window", "Reading a pool over a link, by bytes in flight",
+	     [panel_of(window, kind="lines")], y_label="MB/s", x_label="bytes in flight", log_x=2, log_y=True)
+	draw(context, "crowd", "Instances of one snapshot on one pool",
+	     [panel_of(many, "touches/s, all together", "lines", ["touches/s, all"]), panel_of(many, "restore, ms", "lines", ["restore"])],
+	     x_label="instances", log_x=2)
