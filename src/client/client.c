@@ -26,6 +26,8 @@ static int open_stream(struct client **result, struct stream *stream, const char
 		dp_fail_errno(err, -code, "open pool %s", text);
 	else
 		code = control_hello(client, timeout_ms, err);
+	if (code == 0 && (code = client_set_compress(client, CLIENT_COMPRESS_AUTO)) < 0)
+		dp_fail_errno(err, -code, "open pool %s", text);
 	if (code < 0) {
 		client_close(client);
 		return code;
@@ -68,6 +70,42 @@ int client_open_for_writing(struct client **client, const struct endpoint *endpo
 	return open_endpoint(client, endpoint, true, timeout_ms, err);
 }
 
+int client_set_compress(struct client *client, enum client_compress mode)
+{
+	bool possible = (client->features & HELLO_FEATURE_LZ4) && mode != CLIENT_COMPRESS_OFF &&
+			(mode != CLIENT_COMPRESS_AUTO || stream_is_network(client->stream));
+
+	/* Lazily backed, both: what is never packed costs nothing. */
+	if (possible && !client->packed)
+		client->packed = malloc(PACK_ROOM(PUT_PAGES_LIMIT));
+	if (possible && !client->unpacked)
+		client->unpacked = malloc((size_t)DATA_PAGES_LIMIT * PAGE_BYTES);
+	if (possible && (!client->packed || !client->unpacked))
+		return -ENOMEM;
+	compress_init(&client->get_meter, mode, possible);
+	compress_init(&client->put_meter, mode, possible);
+	return 0;
+}
+
+int client_compress_parse(const char *text, enum client_compress *mode)
+{
+	static const char *const names[] = { [CLIENT_COMPRESS_AUTO] = "auto", [CLIENT_COMPRESS_OFF] = "off", [CLIENT_COMPRESS_LZ4] = "lz4" };
+
+	for (size_t i = 0; i < ARRAY_LENGTH(names); i++) {
+		if (strcmp(text, names[i]) == 0) {
+			*mode = (enum client_compress)i;
+			return 0;
+		}
+	}
+	return -EINVAL;
+}
+
+void client_packs(const struct client *client, bool *get, bool *put)
+{
+	*get = client->get_meter.on;
+	*put = client->put_meter.on;
+}
+
 void client_close(struct client *client)
 {
 	if (!client)
@@ -82,5 +120,7 @@ void client_close(struct client *client)
 	free(client->output);
 	free(client->input);
 	free(client->flights);
+	free(client->packed);
+	free(client->unpacked);
 	free(client);
 }

@@ -34,6 +34,14 @@ int client_open_for_writing(struct client **client, const struct endpoint *endpo
 void client_close(struct client *client);
 /* For poll/epoll; readable means client_receive has work. Borrowed. */
 int client_fd(const struct client *client);
+/* Pages may travel packed by LZ4. auto (as it opens): where that makes the link carry more, found by trying (client/compress.h); never on
+ * a Unix socket. Call it before the first page request. -ENOMEM. */
+enum client_compress { CLIENT_COMPRESS_AUTO, CLIENT_COMPRESS_OFF, CLIENT_COMPRESS_LZ4 };
+int client_set_compress(struct client *client, enum client_compress mode);
+/* `auto`, `off`, `lz4`. -EINVAL. */
+int client_compress_parse(const char *text, enum client_compress *mode);
+/* Would the next GET and PUT be packed? */
+void client_packs(const struct client *client, bool *get, bool *put);
 uint64_t client_bytes_sent(const struct client *client);
 uint64_t client_bytes_received(const struct client *client);
 

@@ -78,6 +78,11 @@ static int send_pieces(struct client *client, const struct iovec *pieces, int co
 	return 0;
 }
 
+bool connection_queue_full(struct client *client, size_t queue_limit)
+{
+	return connection_flush(client) < 0 || client->output_end - client->output_start > queue_limit;
+}
+
 #define PIECES 64
 
 int connection_send(struct client *client, struct message_header *header, const void *payload, size_t payload_bytes,
@@ -206,6 +211,10 @@ static struct flight *find_flight(struct client *client, uint64_t request)
 /* The entry may be used again; its generation makes late answers to the old request unknown. */
 static uint64_t end_flight(struct client *client, struct flight *flight)
 {
+	struct compress_meter *meter = flight->kind == FLIGHT_GET ? &client->get_meter : &client->put_meter;
+
+	if (flight->pages)
+		compress_answered(meter, flight->turn, flight->pages, compress_measures(meter) ? clock_now_ns() : 0);
 	flight->kind = FLIGHT_FREE;
 	flight->generation = (flight->generation + 1) & INT32_MAX;
 	flight->next_free = client->first_free;
@@ -238,9 +247,21 @@ static int deliver_data(struct client *client, const struct client_handler *hand
 	bool more = header->class & MESSAGE_MORE;
 	int calls = 0;
 
-	if (message_data_decode(payload, header->length, &data) < 0)
-		return connection_fail(client, -EPROTO);
-	const uint8_t *pages = data.pages;
+	const uint8_t *pages;
+
+	if (header->class & MESSAGE_PACKED) {
+		struct packed_pages packed;
+
+		/* Only what was offered, and never beyond the buffer: the decoder knows at most DATA_PAGES_LIMIT pages. */
+		if (!client->unpacked || message_data_decode_packed(payload, header->length, &data, &packed) < 0 ||
+		    pack_unpack(&packed, client->unpacked) < 0)
+			return connection_fail(client, -EPROTO);
+		pages = client->unpacked;
+	} else {
+		if (message_data_decode(payload, header->length, &data) < 0)
+			return connection_fail(client, -EPROTO);
+		pages = data.pages;
+	}
 
 	for (uint32_t i = 0; i < data.count; i++) {
 		struct message_run run = message_run_at(&data, i);

@@ -5,6 +5,7 @@
 
 #include "base/base.h"
 #include "client/client.h"
+#include "client/compress.h"
 #include "transport/stream.h"
 #include "wire/message.h"
 
@@ -23,6 +24,8 @@ struct flight {
 	uint32_t generation; /* counts the uses of this entry: part of the request id */
 	uint32_t next_free;
 	uint64_t cookie;
+	uint32_t pages;      /* asked for or sent; 0 where none travel */
+	uint8_t turn;        /* the meter's when it was sent */
 	/* GET: the parts come in order, so the next page expected says all. */
 	uint32_t range_count, range_at;
 	uint64_t page_at; /* in that range */
@@ -47,6 +50,11 @@ struct client {
 	uint8_t *input; /* bytes [input_start, input_end) wait to be handled */
 	size_t input_size, input_start, input_end;
 
+	uint32_t features;                   /* that the pool has too */
+	struct compress_meter get_meter, put_meter;
+	uint8_t *packed;                     /* room for a packed PUT; NULL where nothing is ever packed */
+	uint8_t *unpacked;                   /* room for the pages of a packed DATA */
+
 	struct flight *flights;
 	uint32_t first_free; /* IN_FLIGHT_LIMIT: none */
 	uint64_t control_count;
@@ -62,6 +70,8 @@ int connection_open(struct client *client, struct stream *stream);
 int connection_send(struct client *client, struct message_header *header, const void *payload, size_t payload_bytes,
 		    const struct iovec *data, size_t data_count, size_t data_bytes, size_t queue_limit);
 int connection_flush(struct client *client);
+/* More than queue_limit bytes wait to be sent, though all that could be was sent; or the connection has failed. */
+bool connection_queue_full(struct client *client, size_t queue_limit);
 /* Reads once. 1 where bytes came, 0 where none are there, or the error. */
 int connection_fill(struct client *client);
 /* Takes the next whole message out of the input. 1, or 0 where none is whole. *payload is valid until the next fill. */

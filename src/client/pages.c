@@ -17,6 +17,7 @@ static struct flight *take_flight(struct client *client, enum flight_kind kind, 
 	client->first_free = flight->next_free;
 	flight->kind = kind;
 	flight->cookie = cookie;
+	flight->pages = 0;
 	return flight;
 }
 
@@ -49,8 +50,12 @@ int client_get(struct client *client, enum request_class class, uint64_t space, 
 
 	if (client->error)
 		return client->error;
-	if (count > GET_RANGES_LIMIT || pages_of(ranges, count, GET_PAGES_LIMIT) == UINT64_MAX)
+	uint64_t pages = count > GET_RANGES_LIMIT ? UINT64_MAX : pages_of(ranges, count, GET_PAGES_LIMIT);
+
+	if (pages == UINT64_MAX)
 		return -EINVAL;
+	if (client->get_meter.on)
+		header.class |= MESSAGE_PACKED;
 	struct flight *flight = take_flight(client, FLIGHT_GET, cookie, &header.request);
 
 	if (!flight)
@@ -62,14 +67,18 @@ int client_get(struct client *client, enum request_class class, uint64_t space, 
 	int bytes = message_ranges_encode(payload, sizeof(payload), ranges, count);
 	int result = connection_send(client, &header, payload, (size_t)bytes, NULL, 0, 0, OUTPUT_BYTES);
 
-	if (result < 0)
+	if (result < 0) {
 		untake_flight(client, flight);
-	return result;
+		return result;
+	}
+	flight->pages = (uint32_t)pages;
+	flight->turn = compress_sent(&client->get_meter, pages);
+	return 0;
 }
 
 /* A request that is answered by OK or ERROR. */
 static int send_change(struct client *client, struct message_header *header, const void *payload, int bytes, const struct iovec *data,
-		       size_t data_count, size_t data_bytes, uint64_t cookie)
+		       size_t data_count, size_t data_bytes, uint64_t pages, uint64_t cookie)
 {
 	if (client->error)
 		return client->error;
@@ -79,13 +88,33 @@ static int send_change(struct client *client, struct message_header *header, con
 
 	if (!flight)
 		return -EAGAIN;
-	header->class = CLASS_WRITE_BACK;
+	header->class |= CLASS_WRITE_BACK;
 	int result = connection_send(client, header, payload, (size_t)bytes, data, data_count, data_bytes,
 				     data_bytes ? OUTPUT_PUT_BYTES : OUTPUT_BYTES);
 
-	if (result < 0)
+	if (result < 0) {
 		untake_flight(client, flight);
-	return result;
+		return result;
+	}
+	flight->pages = (uint32_t)pages;
+	if (pages)
+		flight->turn = compress_sent(&client->put_meter, pages);
+	return 0;
+}
+
+/* The pages of a PUT into client->packed; the bytes used, or 0 where a page is in two pieces: it goes as it is then. */
+static size_t pack(struct client *client, const struct iovec *data, size_t data_count)
+{
+	const void *pages[PUT_PAGES_LIMIT];
+	size_t count = 0;
+
+	for (size_t i = 0; i < data_count; i++) {
+		if (data[i].iov_len % PAGE_BYTES)
+			return 0;
+		for (size_t at = 0; at < data[i].iov_len; at += PAGE_BYTES)
+			pages[count++] = (const uint8_t *)data[i].iov_base + at;
+	}
+	return pack_pages(client->packed, pages, count);
 }
 
 int client_put(struct client *client, uint64_t space, uint64_t epoch, const struct page_range *ranges, size_t count,
@@ -100,8 +129,22 @@ int client_put(struct client *client, uint64_t space, uint64_t epoch, const stru
 		bytes += data[i].iov_len;
 	if (pages == UINT64_MAX || bytes != pages * PAGE_BYTES)
 		return -EINVAL;
-	return send_change(client, &header, payload, message_ranges_encode(payload, sizeof(payload), ranges, count), data, data_count,
-			   bytes, cookie);
+	int payload_bytes = message_ranges_encode(payload, sizeof(payload), ranges, count);
+	struct iovec packed = { client->packed, 0 };
+
+	if (client->put_meter.on) {
+		/* What could not be sent would be packed again and again. */
+		if (client->first_free == IN_FLIGHT_LIMIT || connection_queue_full(client, OUTPUT_PUT_BYTES))
+			return client->error ? client->error : -EAGAIN;
+		packed.iov_len = pack(client, data, data_count);
+	}
+	if (packed.iov_len) {
+		header.class = MESSAGE_PACKED;
+		data = &packed;
+		data_count = 1;
+		bytes = packed.iov_len;
+	}
+	return send_change(client, &header, payload, payload_bytes, data, data_count, bytes, pages, cookie);
 }
 
 int client_drop(struct client *client, uint64_t space, uint64_t epoch, const struct page_range *ranges, size_t count, uint64_t cookie)
@@ -112,7 +155,7 @@ int client_drop(struct client *client, uint64_t space, uint64_t epoch, const str
 	/* More ranges than 256 go in several calls: the caller's loop, not a large buffer here. */
 	if (count > 256 || pages_of(ranges, count, UINT64_MAX - 1) == UINT64_MAX)
 		return -EINVAL;
-	return send_change(client, &header, payload, message_ranges_encode(payload, sizeof(payload), ranges, count), NULL, 0, 0, cookie);
+	return send_change(client, &header, payload, message_ranges_encode(payload, sizeof(payload), ranges, count), NULL, 0, 0, 0, cookie);
 }
 
 int client_move(struct client *client, uint64_t space, uint64_t epoch, uint64_t from_pgno, uint64_t to_pgno, uint64_t pages,
@@ -122,7 +165,7 @@ int client_move(struct client *client, uint64_t space, uint64_t epoch, uint64_t 
 	struct message_header header = { .type = MESSAGE_MOVE, .object = space, .epoch = epoch };
 	const struct message_move move = { from_pgno, to_pgno, pages };
 
-	return send_change(client, &header, payload, message_move_encode(payload, sizeof(payload), &move), NULL, 0, 0, cookie);
+	return send_change(client, &header, payload, message_move_encode(payload, sizeof(payload), &move), NULL, 0, 0, 0, cookie);
 }
 
 int client_fork(struct client *client, uint64_t parent, uint64_t epoch, uint64_t child, uint64_t cookie)
@@ -130,14 +173,14 @@ int client_fork(struct client *client, uint64_t parent, uint64_t epoch, uint64_t
 	uint8_t payload[8];
 	struct message_header header = { .type = MESSAGE_FORK, .object = parent, .epoch = epoch };
 
-	return send_change(client, &header, payload, message_number_encode(payload, sizeof(payload), child), NULL, 0, 0, cookie);
+	return send_change(client, &header, payload, message_number_encode(payload, sizeof(payload), child), NULL, 0, 0, 0, cookie);
 }
 
 int client_space_free(struct client *client, uint64_t space, uint64_t epoch, uint64_t cookie)
 {
 	struct message_header header = { .type = MESSAGE_SPACE_FREE, .object = space, .epoch = epoch };
 
-	return send_change(client, &header, NULL, 0, NULL, 0, 0, cookie);
+	return send_change(client, &header, NULL, 0, NULL, 0, 0, 0, cookie);
 }
 
 /* What came while a control call waited. */

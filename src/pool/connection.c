@@ -52,6 +52,8 @@ void connection_shared_done(struct connection_shared *shared)
 		free(reply);
 	}
 	shared->spare_count = 0;
+	free(shared->unpacked);
+	shared->unpacked = NULL;
 }
 
 void connection_queue(struct connection *connection, struct reply *reply, const struct message_header *request, enum message_type type,

@@ -41,6 +41,7 @@ struct connection_shared {
 	unsigned spare_count;
 	uint64_t started_ns;
 	uint64_t bytes_in, bytes_out, requests, connections;
+	uint8_t *unpacked; /* room for a packed PUT, or NULL while there was none */
 };
 
 struct connection {
@@ -49,6 +50,7 @@ struct connection {
 	struct stream *stream;
 	uint64_t id;     /* never used again */
 	bool hello;      /* said */
+	bool can_pack;   /* it said so */
 	bool committing; /* a commit is under way: later requests wait, so that they stay in order */
 	bool broken;     /* to be closed once what is queued is sent */
 	uint32_t events; /* what epoll watches; the server's */

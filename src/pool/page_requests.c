@@ -13,6 +13,13 @@ struct parts {
 	uint32_t run_count;
 };
 
+static void release_slots(struct request *request, struct reply *reply)
+{
+	for (uint32_t i = 0; i < reply->slot_count; i++)
+		slots_release(&request->pool->slots, reply->slots[i]);
+	reply->slot_count = 0;
+}
+
 /* Stores without memory to point at are read into the reply. */
 static int read_slots(struct request *request, struct reply *reply)
 {
@@ -31,9 +38,26 @@ static int read_slots(struct request *request, struct reply *reply)
 	if (result < 0)
 		return result;
 	reply->extra_bytes = (uint64_t)reply->slot_count * PAGE_BYTES;
-	for (uint32_t i = 0; i < reply->slot_count; i++)
-		slots_release(&request->pool->slots, reply->slots[i]);
-	reply->slot_count = 0;
+	release_slots(request, reply);
+	return 0;
+}
+
+/* Replaces the reply's pages by packed ones. */
+static int pack_reply(struct request *request, struct reply *reply)
+{
+	struct store *store = request->pool->store;
+	const void *pages[DATA_PAGES_LIMIT];
+	size_t count = reply->slot_count ? reply->slot_count : reply->extra_bytes / PAGE_BYTES;
+	uint8_t *packed = malloc(PACK_ROOM(count) + 1);
+
+	if (!packed)
+		return -ENOMEM;
+	for (size_t i = 0; i < count; i++)
+		pages[i] = reply->slot_count ? store->ops->page(store, reply->slots[i]) : reply->extra + i * PAGE_BYTES;
+	reply->extra_bytes = pack_pages(packed, pages, count);
+	free(reply->extra);
+	reply->extra = packed;
+	release_slots(request, reply);
 	return 0;
 }
 
@@ -42,8 +66,11 @@ static int parts_flush(struct parts *parts, bool more)
 	struct request *request = parts->request;
 	struct reply *reply = parts->reply;
 	uint8_t class = request->header->class & MESSAGE_CLASS_MASK;
+	bool packed = (request->header->class & MESSAGE_PACKED) && (reply->slot_count > 0);
 	int result = read_slots(request, reply);
 
+	if (result == 0 && packed)
+		result = pack_reply(request, reply);
 	if (result < 0)
 		return result;
 	reply->head_bytes = MESSAGE_HEADER_BYTES + (uint32_t)message_data_encode(reply->head + MESSAGE_HEADER_BYTES,
@@ -51,6 +78,8 @@ static int parts_flush(struct parts *parts, bool more)
 										 parts->run_count);
 	parts->reply = NULL;
 	parts->run_count = 0;
+	if (packed)
+		class |= MESSAGE_PACKED;
 	request_answer(request, reply, MESSAGE_DATA, more ? class | MESSAGE_MORE : class, request->header->object, 0);
 	return 0;
 }
@@ -83,6 +112,12 @@ static int parts_add(struct parts *parts, uint64_t pgno, uint64_t slot)
 	return 0;
 }
 
+/* A peer that did not say that it can is not taken at its word. */
+static bool may_pack(const struct request *request)
+{
+	return !(request->header->class & MESSAGE_PACKED) || request->connection->can_pack;
+}
+
 int request_handle_get(struct request *request)
 {
 	struct message_ranges ranges;
@@ -90,7 +125,7 @@ int request_handle_get(struct request *request)
 	uint64_t slots[GET_PAGES_LIMIT];
 	int result = 0;
 
-	if (message_get_decode(request->payload, request->header->length, &ranges) < 0)
+	if (message_get_decode(request->payload, request->header->length, &ranges) < 0 || !may_pack(request))
 		return request_malformed(request);
 	const struct space *space = pool_space(request->pool, request->header->object);
 
@@ -117,14 +152,39 @@ int request_handle_get(struct request *request)
 	return result;
 }
 
+/* The pages of a packed PUT, in room that the connections share: they are stored before the next request is looked at. */
+static int unpack_put(struct request *request, struct message_ranges *encoded, const uint8_t **pages)
+{
+	struct connection_shared *shared = request->connection->shared;
+	struct packed_pages packed;
+
+	if (!may_pack(request) ||
+	    message_put_decode_packed(request->payload, request->header->length, encoded, &packed) < 0)
+		return request_malformed(request);
+	if (!shared->unpacked)
+		shared->unpacked = malloc((size_t)PUT_PAGES_LIMIT * PAGE_BYTES);
+	if (!shared->unpacked)
+		return -ENOMEM;
+	if (pack_unpack(&packed, shared->unpacked) < 0)
+		return dp_fail(&request->err, EBADMSG, "a packed page arrived damaged");
+	*pages = shared->unpacked;
+	return 0;
+}
+
 int request_handle_put(struct request *request)
 {
 	struct message_ranges encoded;
 	struct page_range ranges[PUT_RANGES_LIMIT];
 	const uint8_t *pages;
 
-	if (message_put_decode(request->payload, request->header->length, &encoded, &pages) < 0)
+	if (request->header->class & MESSAGE_PACKED) {
+		int result = unpack_put(request, &encoded, &pages);
+
+		if (result < 0)
+			return result;
+	} else if (message_put_decode(request->payload, request->header->length, &encoded, &pages) < 0) {
 		return request_malformed(request);
+	}
 	for (uint32_t i = 0; i < encoded.count; i++)
 		ranges[i] = message_range_at(&encoded, i);
 	return pool_put(request->pool, request->connection, request->header->object, request->header->epoch, ranges, encoded.count,

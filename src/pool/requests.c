@@ -50,7 +50,7 @@ void request_answer(struct request *request, struct reply *reply, enum message_t
 
 static int handle_hello(struct request *request)
 {
-	struct message_hello hello, ours = { MESSAGE_VERSION, MESSAGE_VERSION };
+	struct message_hello hello, ours = { MESSAGE_VERSION, MESSAGE_VERSION, 0 };
 
 	if (message_hello_decode(request->payload, request->header->length, &hello) < 0)
 		return request_malformed(request);
@@ -60,6 +60,8 @@ static int handle_hello(struct request *request)
 
 	if (!reply)
 		return -ENOMEM;
+	ours.features = hello.features & HELLO_FEATURE_LZ4;
+	request->connection->can_pack = ours.features & HELLO_FEATURE_LZ4;
 	reply->head_bytes = MESSAGE_HEADER_BYTES + (uint32_t)message_hello_encode(reply->head + MESSAGE_HEADER_BYTES, 64, &ours);
 	request->connection->hello = true;
 	request_answer(request, reply, MESSAGE_HELLO, CLASS_DEMAND, 0, 0);

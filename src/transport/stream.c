@@ -55,6 +55,14 @@ static void socket_close(struct stream *stream)
 
 static const struct stream_ops socket_ops = { .sendv = socket_sendv, .receive = socket_receive, .close = socket_close };
 
+bool stream_is_network(const struct stream *stream)
+{
+	int domain = AF_UNIX;
+	socklen_t length = sizeof(domain);
+
+	return getsockopt(stream->fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 && domain != AF_UNIX;
+}
+
 void stream_close(struct stream *stream)
 {
 	if (stream)

@@ -37,6 +37,8 @@ static inline ssize_t stream_receive(struct stream *stream, void *buffer, size_t
 {
 	return stream->ops->receive(stream, buffer, bytes);
 }
+/* Does it leave this host, or could it: TCP, not a Unix socket. */
+bool stream_is_network(const struct stream *stream);
 /* Takes NULL. */
 void stream_close(struct stream *stream);
 

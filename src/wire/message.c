@@ -138,6 +138,7 @@ int message_hello_encode(uint8_t *bytes, size_t size, const struct message_hello
 	bytes_put_u32(&out, MESSAGE_MAGIC);
 	bytes_put_u16(&out, hello->lowest);
 	bytes_put_u16(&out, hello->highest);
+	bytes_put_u32(&out, hello->features);
 	return written(&out);
 }
 
@@ -149,6 +150,7 @@ int message_hello_decode(const uint8_t *bytes, size_t length, struct message_hel
 		in.bad = true;
 	hello->lowest = bytes_get_u16(&in);
 	hello->highest = bytes_get_u16(&in);
+	hello->features = bytes_get_u32(&in);
 	if (hello->lowest > hello->highest)
 		in.bad = true;
 	return complete(&in);
@@ -249,6 +251,14 @@ int message_put_decode(const uint8_t *bytes, size_t length, struct message_range
 	return complete(&in);
 }
 
+int message_put_decode_packed(const uint8_t *bytes, size_t length, struct message_ranges *ranges, struct packed_pages *packed)
+{
+	struct bytes_reader in = reader_of(bytes, length);
+
+	get_ranges(&in, PUT_RANGES_LIMIT, PUT_PAGES_LIMIT, ranges);
+	return in.bad ? -EBADMSG : pack_decode(in.at, (size_t)(in.end - in.at), (uint32_t)ranges->pages, packed);
+}
+
 #define RUN_ZERO 1u
 
 struct message_run message_run_at(const struct message_data *data, uint32_t index)
@@ -274,27 +284,40 @@ int message_data_encode(uint8_t *bytes, size_t size, const struct message_run *r
 	return written(&out);
 }
 
-int message_data_decode(const uint8_t *bytes, size_t length, struct message_data *data)
+static void get_runs(struct bytes_reader *in, struct message_data *data)
 {
-	struct bytes_reader in = reader_of(bytes, length);
-
-	*data = (struct message_data){ .count = bytes_get_u32(&in) };
-	if (bytes_get_u32(&in) != 0 || data->count == 0 || data->count > DATA_RUNS_LIMIT)
-		in.bad = true;
-	data->at = bytes_take(&in, (uint64_t)data->count * 16);
-	for (uint32_t i = 0; !in.bad && i < data->count; i++) {
+	*data = (struct message_data){ .count = bytes_get_u32(in) };
+	if (bytes_get_u32(in) != 0 || data->count == 0 || data->count > DATA_RUNS_LIMIT)
+		in->bad = true;
+	data->at = bytes_take(in, (uint64_t)data->count * 16);
+	for (uint32_t i = 0; !in->bad && i < data->count; i++) {
 		struct message_run run = message_run_at(data, i);
 
 		if (!range_good((struct page_range){ run.pgno, run.pages }) || run.pages > GET_PAGES_LIMIT ||
 		    bytes_load_u32(data->at + (size_t)i * 16 + 12) > RUN_ZERO)
-			in.bad = true;
+			in->bad = true;
 		else if (!run.zero)
 			data->data_pages += run.pages; /* <= 128 * 1024 */
 	}
 	if (data->data_pages > DATA_PAGES_LIMIT)
-		in.bad = true;
+		in->bad = true;
+}
+
+int message_data_decode(const uint8_t *bytes, size_t length, struct message_data *data)
+{
+	struct bytes_reader in = reader_of(bytes, length);
+
+	get_runs(&in, data);
 	data->pages = bytes_take(&in, in.bad ? 0 : (uint64_t)data->data_pages * PAGE_BYTES);
 	return complete(&in);
+}
+
+int message_data_decode_packed(const uint8_t *bytes, size_t length, struct message_data *data, struct packed_pages *packed)
+{
+	struct bytes_reader in = reader_of(bytes, length);
+
+	get_runs(&in, data);
+	return in.bad ? -EBADMSG : pack_decode(in.at, (size_t)(in.end - in.at), data->data_pages, packed);
 }
 
 int message_move_encode(uint8_t *bytes, size_t size, const struct message_move *move)

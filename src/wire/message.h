@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "wire/pack.h"
 #include "wire/page_range.h"
 
 #define MESSAGE_VERSION 1
@@ -62,14 +63,15 @@ enum message_type {
 	MESSAGE_LEASE_TAKE = 51,
 };
 
-#define MESSAGE_CLASS_MASK 0x7f
-#define MESSAGE_MORE 0x80 /* in an answer's class byte: more parts of this answer follow */
+#define MESSAGE_CLASS_MASK 0x3f
+#define MESSAGE_PACKED 0x40 /* in GET: the answer's pages may come packed; in DATA and PUT: they are (wire/pack.h) */
+#define MESSAGE_MORE 0x80   /* in an answer's class byte: more parts of this answer follow */
 
 struct message_header {
 	uint32_t length; /* of the payload, bytes */
 	uint16_t type;
 	uint8_t version;
-	uint8_t class; /* enum request_class, with MESSAGE_MORE */
+	uint8_t class; /* enum request_class, with MESSAGE_PACKED, MESSAGE_MORE */
 	uint64_t request;
 	uint64_t object; /* a space, draft, snapshot or instance */
 	uint64_t epoch;
@@ -96,8 +98,10 @@ struct message_bytes {
 /* Copies a text with a NUL behind it; the decoders have made sure that it holds no NUL and is shorter than size. */
 void message_text_copy(struct message_text text, char *buffer, size_t size);
 
+#define HELLO_FEATURE_LZ4 1u /* pages may be packed: MESSAGE_PACKED */
 struct message_hello {
 	uint16_t lowest, highest; /* versions the sender speaks */
+	uint32_t features;        /* the client's: what it can; the pool's: those of them that it can too */
 };
 int message_hello_encode(uint8_t *bytes, size_t size, const struct message_hello *hello);
 int message_hello_decode(const uint8_t *bytes, size_t length, struct message_hello *hello);
@@ -122,6 +126,8 @@ int message_get_decode(const uint8_t *bytes, size_t length, struct message_range
 int message_drop_decode(const uint8_t *bytes, size_t length, struct message_ranges *ranges);
 /* *pages points at ranges->pages * 4096 bytes. */
 int message_put_decode(const uint8_t *bytes, size_t length, struct message_ranges *ranges, const uint8_t **pages);
+/* A PUT with MESSAGE_PACKED. */
+int message_put_decode_packed(const uint8_t *bytes, size_t length, struct message_ranges *ranges, struct packed_pages *packed);
 
 /* A run of a DATA answer. */
 struct message_run {
@@ -139,6 +145,8 @@ struct message_run message_run_at(const struct message_data *data, uint32_t inde
 /* Encodes count and runs; the pages' bytes come behind. */
 int message_data_encode(uint8_t *bytes, size_t size, const struct message_run *runs, size_t count);
 int message_data_decode(const uint8_t *bytes, size_t length, struct message_data *data);
+/* A DATA with MESSAGE_PACKED; data->pages is NULL, the caller unpacks. */
+int message_data_decode_packed(const uint8_t *bytes, size_t length, struct message_data *data, struct packed_pages *packed);
 
 struct message_move {
 	uint64_t from_pgno, to_pgno, pages;

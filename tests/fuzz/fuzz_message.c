@@ -47,6 +47,33 @@ static void check_data(const uint8_t *payload, size_t length)
 	same(payload, 8 + data.count * 16u, message_data_encode(again, sizeof(again), runs, data.count));
 }
 
+static void unpack(const struct packed_pages *packed)
+{
+	static uint8_t pages[PUT_PAGES_LIMIT * (size_t)PAGE_BYTES + 1];
+
+	assert(packed->count <= PUT_PAGES_LIMIT);
+	pages[packed->count * (size_t)PAGE_BYTES] = 0xaa;
+	pack_unpack(packed, pages);
+	assert(pages[packed->count * (size_t)PAGE_BYTES] == 0xaa);
+}
+
+static void check_packed(unsigned type, const uint8_t *payload, size_t length)
+{
+	struct message_ranges ranges;
+	struct message_data data;
+	struct packed_pages packed;
+
+	if (type == MESSAGE_PUT && message_put_decode_packed(payload, length, &ranges, &packed) == 0) {
+		assert(packed.count == ranges.pages);
+		unpack(&packed);
+		check_ranges(payload, &ranges, 0);
+	}
+	if (type == MESSAGE_DATA && message_data_decode_packed(payload, length, &data, &packed) == 0) {
+		assert(packed.count == data.data_pages);
+		unpack(&packed);
+	}
+}
+
 static void check_info(const uint8_t *payload, size_t length)
 {
 	struct message_info info;
@@ -144,7 +171,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	message_header_encode(encoded, &header);
 	assert(memcmp(encoded, data, sizeof(encoded)) == 0);
-	check_pages(header.type, data + MESSAGE_HEADER_BYTES, size - MESSAGE_HEADER_BYTES);
+	if (header.class & MESSAGE_PACKED)
+		check_packed(header.type, data + MESSAGE_HEADER_BYTES, size - MESSAGE_HEADER_BYTES);
+	else
+		check_pages(header.type, data + MESSAGE_HEADER_BYTES, size - MESSAGE_HEADER_BYTES);
 	check_control(header.type, data + MESSAGE_HEADER_BYTES, size - MESSAGE_HEADER_BYTES);
 	return 0;
 }

@@ -30,7 +30,8 @@ def spaces(*rows):
     return b"".join(struct.pack("<QQQ", *row) for row in rows)
 
 
-hello = message("hello", struct.pack("<IHH", MAGIC, 1, 1))
+PACKED, SEVENS = 0x40, bytes.fromhex("1a0000009d85b6741f070100fffffffffffffffffffffffffffffff6500707070707")  # a page of sevens: length, check, LZ4
+hello = message("hello", struct.pack("<IHHI", MAGIC, 1, 1, 1))
 name = struct.pack("<I", 0) + text(b"redis:prod")
 info = struct.pack("<QQQIIII", 1, 2, 3, 4, 2, 1, 1) + text(b"redis:prod") + struct.pack("<I", 2) + b"{}"
 info += text(b"pstree.img") + struct.pack("<Q", 9) + text(b"mm-1.img") + struct.pack("<Q", 10) + spaces((1, 2, 3)) + spaces((1, 2, 3)) + text(b"web-1")
@@ -40,6 +41,8 @@ messages = {
     "error": message("error", struct.pack("<I", 28) + text(b"full")),
     "get": message("get", ranges((5, 3), (100, 1)), 1 << 20),
     "data": message("data", struct.pack("<II", 2, 0) + struct.pack("<QIIQII", 5, 1, 0, 6, 90, 1) + page(7)),
+    "data-packed": message("data", struct.pack("<II", 2, 0) + struct.pack("<QIIQII", 5, 1, 0, 6, 90, 1) + SEVENS, cls=PACKED | 1),
+    "put-packed": message("put", ranges((5, 1)) + SEVENS, 1 << 20, cls=PACKED | 2),
     "put": message("put", ranges((5, 1)) + page(9), 1 << 20),
     "drop": message("drop", ranges((0, 1 << 36)), 1 << 20),
     "move": message("move", struct.pack("<QQQ", 0, 512, 512), 1 << 20),
@@ -73,6 +76,9 @@ streams = {
                message("remove", name) + message("get", ranges((0, 1000)), 2 << 20 | 1),
     "abort": hello + message("begin", name) + message("space", struct.pack("<Q", 1), 1) + message("put", ranges((3, 1)) + page(1), draft) +
              message("abort", b"", 1) + message("get", ranges((3, 1)), draft),
+    "packed": hello + message("begin", name) + message("space", struct.pack("<Q", 77), 1) +
+              message("put", ranges((3, 1)) + SEVENS, draft, cls=PACKED | 2) + message("get", ranges((0, 9)), draft, cls=PACKED) +
+              message("put", ranges((3, 1)) + SEVENS[:-1] + b"!", draft, cls=PACKED) + message("get", ranges((0, 9)), draft, cls=1),
     "no-hello": message("status"),
     "nonsense": b"GET / HTTP/1.1\r\nHost: pool\r\n\r\n" + bytes(64),
     "too-long": hello + struct.pack("<IHBBQQQ", 9 << 20, 18, 1, 0, 1, 1, 0),

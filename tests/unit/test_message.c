@@ -131,7 +131,7 @@ static void payloads__cut_or_longer_anywhere__are_refused(void **state)
 					   .meta = text("{}") };
 	int length;
 
-	check_truncations(decode_hello, buffer, message_hello_encode(buffer, sizeof(buffer), &(struct message_hello){ 1, 3 }));
+	check_truncations(decode_hello, buffer, message_hello_encode(buffer, sizeof(buffer), &(struct message_hello){ 1, 3, HELLO_FEATURE_LZ4 }));
 	check_truncations(decode_error, buffer,
 			  message_error_encode(buffer, sizeof(buffer), &(struct message_error){ ENOSPC, text("full") }));
 	check_truncations(decode_get, buffer, message_ranges_encode(buffer, sizeof(buffer), ranges, 2));
