@@ -198,13 +198,13 @@ static void print_times(const struct restore_times *times)
 	const struct { const char *name; uint64_t from, to; } phases[] = {
 		{ "open snapshot", times->start_ns, times->opened_ns },
 		{ "fetch skeleton", times->opened_ns, times->fetched_ns },
-		{ "check", times->fetched_ns, times->forked_ns },
-		{ "prepare", times->forked_ns, times->criu_started_ns },
-		{ "criu", times->criu_started_ns, times->criu_done_ns },
+		{ "check", times->fetched_ns, times->checked_ns },
+		{ "criu", times->checked_ns, times->criu_done_ns },
 		{ "hand over", times->criu_done_ns, times->done_ns },
 	};
 	for (size_t i = 0; i < ARRAY_LENGTH(phases); i++)
 		fprintf(stderr, "%-14s %7.2f ms\n", phases[i].name, (double)(int64_t)(phases[i].to - phases[i].from) / 1e6);
+	fprintf(stderr, "(criu was started after %.2f ms)\n", (double)(times->criu_started_ns - times->start_ns) / 1e6);
 }
 
 static void print_text(const struct restore_session *session)
@@ -238,7 +238,7 @@ static void print_json(const struct restore_session *session)
 	json_object_object_add(object, "budget_bytes", json_object_new_uint64(instance->budget_bytes));
 	json_object_object_add(object, "elapsed_ns", json_object_new_uint64(session->times.done_ns - session->times.start_ns));
 	json_object_object_add(object, "criu_ns",
-			       json_object_new_uint64(session->times.criu_done_ns - session->times.criu_started_ns));
+			       json_object_new_uint64(session->times.criu_done_ns - session->times.checked_ns));
 	cli_print_json(object);
 	fflush(stdout);
 }

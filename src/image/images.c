@@ -345,7 +345,7 @@ int image_decode_ids(const void *bytes, size_t length, const char *name, struct 
 }
 
 /* The inventory names the namespaces that criu itself ran in; the root task has its own where its id differs. */
-int images_read_namespaces(int images_fd, struct image_namespaces *own, struct dp_err *err)
+int images_read_namespaces(int images_fd, const char *inventory_name, struct image_namespaces *own, struct dp_err *err)
 {
 	struct image_kobj_ids host, root;
 	struct image_task *tasks;
@@ -357,7 +357,7 @@ int images_read_namespaces(int images_fd, struct image_namespaces *own, struct d
 	snprintf(name, sizeof(name), "ids-%d.img", tasks[0].pid);
 	free(tasks);
 	cleanup_free char *inventory = NULL, *ids = NULL;
-	ssize_t length = image_load(images_fd, "inventory.img", &inventory, err);
+	ssize_t length = image_load(images_fd, inventory_name, &inventory, err);
 	if (length < 0)
 		return (int)length;
 	rc = image_decode_inventory(inventory, (size_t)length, &host, err);

@@ -67,6 +67,6 @@ int images_check_files(int root_fd, const struct image_file *files, size_t count
 struct image_namespaces {
 	bool pid, mnt, net, user, uts, ipc;
 };
-int images_read_namespaces(int images_fd, struct image_namespaces *own, struct dp_err *err);
+int images_read_namespaces(int images_fd, const char *inventory_name, struct image_namespaces *own, struct dp_err *err);
 
 #endif

@@ -12,7 +12,6 @@
 #include "restore/plan.h"
 
 #define SKELETON_LIMIT_BYTES (1ull << 30) /* eager pages are part of it; anything larger is no skeleton */
-#define CRIU_PID_ROOM 256                 /* pids that CRIU and its helpers may use up while they restore */
 
 static int check_architecture(const char *meta_json, struct dp_err *err)
 {
@@ -41,20 +40,23 @@ static bool is_pages_image(const char *name)
 struct fetch {
 	const struct snapshot_info *info;
 	int images_fd;
+	bool gated;
 };
 
 static int write_image(void *context, size_t index, const void *content, uint64_t bytes, struct dp_err *err)
 {
 	const struct fetch *fetch = context;
 	const char *name = fetch->info->files[index].name;
+	if (fetch->gated && !strcmp(name, GATED_IMAGE))
+		name = GATE_IMAGE;
 	cleanup_fd int fd = openat(fetch->images_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	int ret = fd < 0 ? -errno : io_write_full(fd, content, bytes);
 	return ret ? dp_fail_errno(err, -ret, "write image %s", name) : 0;
 }
 
-static int fetch_files(struct client *client, const struct snapshot_info *info, int images_fd, struct dp_err *err)
+static int fetch_files(struct client *client, const struct snapshot_info *info, int images_fd, bool gated, struct dp_err *err)
 {
-	struct fetch fetch = { info, images_fd };
+	struct fetch fetch = { info, images_fd, gated };
 	uint64_t total = 0;
 	for (size_t i = 0; i < info->file_count; i++) {
 		const struct snapshot_file *file = &info->files[i];
@@ -153,6 +155,9 @@ static int place_pids(struct restore_plan *plan, int images_fd, const struct ima
 	if (pid_count && pids[0] == 1)
 		return dp_fail(err, EEXIST,
 			       "snapshot has a pid 1 without a PID namespace of its own: nothing can be put in its place");
+	plan->highest_pid = pid_count ? pids[pid_count - 1] : 0;
+	if (plan->early && plan_gap_is_free(pids, pid_count, plan->last_pid, CRIU_PID_ROOM))
+		return 0;
 	plan->last_pid = plan_pid_gap(pids, pid_count, pid_max, CRIU_PID_ROOM);
 	if (plan->last_pid == 0)
 		return dp_fail(err, ENOSPC, "snapshot leaves no gap of %d pids below %d for CRIU: raise it with "
@@ -169,7 +174,7 @@ static int read_skeleton(struct restore_plan *plan, int images_fd, struct dp_err
 	size_t count;
 	int ret = images_read_pstree(images_fd, &tasks, &count, err);
 	if (!ret)
-		ret = images_read_namespaces(images_fd, &own, err);
+		ret = images_read_namespaces(images_fd, plan->early ? GATE_IMAGE : GATED_IMAGE, &own, err);
 	if (ret)
 		return ret;
 	if (count == 0)
@@ -189,44 +194,57 @@ static int read_skeleton(struct restore_plan *plan, int images_fd, struct dp_err
 static int fetch_and_check(struct restore_plan *plan, struct client *client, const struct snapshot_info *info,
 			   struct restore_times *times, struct dp_err *err)
 {
-	const struct restore_options *options = plan->options;
 	char path[PATH_MAX];
 	int ret = check_architecture(info->meta_json, err);
-	if (!ret)
-		ret = instance_create_dir(options->root, info->name, options->name, &plan->instance, err);
 	if (ret)
 		return ret;
-	endpoint_pool_text(options->endpoint, plan->instance.pool, sizeof(plan->instance.pool));
+	snprintf(plan->instance.snapshot, sizeof(plan->instance.snapshot), "%s", info->name);
 	plan->instance.snapshot_pages = count_pages(info);
 	cleanup_fd int images_fd = open(instance_path(&plan->instance, "images", path, sizeof(path)), O_DIRECTORY | O_CLOEXEC);
 	if (images_fd < 0)
-		ret = dp_fail_errno(err, errno, "open %s", path);
-	if (!ret)
-		ret = fetch_files(client, info, images_fd, err);
+		return dp_fail_errno(err, errno, "open %s", path);
+	ret = fetch_files(client, info, images_fd, plan->early, err);
 	times->fetched_ns = clock_now_ns();
-	if (!ret)
-		ret = read_skeleton(plan, images_fd, err);
-	if (ret)
-		instance_remove(&plan->instance, NULL);
-	return ret;
+	return ret ? ret : read_skeleton(plan, images_fd, err);
 }
 
-int plan_make(const struct restore_options *options, struct restore_plan *plan, struct restore_times *times, struct dp_err *err)
+int plan_begin(const struct restore_options *options, struct restore_plan *plan, struct dp_err *err)
 {
-	struct client *client;
-	struct snapshot_info info = { 0 };
 	*plan = (struct restore_plan){ .options = options, .stdio = { -1, -1, -1 }, .report_fd = -1 };
 	if (!options->endpoint->name[0])
 		return dp_fail(err, EINVAL, "no snapshot named: write POOL/REPO:TAG");
-	int ret = client_open(&client, options->endpoint, 0, err);
+	int ret = instance_create_dir(options->root, options->endpoint->name, options->name, &plan->instance, err);
 	if (ret)
 		return ret;
-	ret = client_snapshot_open(client, options->endpoint->name, &info, err);
+	endpoint_pool_text(options->endpoint, plan->instance.pool, sizeof(plan->instance.pool));
+	plan->own_pid_namespace = plan->instance.own_pid_namespace = !options->host_pid_namespace;
+	/* With the host's pids, a CRIU that is here before they are known may have one of them; and a terminal cannot be given twice. */
+	plan->early = !options->host_pid_namespace && !options->shell_job;
+	plan->last_pid = read_pid_max() - CRIU_PID_ROOM - 2;
+	return 0;
+}
+
+bool plan_was_guessed(const struct restore_plan *guess, const struct restore_plan *plan)
+{
+	return guess->early && guess->own_pid_namespace == plan->own_pid_namespace && guess->own_mounts == plan->own_mounts &&
+	       guess->last_pid == plan->last_pid;
+}
+
+int plan_make(struct restore_plan *plan, struct restore_times *times, struct dp_err *err)
+{
+	const struct endpoint *endpoint = plan->options->endpoint;
+	struct client *client;
+	struct snapshot_info info = { 0 };
+	int ret = client_open(&client, endpoint, 0, err);
+	if (ret)
+		return ret;
+	ret = client_snapshot_open(client, endpoint->name, &info, err);
 	times->opened_ns = clock_now_ns();
 	if (!ret) {
 		ret = fetch_and_check(plan, client, &info, times, err);
 		client_snapshot_info_done(&info);
 	}
 	client_close(client);
+	times->checked_ns = clock_now_ns();
 	return ret;
 }

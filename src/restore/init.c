@@ -3,7 +3,8 @@
  * By default it is pid 1 of a PID namespace made for the tree, in a mount namespace whose only difference is /proc. It starts
  * `criu restore` as its child, reaps whatever ends below it, passes every signal it gets on to the root task, and exits with
  * the root's code; the kernel ends the rest of the namespace with it. With the host's pids, or where CRIU makes the
- * snapshot's own namespace, it is a subreaper that does the same.
+ * snapshot's own namespace, it is a subreaper that does the same. Mostly it is there before the skeleton is; what it has to know of
+ * that, and the pager to watch, come by an order of the supervisor's.
  *
  * It is deliberately small: one thread, no allocation after start, blocked signals read from a signalfd. Should the
  * supervisor be killed, it goes on alone (R4): then it also watches the pager and ends the tree if that one dies. */
@@ -33,6 +34,7 @@ static struct {
 	int channel_fd;   /* -1: the supervisor is gone */
 	int pager_pidfd;  /* -1: the pager is gone */
 	bool pager_gone;
+	pid_t highest_pid; /* of the tree, once it is known */
 	pid_t criu;       /* 0: not running */
 	pid_t root;       /* 0: the tree does not run yet */
 	int kdat_lock;
@@ -82,14 +84,12 @@ static void enter_namespaces(void)
 		give_up("mount /proc", errno);
 }
 
-/* CRIU and its helpers get pids behind all those of the snapshot; CRIU asks for the snapshot's own by number. */
-static void set_last_pid(pid_t last_pid)
+static int set_last_pid(pid_t last_pid)
 {
 	char text[32];
 	int length = snprintf(text, sizeof(text), "%d", (int)last_pid);
 	cleanup_fd int fd = open("/proc/sys/kernel/ns_last_pid", O_WRONLY | O_CLOEXEC);
-	if (fd < 0 || write(fd, text, (size_t)length) != length)
-		give_up("set ns_last_pid", errno);
+	return fd < 0 || write(fd, text, (size_t)length) != length ? -errno : 0;
 }
 
 static void start_criu(void)
@@ -130,6 +130,9 @@ static void criu_ended(int status)
 	self.criu = 0;
 	criu_cache_take_back(self.config->kdat_path, self.kdat_lock);
 	self.kdat_lock = -1;
+	/* What the tree starts from here on comes after its own pids, as it would have done where it came from. */
+	if (self.config->plan->own_pid_namespace && self.highest_pid)
+		set_last_pid(self.highest_pid);
 	if (!WIFEXITED(status) || WEXITSTATUS(status)) {
 		message.kind = INIT_FAILED;
 		message.status = status;
@@ -146,6 +149,22 @@ static void criu_ended(int status)
 	for (size_t i = 0; i < self.early_count; i++)
 		if (self.early[i].pid == self.root)
 			end_tree(exit_code_of(self.early[i].status));
+}
+
+static void take_order(void)
+{
+	struct init_order order;
+	int pidfd;
+	ssize_t got = receive_with_fd(self.channel_fd, &order, sizeof(order), &pidfd);
+	if (got == -EAGAIN)
+		return;
+	if (got == sizeof(order)) {
+		self.pager_pidfd = pidfd;
+		self.highest_pid = order.highest_pid;
+		return;
+	}
+	close(self.channel_fd);
+	self.channel_fd = -1;
 }
 
 static void reap(void)
@@ -197,10 +216,8 @@ static void watch(void)
 		self.pager_gone = true;
 		self.pager_pidfd = -1;
 	}
-	if (polls[1].revents) {
-		close(self.channel_fd);
-		self.channel_fd = -1;
-	}
+	if (polls[1].revents)
+		take_order();
 	/* With the supervisor there, ending the tree is its part: it holds the userfaultfds meanwhile (R1). A tree that was not
 	 * running yet when the supervisor went is nobody's. */
 	if (self.channel_fd < 0 && (self.pager_gone || !self.root))
@@ -215,7 +232,6 @@ void init_main(const struct init_config *config)
 	sigset_t all;
 	self.config = config;
 	self.channel_fd = config->channel_fd;
-	self.pager_pidfd = config->pager_pidfd;
 	prctl(PR_SET_NAME, "distri-init");
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
 	sigfillset(&all);
@@ -224,15 +240,16 @@ void init_main(const struct init_config *config)
 	if (self.signal_fd < 0)
 		give_up("signalfd", errno);
 	setsid();
-	const int keep[] = { self.signal_fd, self.channel_fd, self.pager_pidfd, config->log_fd, plan->stdio[0], plan->stdio[1],
-			     plan->stdio[2] };
+	const int keep[] = { self.signal_fd, self.channel_fd, config->log_fd, plan->stdio[0], plan->stdio[1], plan->stdio[2] };
 	close_all_but(keep, ARRAY_LENGTH(keep));
 	if (plan->options->shell_job && plan->stdio[0] >= 0 && isatty(plan->stdio[0]))
 		ioctl(plan->stdio[0], TIOCSCTTY, 0); /* without one, jobs of the tree just have no job control */
 	if (!plan->options->host_pid_namespace)
 		enter_namespaces();
-	if (plan->own_pid_namespace)
-		set_last_pid(plan->last_pid);
+	/* CRIU and its helpers get pids that are none of the snapshot's; CRIU asks for those by number. */
+	int ret = plan->own_pid_namespace ? set_last_pid(plan->last_pid) : 0;
+	if (ret)
+		give_up("set ns_last_pid", -ret);
 	self.kdat_lock = criu_cache_lend(config->kdat_path);
 	start_criu();
 	for (;;)

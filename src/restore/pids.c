@@ -89,6 +89,14 @@ pid_t plan_pid_gap(const pid_t *pids, size_t count, pid_t pid_max, pid_t room)
 	return upper > room + 1 ? 1 : 0; /* 1 is init's own */
 }
 
+bool plan_gap_is_free(const pid_t *pids, size_t count, pid_t last_pid, pid_t room)
+{
+	for (size_t i = 0; i < count; i++)
+		if (pids[i] > last_pid && pids[i] - last_pid <= room)
+			return false;
+	return true;
+}
+
 static void process_name(pid_t pid, char *name, size_t size)
 {
 	char path[64];

@@ -16,16 +16,31 @@ struct restore_plan {
 	bool own_pid_namespace; /* we make it; false also where CRIU makes the snapshot's own */
 	bool nested;            /* the snapshot's root has its own PID namespace: CRIU makes that */
 	bool own_mounts;        /* the snapshot has a mount namespace of its own */
-	pid_t last_pid;         /* what ns_last_pid is set to before CRIU starts: its helpers' pids lie behind the tree's */
+	pid_t last_pid;         /* what ns_last_pid is set to before CRIU starts: its helpers' pids are none of the tree's */
+	pid_t highest_pid;      /* of the tree; its next ones come after it */
+	bool early;             /* CRIU starts before the skeleton is here, and waits at the gate for it (gate.c) */
 	int stdio[3];           /* the caller's, for a tree with a terminal; -1: none */
 	int report_fd;          /* supervisor's end */
 	uint64_t start_ns;      /* when the caller began */
 };
 
 /* ---- fetch.c ---- */
-/* Opens the snapshot, makes the instance directory, loads the skeleton, and checks all that can be checked (R2). On failure
- * the directory is removed. */
-int plan_make(const struct restore_options *options, struct restore_plan *plan, struct restore_times *times, struct dp_err *err);
+/* Makes the instance directory, and guesses what the skeleton will say: most trees get a PID namespace from us and have no
+ * namespaces of their own. */
+int plan_begin(const struct restore_options *options, struct restore_plan *plan, struct dp_err *err);
+/* Opens the snapshot, loads the skeleton, and checks all that can be checked (R2). What was guessed is set right. */
+int plan_make(struct restore_plan *plan, struct restore_times *times, struct dp_err *err);
+/* Whether a CRIU that was started by `guess` is what `plan` needs. */
+bool plan_was_guessed(const struct restore_plan *guess, const struct restore_plan *plan);
+
+/* ---- gate.c ---- */
+#define CRIU_PID_ROOM 256 /* pids that CRIU and its helpers may use up while they restore */
+/* In the place of the first image that CRIU reads there is a FIFO. Returns its descriptor; CRIU waits at it until... */
+int gate_make(const struct instance *instance, struct dp_err *err);
+/* ... the image, which lies under the name GATE_IMAGE, is put in its place and through the FIFO. Closes the descriptor. */
+#define GATE_IMAGE ".inventory.img"
+#define GATED_IMAGE "inventory.img"
+int gate_open(const struct instance *instance, int gate_fd, struct dp_err *err);
 
 /* ---- pids.c ---- */
 /* Pids and thread ids that CRIU will claim, ascending, fresh array: the images core-*.img name each, pstree its sessions. */
@@ -33,6 +48,8 @@ int plan_read_pids(int images_fd, const struct image_task *tasks, size_t task_co
 		   struct dp_err *err);
 /* A value for ns_last_pid so that the `room` pids after it are none of these. 0 where there is no such gap below pid_max. */
 pid_t plan_pid_gap(const pid_t *pids, size_t count, pid_t pid_max, pid_t room);
+/* Is none of the (ascending) pids among the `room` after last_pid? */
+bool plan_gap_is_free(const pid_t *pids, size_t count, pid_t last_pid, pid_t room);
 /* -EEXIST with the first of the pids that is in use on this host. */
 int plan_refuse_used_pids(const pid_t *pids, size_t count, struct dp_err *err);
 
@@ -45,7 +62,18 @@ struct report {
 	uint64_t criu_started_ns, criu_done_ns;
 	char text[1024]; /* FAILED; ENDED: why we ended it, or "" */
 };
-/* caller -> supervisor: one int32_t signal number for the root. */
+/* ---- messages: caller -> supervisor ---- */
+/* Once: what the skeleton says, or that it cannot be had; then one int32_t at a time, a signal's number for the root. */
+struct verdict {
+	bool cancelled;
+	struct restore_plan plan; /* pointers and descriptors in it mean nothing */
+};
+
+/* ---- messages: supervisor -> init ---- */
+/* Once, when there is a pager; carries its pidfd. */
+struct init_order {
+	pid_t highest_pid;
+};
 
 /* ---- messages: init -> supervisor ---- */
 enum init_kind { INIT_RUNNING = 1, INIT_FAILED };
@@ -66,7 +94,6 @@ struct init_config {
 	char *const *criu_argv;  /* ready to exec */
 	const char *kdat_path;   /* CRIU's kernel-data cache to lend it, or NULL (criu_cache.h) */
 	int channel_fd;          /* to the supervisor, SEQPACKET */
-	int pager_pidfd;
 	int log_fd;              /* criu's stdout and stderr */
 };
 /* Becomes init; never returns; exits with the root's code. */

@@ -11,6 +11,7 @@
 
 #include "base/base.h"
 #include "restore/plan.h"
+#include "restore/processes.h"
 
 /* What CRIU, and a tree with --shell-job, get as their standard files: the caller's; of a terminal in the foreground, one of
  * the tree's own that we connect with it. */
@@ -64,20 +65,37 @@ static int next_report(struct restore_session *session, struct report *report)
 	return got == sizeof(*report) ? 0 : -EPIPE;
 }
 
+/* Fetches and checks, and tells the supervisor what came of it. */
+static int decide(struct restore_plan *plan, struct restore_session *session, struct dp_err *err)
+{
+	struct verdict verdict;
+	int ret = plan_make(plan, &session->times, err);
+	verdict = (struct verdict){ .cancelled = ret, .plan = *plan };
+	/* Where it cannot be told, the supervisor has failed, and its report says why. */
+	send_with_fd(session->report_fd, &verdict, sizeof(verdict), -1);
+	return ret;
+}
+
 int restore_start(const struct restore_options *options, struct restore_session *session, struct dp_err *err)
 {
 	struct restore_plan plan;
 	struct report report;
 	*session = (struct restore_session){ .report_fd = -1, .terminal.master_fd = -1, .times.start_ns = clock_now_ns() };
-	int ret = plan_make(options, &plan, &session->times, err);
+	int ret = plan_begin(options, &plan, err);
 	plan.start_ns = session->times.start_ns;
-	if (!ret)
+	if (!ret) {
 		ret = fork_supervisor(&plan, session, err);
-	session->times.forked_ns = clock_now_ns();
-	if (!ret && next_report(session, &report))
-		ret = dp_fail(err, EOWNERDEAD, "the supervisor was killed before the tree ran");
-	else if (!ret && report.kind != REPORT_RUNNING)
-		ret = dp_fail(err, report.code, "%s", report.text);
+		if (ret)
+			instance_remove(&plan.instance, NULL);
+	}
+	if (!ret) {
+		ret = decide(&plan, session, err);
+		bool none = next_report(session, &report); /* after a failure of ours: all is cleaned up */
+		if (!ret && none)
+			ret = dp_fail(err, EOWNERDEAD, "the supervisor was killed before the tree ran");
+		else if (!ret && report.kind != REPORT_RUNNING)
+			ret = dp_fail(err, report.code, "%s", report.text);
+	}
 	if (ret) {
 		restore_session_done(session);
 		dp_err_doing(err, "restore %s", options->endpoint->name);

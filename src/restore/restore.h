@@ -1,9 +1,10 @@
 /* restore: brings a snapshot of a pool back to life as a process tree whose pages stay in the pool.
  *
- * How it works: the caller fetches the skeleton into a fresh instance directory, checks that this host has the files it needs,
- * and forks the *supervisor*, which outlives the caller. The supervisor makes the sockets and forks the *pager* (serves faults)
- * and *init* (init.c: the tree's reaper; runs `criu restore --lazy-pages` as its child). Pager and init start side by side; the
- * only order that matters is that the lazy-pages socket listens before CRIU connects, and the supervisor sees to that.
+ * How it works: the caller makes a fresh instance directory and forks the *supervisor*, which outlives the caller. While the caller
+ * fetches the skeleton and checks that this host has the files it needs, the supervisor forks *init* (init.c: the tree's reaper;
+ * runs `criu restore --lazy-pages` as its child) by a guess of what namespaces the skeleton will ask for, and CRIU starts as far as
+ * it gets without images (gate.c). The caller's verdict lets CRIU go on and starts the *pager* (serves faults); where the guess was
+ * wrong, init and CRIU are started again. The lazy-pages socket listens before CRIU is let go on.
  *
  *   caller ── report socket ── supervisor ─┬─ pager ····· userfaultfds, pool
  *                                 keeper   └─ init ─┬─ criu (until the tree runs)
@@ -11,7 +12,7 @@
  *
  * Invariants:
  *  R1 a duplicate of every userfaultfd is kept by the supervisor until the tree is dead (keeper.h, design invariant 1);
- *  R2 nothing is started before everything that can be checked beforehand is checked;
+ *  R2 nothing of the tree is made before everything that can be checked beforehand is checked;
  *  R3 when a restore fails, nothing of it remains but its logs;
  *  R4 a supervisor that is killed takes nothing with it: init and pager go on, init ends the tree should the pager die too.
  * Thread rule: single-threaded processes only (this forks without exec). */
@@ -43,7 +44,7 @@ struct restore_options {
 
 /* CLOCK_MONOTONIC; where the time went. */
 struct restore_times {
-	uint64_t start_ns, opened_ns, fetched_ns, forked_ns, criu_started_ns, criu_done_ns, done_ns;
+	uint64_t start_ns, opened_ns, fetched_ns, checked_ns, criu_started_ns, criu_done_ns, done_ns;
 };
 
 struct restore_session {

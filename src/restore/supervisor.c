@@ -1,4 +1,4 @@
-/* supervisor: parent of pager and init; keeps the userfaultfds (R1), tells the caller what happens, cleans up.
+/* supervisor: parent of init and pager; keeps the userfaultfds (R1), tells the caller what happens, cleans up.
  *
  * One loop over poll: signals, the keeper's socket, init's messages, the caller. It never waits for anything but the death of
  * processes that it has killed, and reads the keeper until the tree is dead. */
@@ -34,15 +34,22 @@ struct supervisor {
 	struct restore_plan *plan;
 	struct instance *instance;
 	struct keeper keeper;
-	int signal_fd, channel_fd, report_fd, pager_pidfd, root_pidfd, log_fd;
+	int signal_fd, channel_fd, report_fd, pager_pidfd, root_pidfd, log_fd, gate_fd, listen_fd, control_fd;
 	pid_t pager, init;      /* 0: not there, or reaped */
 	int init_status, pager_status;
+	bool decided;           /* the caller's verdict has come */
 	bool running;           /* the caller has been told so */
 	bool failed;            /* ... or will be told that it failed */
 	uint64_t kill_at_ns;    /* 0: never */
 	struct restore_times times;
 	struct dp_err err;      /* why it failed or was ended, "" if it was not */
 };
+
+static void close_fd(int *fd)
+{
+	dp_close_fd(fd);
+	*fd = -1;
+}
 
 /* ---- the end ---- */
 
@@ -224,15 +231,25 @@ static void signal_root(struct supervisor *supervisor, int number)
 		fail(supervisor, "stopped by signal %d before it was done", number);
 }
 
+static void take_verdict(struct supervisor *supervisor, const struct verdict *verdict);
+
 static void take_caller_message(struct supervisor *supervisor)
 {
-	int32_t number;
-	ssize_t got = recv(supervisor->report_fd, &number, sizeof(number), MSG_DONTWAIT);
+	union {
+		struct verdict verdict;
+		int32_t number;
+	} message;
+	ssize_t got = recv(supervisor->report_fd, &message, sizeof(message), MSG_DONTWAIT);
 	if (got < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
-	if (got == sizeof(number)) {
-		if (number > 0 && number < SIGRTMAX)
-			signal_root(supervisor, number);
+	if (got == sizeof(message.verdict)) {
+		if (!supervisor->decided)
+			take_verdict(supervisor, &message.verdict);
+		return;
+	}
+	if (got == sizeof(message.number)) {
+		if (message.number > 0 && message.number < SIGRTMAX)
+			signal_root(supervisor, message.number);
 		return;
 	}
 	close(supervisor->report_fd);
@@ -349,26 +366,44 @@ static void set_up_process(struct supervisor *supervisor)
 	supervisor->report_fd = plan->report_fd;
 }
 
+/* What went wrong is in supervisor->err. */
+static void give_up(struct supervisor *supervisor) __attribute__((noreturn));
+static void give_up(struct supervisor *supervisor)
+{
+	supervisor->failed = true;
+	finish(supervisor);
+}
+
+static void listen_for_criu(struct supervisor *supervisor)
+{
+	struct dp_err *err = &supervisor->err;
+	supervisor->listen_fd = pager_listen(supervisor->instance, "work/lazy-pages.socket", SOCK_STREAM, err);
+	if (supervisor->listen_fd >= 0)
+		supervisor->control_fd = pager_listen(supervisor->instance, "control.sock", SOCK_SEQPACKET, err);
+	if (supervisor->control_fd < 0)
+		give_up(supervisor);
+}
+
 static void start_pager(struct supervisor *supervisor)
 {
 	struct dp_err *err = &supervisor->err;
+	struct init_order order = { .highest_pid = supervisor->plan->highest_pid };
 	int keeper_fd = -1;
-	cleanup_fd int listen_fd = pager_listen(supervisor->instance, "work/lazy-pages.socket", SOCK_STREAM, err);
-	cleanup_fd int control_fd = listen_fd < 0 ? -1 : pager_listen(supervisor->instance, "control.sock", SOCK_SEQPACKET, err);
-	int ret = control_fd < 0 ? control_fd : keeper_init(&supervisor->keeper, &keeper_fd, err);
+	int ret = keeper_init(&supervisor->keeper, &keeper_fd, err);
 	if (!ret)
-		ret = pager_start(supervisor->plan, listen_fd, control_fd, keeper_fd, err);
-	if (keeper_fd >= 0)
-		close(keeper_fd);
+		ret = pager_start(supervisor->plan, supervisor->listen_fd, supervisor->control_fd, keeper_fd, err);
+	close_fd(&keeper_fd);
+	close_fd(&supervisor->listen_fd);
+	close_fd(&supervisor->control_fd);
 	if (ret > 0) {
 		supervisor->pager = ret;
 		supervisor->pager_pidfd = pidfd_open(ret, 0);
 		supervisor->instance->pager = (struct instance_process){ ret, process_start_time(ret) };
 	}
-	if (ret < 0 || supervisor->pager_pidfd < 0) {
-		supervisor->failed = true;
-		finish(supervisor);
-	}
+	if (ret < 0 || supervisor->pager_pidfd < 0)
+		give_up(supervisor);
+	/* An init that is gone is noticed by its death. */
+	send_with_fd(supervisor->channel_fd, &order, sizeof(order), supervisor->pager_pidfd);
 }
 
 static void start_init(struct supervisor *supervisor)
@@ -377,10 +412,9 @@ static void start_init(struct supervisor *supervisor)
 	char kdat[PATH_MAX] = "", path[PATH_MAX];
 	cleanup_free char **argv = NULL;
 	int channel[2];
-	if (criu_command_make(plan, &argv, kdat, sizeof(kdat), &supervisor->err)) {
-		supervisor->failed = true;
-		finish(supervisor);
-	}
+	if (criu_command_make(plan, &argv, kdat, sizeof(kdat), &supervisor->err))
+		give_up(supervisor);
+	close_fd(&supervisor->log_fd);
 	supervisor->log_fd = open(instance_path(supervisor->instance, "criu-output.log", path, sizeof(path)),
 				  O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel))
@@ -396,7 +430,7 @@ static void start_init(struct supervisor *supervisor)
 	if (pid == 0) {
 		struct init_config config = {
 			.plan = plan, .criu_argv = argv, .kdat_path = kdat, .channel_fd = channel[1],
-			.pager_pidfd = supervisor->pager_pidfd, .log_fd = supervisor->log_fd,
+			.log_fd = supervisor->log_fd,
 		};
 		init_main(&config);
 	}
@@ -404,31 +438,72 @@ static void start_init(struct supervisor *supervisor)
 	supervisor->channel_fd = channel[0];
 	supervisor->init = (pid_t)pid;
 	supervisor->instance->init = (struct instance_process){ (pid_t)pid, process_start_time((pid_t)pid) };
-	for (int i = 0; i < 3; i++)
-		if (plan->stdio[i] >= 0)
-			close(plan->stdio[i]); /* the tree's now: who reads them must see their end when it ends */
+}
+
+static void stop_init(struct supervisor *supervisor)
+{
+	if (!supervisor->init)
+		return;
+	kill(supervisor->init, SIGKILL);
+	waitpid(supervisor->init, NULL, __WALL);
+	supervisor->init = 0;
+	close_fd(&supervisor->channel_fd);
 }
 
 static void save_state(struct supervisor *supervisor)
 {
-	if (instance_save(supervisor->instance, &supervisor->err)) {
-		supervisor->failed = true;
-		finish(supervisor);
-	}
+	if (instance_save(supervisor->instance, &supervisor->err))
+		give_up(supervisor);
+}
+
+/* The skeleton is here and good, and CRIU goes on, or is started; or there is none, and that was it. */
+static void take_verdict(struct supervisor *supervisor, const struct verdict *verdict)
+{
+	struct restore_plan *plan = supervisor->plan;
+	const struct restore_plan *right = &verdict->plan;
+	bool guessed = plan_was_guessed(plan, right);
+	struct instance_process init = supervisor->instance->init, self = supervisor->instance->supervisor;
+	supervisor->decided = true;
+	if (verdict->cancelled)
+		give_up(supervisor);
+	plan->nested = right->nested;
+	plan->own_mounts = right->own_mounts;
+	plan->own_pid_namespace = right->own_pid_namespace;
+	plan->last_pid = right->last_pid;
+	plan->highest_pid = right->highest_pid;
+	plan->instance = right->instance;
+	plan->instance.init = init;
+	plan->instance.supervisor = self;
+	if (!guessed)
+		stop_init(supervisor);
+	if (supervisor->gate_fd >= 0 && gate_open(&plan->instance, supervisor->gate_fd, &supervisor->err))
+		give_up(supervisor);
+	supervisor->gate_fd = -1;
+	if (!guessed)
+		start_init(supervisor);
+	start_pager(supervisor);
+	for (int i = 0; i < 3; i++)
+		close_fd(&plan->stdio[i]); /* the tree's now: who reads them must see their end when it ends */
+	save_state(supervisor);
 }
 
 void supervisor_main(struct restore_plan *plan)
 {
 	struct supervisor supervisor = {
 		.plan = plan, .instance = &plan->instance, .keeper = { .socket_fd = -1 }, .signal_fd = -1, .channel_fd = -1,
-		.report_fd = -1, .pager_pidfd = -1, .root_pidfd = -1, .log_fd = -1, .times = { .start_ns = plan->start_ns },
+		.report_fd = -1, .pager_pidfd = -1, .root_pidfd = -1, .log_fd = -1, .gate_fd = -1, .listen_fd = -1, .control_fd = -1,
+		.times = { .start_ns = plan->start_ns },
 	};
 	set_up_process(&supervisor);
 	supervisor.instance->supervisor = (struct instance_process){ getpid(), process_start_time(getpid()) };
-	start_pager(&supervisor);
+	if (plan->early) {
+		supervisor.gate_fd = gate_make(supervisor.instance, &supervisor.err);
+		if (supervisor.gate_fd < 0)
+			give_up(&supervisor);
+		start_init(&supervisor);
+	}
+	listen_for_criu(&supervisor);
 	save_state(&supervisor); /* from here on a sweep sees whose this is */
-	start_init(&supervisor);
-	save_state(&supervisor);
 	for (;;)
 		watch(&supervisor);
 }

@@ -279,7 +279,7 @@ static void namespaces__bare_process__has_none_of_its_own(void **state)
 	free(tasks);
 	cleanup_fd int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	struct image_namespaces own;
-	assert_int_equal(images_read_namespaces(fd, &own, NULL), 0);
+	assert_int_equal(images_read_namespaces(fd, "inventory.img", &own, NULL), 0);
 	assert_false(own.pid || own.mnt || own.net || own.user || own.uts || own.ipc);
 	assert_int_equal(remove_tree(directory), 0);
 }
