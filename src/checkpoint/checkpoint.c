@@ -102,6 +102,8 @@ static int prepare(struct checkpoint *checkpoint, struct dp_err *err)
 		rc = criu_check_version(checkpoint->criu, &checkpoint->version, err);
 	if (rc == 0)
 		rc = client_open_for_writing(&checkpoint->client, options->endpoint, 0, err);
+	if (rc == 0 && (rc = client_set_compress(checkpoint->client, options->compress)) < 0)
+		dp_fail_errno(err, -rc, "room to pack pages");
 	if (rc == 0)
 		rc = client_snapshot_begin(checkpoint->client, options->endpoint->name, options->replace, &checkpoint->draft, err);
 	if (rc == -EEXIST)

@@ -17,6 +17,7 @@
 #include <sys/types.h>
 
 #include "base/err.h"
+#include "client/client.h"
 #include "transport/endpoint.h"
 
 struct checkpoint_options {
@@ -26,6 +27,7 @@ struct checkpoint_options {
 	bool leave_running;
 	bool replace; /* --force */
 	bool verbose;
+	enum client_compress compress; /* of pages on the wire */
 	bool progress; /* a line on stderr, at most ten times a second */
 	char *const *criu_arguments;
 	size_t criu_argument_count;

@@ -22,6 +22,7 @@ static const char usage[] =
 	"  --leave-running    let the tree go on afterwards\n"
 	"  --force            replace a snapshot of this name\n"
 	"  --root DIRECTORY   registry of instances (default $DISTRI_PROC_ROOT or /run/distri-proc)\n"
+	"  --compress MODE    pages on the wire: auto (default: packed where that is faster), off, lz4\n"
 	"  --json             one object, or the error as one\n"
 	"  -v, --verbose      a detailed log of CRIU, if it fails\n"
 	"\n"
@@ -32,13 +33,14 @@ static const char usage[] =
 	"  --libdir PATH --timeout SECONDS\n"
 	"  --criu-option=OPT  any other, such as --criu-option=--cpu-cap=ins\n";
 
-enum { OPTION_PID = 256, OPTION_LEAVE_RUNNING, OPTION_FORCE, OPTION_ROOT, OPTION_JSON, OPTION_CRIU_OPTION, OPTION_CRIU };
+enum { OPTION_PID = 256, OPTION_LEAVE_RUNNING, OPTION_FORCE, OPTION_ROOT, OPTION_JSON, OPTION_COMPRESS, OPTION_CRIU_OPTION, OPTION_CRIU };
 
 static const struct option options[] = {
 	{"pid", required_argument, NULL, OPTION_PID},
 	{"leave-running", no_argument, NULL, OPTION_LEAVE_RUNNING},
 	{"force", no_argument, NULL, OPTION_FORCE},
 	{"root", required_argument, NULL, OPTION_ROOT},
+	{"compress", required_argument, NULL, OPTION_COMPRESS},
 	{"json", no_argument, NULL, OPTION_JSON},
 	{"verbose", no_argument, NULL, 'v'},
 	{"help", no_argument, NULL, 'h'},
@@ -118,6 +120,10 @@ static int read_option(struct settings *settings, char **argv, int option, int i
 		break;
 	case OPTION_ROOT:
 		settings->checkpoint.registry = optarg;
+		break;
+	case OPTION_COMPRESS:
+		if (client_compress_parse(optarg, &settings->checkpoint.compress) < 0)
+			return cli_usage_error(argv[0], "--compress takes auto, off or lz4, not '%s'", optarg);
 		break;
 	case OPTION_JSON:
 		settings->json = true;

@@ -30,6 +30,7 @@ static const char run_usage[] =
 
 static const char common_usage[] =
 	"  --name NAME                name of the instance (default: its id)\n"
+	"  --compress auto|off|lz4    pages on the wire: packed where that is faster (default), never, always\n"
 	"  --pid-namespace own|host   a PID namespace of its own (default), or the same pids on this host\n"
 	"  --pidfile FILE             write the host's pid of the tree's first process there\n"
 	"  --status-fd N              write one zero byte to this descriptor when the tree runs\n"
@@ -48,7 +49,7 @@ static const char common_usage[] =
 enum {
 	OPTION_LOCAL_MEMORY = 256, OPTION_DETACH, OPTION_WAIT, OPTION_PIDFILE, OPTION_STATUS_FD, OPTION_PID_NAMESPACE,
 	OPTION_NAME, OPTION_JSON, OPTION_ROOT, OPTION_CRIU, OPTION_SHELL_JOB,
-	OPTION_CRIU_ANY,
+	OPTION_CRIU_ANY, OPTION_COMPRESS,
 };
 
 static const struct option options[] = {
@@ -59,6 +60,7 @@ static const struct option options[] = {
 	{ "status-fd", required_argument, NULL, OPTION_STATUS_FD },
 	{ "pid-namespace", required_argument, NULL, OPTION_PID_NAMESPACE },
 	{ "name", required_argument, NULL, OPTION_NAME },
+	{ "compress", required_argument, NULL, OPTION_COMPRESS },
 	{ "json", no_argument, NULL, OPTION_JSON },
 	{ "root", required_argument, NULL, OPTION_ROOT },
 	{ "verbose", no_argument, NULL, 'v' },
@@ -165,6 +167,10 @@ static int take_option(struct settings *settings, int value, const struct option
 		if (restore->host_pid_namespace || !strcmp(optarg, "own"))
 			return 0;
 		return cli_usage_error(settings->command, "--pid-namespace takes own or host");
+	case OPTION_COMPRESS:
+		if (client_compress_parse(optarg, &restore->compress) == 0)
+			return 0;
+		return cli_usage_error(settings->command, "--compress takes auto, off or lz4");
 	case OPTION_SHELL_JOB: restore->shell_job = true; return add_criu_argument(settings, option);
 	case OPTION_CRIU_ANY: return add_any_criu_argument(settings);
 	case OPTION_CRIU: return add_criu_argument(settings, option);

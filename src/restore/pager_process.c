@@ -50,7 +50,11 @@ static int serve(const struct restore_plan *plan, int listen_fd, int control_fd,
 	int ret = client_open(&client, plan->options->endpoint, 0, err);
 	if (ret)
 		return ret;
-	ret = client_instance_create(client, instance->snapshot, instance->name, false, &info, err);
+	ret = client_set_compress(client, plan->options->compress);
+	if (ret)
+		dp_fail_errno(err, -ret, "room to unpack pages");
+	else
+		ret = client_instance_create(client, instance->snapshot, instance->name, false, &info, err);
 	if (!ret)
 		ret = source_pool_new(&source, client, &info, err);
 	free(info.spaces);

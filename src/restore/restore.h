@@ -25,6 +25,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "client/client.h"
 #include "instance/instance.h"
 #include "restore/terminal.h"
 #include "transport/endpoint.h"
@@ -36,6 +37,7 @@ struct restore_options {
 	const char *local_memory;       /* "50%", "512M", or NULL: no budget */
 	bool host_pid_namespace;        /* the same pids on this host instead of a namespace of its own */
 	bool foreground;                /* the tree ends when the caller does */
+	enum client_compress compress;  /* of pages on the wire */
 	bool shell_job;                 /* --shell-job is among criu_arguments */
 	unsigned verbose;
 	char *const *criu_arguments;    /* passed on to `criu restore` */
