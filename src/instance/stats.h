@@ -24,6 +24,14 @@ void histogram_add(struct histogram *histogram, uint64_t ns);
 /* Upper bound of the bucket in which the given share (0..1) lies; 0 where empty. */
 uint64_t histogram_quantile_ns(const struct histogram *histogram, double share);
 
+enum migrate_state {
+	MIGRATE_NONE,
+	MIGRATE_RUNNING,
+	MIGRATE_AT_BUDGET, /* the budget is full: goes on when there is room */
+	MIGRATE_STOPPED,   /* asked to */
+	MIGRATE_DONE,      /* nothing is remote */
+};
+
 enum fault_kind {
 	FAULT_REMOTE,    /* fetched from the source */
 	FAULT_STAGED,    /* taken back from staging: the second chance */
@@ -70,6 +78,16 @@ struct pager_stats {
 	uint64_t copy_retries; /* EAGAIN: an event was unread */
 	uint64_t areas_found;  /* new mappings registered */
 	struct histogram fault_remote, fault_staged, fault_zero; /* from reading the fault to waking the thread */
+	/* background transfer */
+	uint64_t migrate_state;        /* enum migrate_state */
+	uint64_t migrated_pages;       /* asked for by it, and come */
+	uint64_t migrate_from_pages;   /* what that was when it was last begun, */
+	uint64_t migrate_started_ns;   /* and when: CLOCK_MONOTONIC */
+	uint64_t migrate_rate_bytes;   /* a second; 0: no limit */
+	uint64_t migrate_window_bytes; /* may be under way at once */
+	uint64_t migrate_share;        /* of the bandwidth that it takes, in 1024ths: less where faults suffer */
+	uint64_t migrate_backed_off;   /* times that it became less */
+	uint64_t left_ns;              /* the pager left because everything is local: not 0, and its end is no failure */
 };
 
 /* Maps `path` (created with the right size if `create`). Returns the mapping or NULL with err set; stats_unmap ends it. */

@@ -185,7 +185,6 @@ static void on_fork(struct space *space, int uffd)
 	child->doubt_all = true; /* it may lack areas of its parent (MADV_DONTFORK) */
 	child->known_size_pages = 0; /* its areas are looked at as soon as its pid is known */
 	child->shared = space->shared = true;
-	child->fill_at = 0;
 	tree->next_watch_ns = 0;
 	tree->next_sample_ns = 0;
 }

@@ -1,64 +1,296 @@
-/* Background transfer: pages come in unasked, until everything is local. Demand goes first. */
-#include "pager/tree.h"
+#include "pager/migrate.h"
 
 #include <errno.h>
 
 #include "base/log.h"
+#include "pager/tree.h"
 
-#define FILL_REQUESTS 16u /* of a background fill at once */
-#define FILL_PAUSE_NS (1000u * 1000)
+#define CHUNK_BYTES ((uint64_t)REQUEST_PAGES * PAGE_BYTES)
+#define IMMEDIATE_CHUNKS 2u /* of a source that answers at once, then the faults are looked at again */
+#define PAUSE_NS (1000u * 1000)
+#define HINT_STEPS 17u      /* leaves looked at around a fault: eight before, eight behind */
+#define LOOKS 64u           /* leaves looked at for one chunk */
 
-/* One request for the next remote pages of the space. 1: asked; 0: it has none left, or all of them are on their way; or an error. */
-static int fill_space(struct space *space)
+_Static_assert(MIGRATE_CHUNKS == REQUESTS, "a chunk is a request");
+
+static void set_state(struct tree *tree, enum migrate_state state)
 {
-	uint64_t pgno = space->fill_at;
-	uint64_t pages = table_next_run(&space->table, PAGE_REMOTE, &pgno, UINT64_MAX, REQUEST_PAGES);
-	if (!pages) {
-		space->fill_at = 0; /* once more from the start: some may have been put back */
-		space->filled = !space->table.counts[PAGE_REMOTE] && !space->table.counts[PAGE_IN_FLIGHT];
-		return 0;
+	tree->stats->migrate_state = state;
+}
+
+void migrate_start(struct tree *tree, uint64_t rate_bytes)
+{
+	struct migration *migration = &tree->migration;
+	uint64_t now = clock_now_ns();
+	if (!migration->known) {
+		pace_init(&migration->pace, CHUNK_BYTES, rate_bytes, now);
+		migration->known = true;
 	}
-	int ret = install_request(space, pgno, pages, CLASS_PREFETCH, 0);
-	if (ret)
-		return ret;
-	space->fill_at = pgno + pages;
-	return 1;
+	pace_set_rate(&migration->pace, rate_bytes, now);
+	if (!migration->on)
+		for (struct space *space = tree->spaces; space; space = space->next)
+			space->fill_begun = false;
+	migration->on = true;
+	tree->stats->migrate_rate_bytes = rate_bytes;
+	tree->stats->migrate_started_ns = now;
+	tree->stats->migrate_from_pages = tree->stats->migrated_pages;
+	set_state(tree, MIGRATE_RUNNING);
+}
+
+void migrate_stop(struct tree *tree)
+{
+	if (tree->migration.on)
+		set_state(tree, MIGRATE_STOPPED);
+	tree->migration.on = false;
+}
+
+void migrate_lift_budget(struct tree *tree)
+{
+	if (!tree->budget.budget_pages)
+		return;
+	log_info("the budget of %lu pages is lifted", tree->budget.budget_pages);
+	residency_plan(&tree->budget, 0);
+	tree->migration.lifted = true;
+	tree->stats->budget_pages = tree->stats->reserve_pages = 0;
+}
+
+/* ---- what comes next ---- */
+
+struct chunk {
+	struct page_range ranges[REQUEST_PAGES];
+	size_t count;
+	uint64_t pages;
+};
+
+/* Adds the remote pages of [pgno, end) as far as there is room. Returns where it stopped. */
+static uint64_t gather(const struct space *space, uint64_t pgno, uint64_t end, struct chunk *chunk)
+{
+	while (pgno < end && chunk->pages < REQUEST_PAGES) {
+		uint64_t pages = table_next_run(&space->table, PAGE_REMOTE, &pgno, end, REQUEST_PAGES - chunk->pages);
+		if (!pages)
+			return end;
+		chunk->ranges[chunk->count++] = (struct page_range){ pgno, pages };
+		chunk->pages += pages;
+		pgno += pages;
+	}
+	return pgno;
+}
+
+static struct space *space_by_number(const struct tree *tree, uint32_t number)
+{
+	for (struct space *space = tree->spaces; space; space = space->next)
+		if (space->number == number && !space->closed)
+			return space;
+	return NULL;
+}
+
+/* Around the latest faults: their own leaf, the next, the one before, and so on outwards. */
+static struct space *around_faults(struct tree *tree, struct chunk *chunk)
+{
+	struct migration *migration = &tree->migration;
+	for (unsigned looks = 0; migration->hint_count && looks < LOOKS; looks++) {
+		struct migrate_hint *hint = &migration->hint[(migration->hint_top - 1) % MIGRATE_HINTS];
+		struct space *space = space_by_number(tree, hint->space);
+		uint32_t step = hint->step++;
+		if (!space || step >= HINT_STEPS) {
+			migration->hint_top--;
+			migration->hint_count--;
+			continue;
+		}
+		uint64_t leaf = hint->pgno / LEAF_PAGES, distance = (step + 1) / 2;
+		if (step % 2 == 0 && leaf < distance)
+			continue;
+		leaf = step % 2 ? leaf + distance : leaf - distance;
+		gather(space, leaf * LEAF_PAGES, (leaf + 1) * LEAF_PAGES, chunk);
+		if (chunk->pages)
+			return space;
+	}
+	return NULL;
+}
+
+/* Beside pages that were touched: leaves exist only where something happened, the newest last. */
+static bool beside_touched(struct space *space, struct chunk *chunk)
+{
+	const struct table *table = &space->table;
+	if (!space->fill_begun)
+		space->fill_leaf = table->leaf_top;
+	space->fill_begun = true;
+	for (unsigned looks = 0; space->fill_leaf && looks < LOOKS; looks++) {
+		const struct leaf *leaf = &table->leaves[--space->fill_leaf];
+		if (leaf->pgno != UINT64_MAX && leaf->nonzero)
+			gather(space, leaf->pgno, leaf->pgno + LEAF_PAGES, chunk);
+		if (chunk->pages)
+			return true;
+	}
+	return space->fill_leaf > 0; /* more to look at: the rest waits */
+}
+
+static void by_address(struct space *space, struct chunk *chunk)
+{
+	if (!space->table.counts[PAGE_REMOTE])
+		return;
+	space->fill_at = gather(space, space->fill_at, UINT64_MAX, chunk);
+	if (!chunk->pages)
+		space->fill_at = gather(space, 0, UINT64_MAX, chunk); /* once more from the start: some may have been put back */
 }
 
 /* Restored tasks come first: most children end soon, and those forked from a parent that is whole are whole. */
 static bool children_wait(const struct tree *tree)
 {
 	for (const struct space *space = tree->spaces; space; space = space->next)
-		if (!space->closed && !space->filled && space->vpid)
+		if (!space->closed && space->vpid && space->table.counts[PAGE_REMOTE])
 			return true;
 	return false;
 }
 
+/* The space whose turn it is, with the pages to ask for; NULL: nothing is left, or (*more) nothing was found so soon. */
+static struct space *choose(struct tree *tree, struct chunk *chunk, bool *more)
+{
+	bool first_only = children_wait(tree);
+	chunk->count = chunk->pages = 0;
+	struct space *space = around_faults(tree, chunk);
+	if (space)
+		return space;
+	for (space = tree->spaces; space; space = space->next) {
+		if (space->closed || (first_only && !space->vpid) || !space->table.counts[PAGE_REMOTE])
+			continue;
+		*more = true;
+		if (beside_touched(space, chunk)) {
+			if (chunk->pages)
+				return space;
+			continue;
+		}
+		by_address(space, chunk);
+		if (chunk->pages)
+			return space;
+	}
+	return NULL;
+}
+
+/* ---- how much ---- */
+
+/* Below the edge at which eviction would begin to prepare. */
+static bool has_room(const struct tree *tree)
+{
+	const struct residency_budget *budget = &tree->budget;
+	return !budget->budget_pages || !residency_should_stage(budget, tree_used_pages(tree) + REQUEST_PAGES);
+}
+
+static bool wardens_left(struct tree *tree)
+{
+	bool left = false;
+	for (struct space *space = tree->spaces; space; space = space->next)
+		if (!space->closed)
+			left |= !evict_drain(space);
+	return left;
+}
+
+void migrate_request_ended(struct tree *tree, uint32_t number)
+{
+	struct migration *migration = &tree->migration;
+	struct pace_chunk chunk = migration->chunk[number];
+	if (!chunk.bytes)
+		return;
+	migration->chunk[number].bytes = 0;
+	migration->bytes_under_way -= chunk.bytes;
+	tree->stats->migrated_pages += chunk.bytes / PAGE_BYTES;
+	pace_delivered(&migration->pace, chunk, clock_now_ns());
+}
+
+static int ask(struct space *space, const struct chunk *chunk, uint64_t now)
+{
+	struct tree *tree = space->tree;
+	struct migration *migration = &tree->migration;
+	uint32_t number = tree->request_free[tree->request_free_count - 1]; /* the one that is taken next */
+	int ret = install_fill(space, chunk->ranges, chunk->count);
+	if (ret)
+		return ret;
+	struct pace_chunk sent = pace_sent(&migration->pace, chunk->pages * PAGE_BYTES, now);
+	if (!tree->request[number].space) { /* a source that answers at once */
+		tree->stats->migrated_pages += chunk->pages;
+		return 0;
+	}
+	migration->chunk[number] = sent;
+	migration->bytes_under_way += sent.bytes;
+	return 0;
+}
+
+/* The pager may have to wait for nothing: what the state is then. */
+static void nothing_left(struct tree *tree)
+{
+	bool under_way = tree->in_flight > 0;
+	for (const struct space *space = tree->spaces; space; space = space->next)
+		under_way |= !space->closed && space->table.counts[PAGE_STAGED];
+	if (!under_way)
+		set_state(tree, MIGRATE_DONE);
+}
+
+/* Whether one more chunk may be asked for now: 0, or ns to wait (UINT64_MAX: an answer or a turn of the loop tells). */
+static uint64_t must_wait(struct tree *tree, uint64_t now)
+{
+	struct migration *migration = &tree->migration;
+	if (migration->bytes_under_way && migration->bytes_under_way + CHUNK_BYTES > pace_window_bytes(&migration->pace))
+		return UINT64_MAX;
+	if (tree->request_free_count <= REQUESTS / 4) /* kept for demand */
+		return UINT64_MAX;
+	if (!has_room(tree)) {
+		set_state(tree, MIGRATE_AT_BUDGET);
+		return UINT64_MAX;
+	}
+	return pace_wait_ns(&migration->pace, now);
+}
+
+static uint64_t transfer(struct tree *tree)
+{
+	bool immediate = tree->source->ops->fd(tree->source) < 0, more = false;
+	uint64_t installed = tree->stats->installed_pages;
+	for (unsigned asked = 0; !immediate || asked < IMMEDIATE_CHUNKS; asked++) {
+		uint64_t now = clock_now_ns(), wait = must_wait(tree, now);
+		struct chunk chunk;
+		if (wait)
+			return wait;
+		struct space *space = choose(tree, &chunk, &more);
+		if (!space && !more)
+			nothing_left(tree);
+		if (!space)
+			return more ? 0 : UINT64_MAX;
+		set_state(tree, MIGRATE_RUNNING);
+		int ret = ask(space, &chunk, now);
+		if (ret && ret != -EAGAIN)
+			tree_fail(tree, ret, "fetch page %#lx", chunk.ranges[0].pgno << PAGE_SHIFT);
+		if (ret)
+			return PAUSE_NS;
+	}
+	/* Nothing installed: an event is being waited for, or memory. */
+	return tree->stats->installed_pages > installed ? 0 : PAUSE_NS;
+}
+
 uint64_t migrate_work(struct tree *tree)
 {
-	bool immediate = tree->source->ops->fd(tree->source) < 0, left = false, asked = true, first_only = children_wait(tree);
-	uint64_t before = tree->stats->installed_pages;
-	unsigned requests = 0;
-	/* One request of each space in turn; an immediate source gets a few, then the faults are looked at again. */
-	while (asked && requests < (immediate ? FILL_REQUESTS / 2 : FILL_REQUESTS)) {
-		asked = left = false;
-		for (struct space *space = tree->spaces; space; space = space->next) {
-			if (space->closed || space->filled || (first_only && !space->vpid))
-				continue;
-			if (tree->request_free_count <= REQUESTS - FILL_REQUESTS)
-				return UINT64_MAX; /* the next answer goes on */
-			int ret = fill_space(space);
-			if (ret < 0 && ret != -EAGAIN) {
-				tree_fail(tree, ret, "fetch page %#lx", space->fill_at << PAGE_SHIFT);
-				return 0;
-			}
-			asked |= ret == 1;
-			left |= !space->filled;
-			requests++;
-		}
-	}
-	if (!left)
+	struct migration *migration = &tree->migration;
+	struct pager_stats *stats = tree->stats;
+	if (tree->config->fill && !migration->known)
+		migrate_start(tree, tree->config->fill_rate_bytes);
+	if (!tree->finished || tree->frozen)
 		return UINT64_MAX;
-	/* Nothing installed: an event is being waited for, or memory. */
-	return immediate && tree->stats->installed_pages > before ? 0 : FILL_PAUSE_NS;
+	if (migration->lifted) {
+		if (wardens_left(tree))
+			return PAUSE_NS;
+		migration->lifted = false;
+	}
+	if (!migration->on)
+		return UINT64_MAX;
+	pace_faults(&migration->pace, stats->fault_remote.count, stats->fault_remote.sum_ns, clock_now_ns());
+	stats->migrate_share = migration->pace.share;
+	stats->migrate_backed_off = migration->pace.backed_off;
+	stats->migrate_window_bytes = pace_window_bytes(&migration->pace);
+	return transfer(tree);
+}
+
+bool migrate_is_whole(const struct space *space)
+{
+	const struct tree *tree = space->tree;
+	const uint64_t *counts = space->table.counts;
+	return tree->migration.on && !tree->budget.budget_pages && tree->running && !tree->frozen && !tree->deferred_count &&
+	       !counts[PAGE_REMOTE] && !counts[PAGE_IN_FLIGHT] && !counts[PAGE_STAGED] && space->warden.state == WARDEN_ABSENT;
 }

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <poll.h>
 
@@ -107,7 +108,7 @@ static void kill_tree(struct tree *tree)
 static void update_stats(struct tree *tree)
 {
 	struct pager_stats *stats = tree->stats;
-	uint64_t counts[PAGE_STATES] = { 0 }, dirty = 0, present = 0, bytes = 0, spaces = 0, described = 0;
+	uint64_t counts[PAGE_STATES] = { 0 }, dirty = 0, present = 0, bytes = 0, spaces = 0, described = 0, tasks = 0, wardens = 0;
 	for (const struct space *space = tree->spaces; space; space = space->next) {
 		uint64_t known = 0;
 		if (space->closed)
@@ -122,11 +123,16 @@ static void update_stats(struct tree *tree)
 		present += space->staging.present;
 		bytes += table_bytes(&space->table);
 		spaces++;
+		tasks += space->pid > 0;
+		wardens += space->warden.state == WARDEN_READY;
 	}
 	stats->resident_pages = counts[PAGE_LOCAL] + present;
 	stats->remote_pages = counts[PAGE_REMOTE] + counts[PAGE_IN_FLIGHT];
 	stats->dirty_pages = dirty;
+	stats->staged_pages = counts[PAGE_STAGED];
 	stats->spaces = spaces;
+	stats->tasks = tasks;
+	stats->wardens = wardens;
 	stats->table_bytes = bytes;
 	stats->table_pages = described;
 	stats->other_pages = (int64_t)tree->drift_pages > 0 ? tree->drift_pages : 0;
@@ -152,7 +158,6 @@ static void receive_source(struct tree *tree)
 static void task_ended(struct space *space)
 {
 	log_info("process %d has ended", space->pid);
-	space->tree->stats->tasks -= space->tree->stats->tasks > 0;
 	/* A forked child's pid was found by evidence. Its descriptor is closed when the memory has gone, which the next look tells; if
 	 * it has not, the pid was somebody else's and is looked for again. */
 	if (space->vpid == 0)
@@ -197,14 +202,15 @@ static void dispatch(struct tree *tree, const struct handle *handle)
 	}
 }
 
-/* Spaces that are closed are freed; with fill, those that are wholly local are closed. Returns whether any is left. */
+/* Spaces that are closed are freed; those that a transfer has made wholly local are closed. Returns whether any is left. */
 static bool sweep(struct tree *tree)
 {
 	bool left = false;
 	for (struct space *space = tree->spaces, *next; space; space = next) {
 		next = space->next;
-		if (space->filled && !space->closed && tree->running && !tree->deferred_count) {
+		if (!space->closed && migrate_is_whole(space)) {
 			log_info("process %d is wholly local", space->pid);
+			tree->migration.whole_spaces++;
 			space_close(space);
 		}
 		left |= !space->closed;
@@ -263,14 +269,14 @@ static void serve(struct tree *tree)
 			space_release_abandoned(tree);
 		if (tree->freezing)
 			control_work(tree);
-		uint64_t until_fill = tree->config->fill && tree->finished ? migrate_work(tree) : UINT64_MAX;
+		uint64_t until_fill = migrate_work(tree);
 		uint64_t now = clock_now_ns();
 		bool due = tree->running && now >= tree->next_watch_ns;
 		until_watch = DP_MIN(watch_work(tree, now), until_fill);
 		if (due)
 			update_stats(tree);
 		watch_source(tree, &writing);
-		if (!sweep(tree) && tree->running)
+		if (!sweep(tree) && tree->running && !tree->abandoned_count)
 			break;
 	}
 }
@@ -345,6 +351,7 @@ int pager_run(const struct pager_config *config, struct dp_err *err)
 	if (!tree)
 		return dp_fail(err, ENOMEM, "out of memory");
 	signal(SIGPIPE, SIG_IGN);
+	setpriority(PRIO_PROCESS, 0, PAGER_NICE); /* a whole tree waits for it, also on a busy machine; without the right to, it works on */
 	tree->config = config;
 	tree->source = config->source;
 	tree->err = err ? err : &local;
@@ -354,6 +361,8 @@ int pager_run(const struct pager_config *config, struct dp_err *err)
 		serve(tree);
 		ret = tree->failure;
 		update_stats(tree);
+		if (!ret && tree->migration.whole_spaces) /* read by the supervisor and init when we have ended */
+			__atomic_store_n(&tree->stats->left_ns, clock_now_ns(), __ATOMIC_RELEASE);
 	}
 	if (ret)
 		kill_tree(tree);

@@ -1,0 +1,156 @@
+#include "pager/pace.h"
+
+#include <string.h>
+
+#include "base/base.h"
+
+#define SECOND_NS 1000000000ull
+#define BURST_NS (20u * 1000 * 1000)
+#define PERIOD_NS (2 * SECOND_NS)
+#define INTERVAL_NS (50u * 1000 * 1000)
+#define FAULTS_LEAST 4u
+#define PLATEAUS 3u
+
+/* bytes * ns beyond 2^64 are common: 128-bit products. */
+static uint64_t bytes_in(uint64_t bytes_a_second, uint64_t ns)
+{
+	return (uint64_t)((unsigned __int128)bytes_a_second * ns / SECOND_NS);
+}
+
+static uint64_t time_of(uint64_t bytes, uint64_t bytes_a_second)
+{
+	return (uint64_t)((unsigned __int128)bytes * SECOND_NS / DP_MAX(bytes_a_second, 1u));
+}
+
+static uint64_t bandwidth(const struct pace *pace)
+{
+	return DP_MAX(pace->bandwidth[0], pace->bandwidth[1]);
+}
+
+static uint64_t round_trip(const struct pace *pace)
+{
+	const uint64_t *seen = pace->round_trip_ns;
+	return seen[0] && seen[1] ? DP_MIN(seen[0], seen[1]) : DP_MAX(seen[0], seen[1]);
+}
+
+void pace_init(struct pace *pace, uint64_t chunk_bytes, uint64_t rate_bytes, uint64_t now_ns)
+{
+	memset(pace, 0, sizeof(*pace));
+	pace->chunk_bytes = chunk_bytes;
+	pace->share = PACE_SHARE_FULL;
+	pace->period_ns = pace->looked_ns = pace->interval_ns = now_ns;
+	pace_set_rate(pace, rate_bytes, now_ns);
+}
+
+void pace_set_rate(struct pace *pace, uint64_t rate_bytes, uint64_t now_ns)
+{
+	pace->rate_bytes = rate_bytes;
+	pace->tokens_bytes = 0;
+	pace->filled_ns = now_ns;
+}
+
+/* ---- window ---- */
+
+uint64_t pace_window_bytes(const struct pace *pace)
+{
+	uint64_t held = bytes_in(bandwidth(pace), round_trip(pace));
+	if (pace->plateaus < PLATEAUS)
+		held *= 2;
+	return held + pace->chunk_bytes * (held ? 1 : 2);
+}
+
+/* Old estimates are forgotten after one to two periods: the link may have changed. */
+static void turn_period(struct pace *pace, uint64_t now_ns)
+{
+	uint64_t length = DP_MAX(PERIOD_NS, 8 * round_trip(pace));
+	if (now_ns - pace->period_ns < length)
+		return;
+	pace->period_ns = now_ns;
+	if (pace->bandwidth[0])
+		pace->bandwidth[1] = pace->bandwidth[0];
+	if (pace->round_trip_ns[0])
+		pace->round_trip_ns[1] = pace->round_trip_ns[0];
+	pace->bandwidth[0] = pace->round_trip_ns[0] = 0;
+}
+
+/* The start-up ends when three round trips did not bring a quarter more each. */
+static void look_for_plateau(struct pace *pace, uint64_t now_ns)
+{
+	if (pace->plateaus >= PLATEAUS || now_ns - pace->looked_ns < round_trip(pace))
+		return;
+	uint64_t now = bandwidth(pace);
+	pace->looked_ns = now_ns;
+	if (now > pace->grew_to + pace->grew_to / 4) {
+		pace->grew_to = now;
+		pace->plateaus = 0;
+	} else {
+		pace->plateaus++;
+	}
+}
+
+struct pace_chunk pace_sent(struct pace *pace, uint64_t bytes, uint64_t now_ns)
+{
+	pace->tokens_bytes -= (int64_t)bytes;
+	return (struct pace_chunk){ bytes, now_ns, pace->delivered_bytes };
+}
+
+void pace_delivered(struct pace *pace, struct pace_chunk chunk, uint64_t now_ns)
+{
+	uint64_t took = DP_MAX(now_ns - chunk.sent_ns, 1u);
+	pace->delivered_bytes += chunk.bytes;
+	turn_period(pace, now_ns);
+	if (chunk.bytes >= pace->chunk_bytes / 2) { /* a short one says little about the link */
+		uint64_t rate = (pace->delivered_bytes - chunk.delivered_bytes) * SECOND_NS / took;
+		pace->bandwidth[0] = DP_MAX(pace->bandwidth[0], rate);
+		if (!pace->round_trip_ns[0] || took < pace->round_trip_ns[0])
+			pace->round_trip_ns[0] = took;
+	}
+	look_for_plateau(pace, now_ns);
+}
+
+/* ---- rate and share ---- */
+
+static uint64_t allowed_bytes(const struct pace *pace)
+{
+	uint64_t left = pace->share < PACE_SHARE_FULL && bandwidth(pace) ? DP_MAX(bandwidth(pace) / PACE_SHARE_FULL * pace->share, 1u) : 0;
+	if (left && pace->rate_bytes)
+		return DP_MIN(left, pace->rate_bytes);
+	return left ? left : pace->rate_bytes;
+}
+
+uint64_t pace_wait_ns(struct pace *pace, uint64_t now_ns)
+{
+	uint64_t rate = allowed_bytes(pace);
+	if (!rate) {
+		pace->tokens_bytes = 0;
+		pace->filled_ns = now_ns;
+		return 0;
+	}
+	uint64_t depth = DP_MAX(bytes_in(rate, BURST_NS), pace->chunk_bytes);
+	uint64_t since = DP_MIN(now_ns - pace->filled_ns, SECOND_NS); /* a second fills any bucket, and nothing overflows */
+	pace->tokens_bytes = DP_MIN(pace->tokens_bytes + (int64_t)bytes_in(rate, since), (int64_t)depth);
+	pace->filled_ns = now_ns;
+	return pace->tokens_bytes >= 0 ? 0 : time_of((uint64_t)-pace->tokens_bytes, rate);
+}
+
+void pace_faults(struct pace *pace, uint64_t count, uint64_t sum_ns, uint64_t now_ns)
+{
+	if (now_ns - pace->interval_ns < INTERVAL_NS)
+		return;
+	uint64_t faults = count - pace->fault_count;
+	uint64_t mean = faults >= FAULTS_LEAST ? (sum_ns - pace->fault_sum_ns) / faults : 0;
+	pace->interval_ns = now_ns;
+	pace->fault_count = count;
+	pace->fault_sum_ns = sum_ns;
+	if (pace->baseline_ns)
+		pace->baseline_ns += pace->baseline_ns / 256;
+	if (mean && (!pace->baseline_ns || mean < pace->baseline_ns))
+		pace->baseline_ns = mean;
+	uint64_t chunk_ns = bandwidth(pace) ? time_of(pace->chunk_bytes, bandwidth(pace)) : 0;
+	if (mean > 2 * pace->baseline_ns + chunk_ns) {
+		pace->backed_off++;
+		pace->share = DP_MAX(pace->share / 2, PACE_SHARE_LEAST);
+	} else {
+		pace->share = DP_MIN(pace->share + PACE_SHARE_FULL / 16, PACE_SHARE_FULL);
+	}
+}
