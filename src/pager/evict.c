@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/uio.h>
+#include <sys/resource.h>
 
 #include "base/log.h"
 
@@ -130,7 +130,6 @@ static uint32_t book_moved(struct space *space)
 	}
 	staging->present += moved;
 	staging->held += moved;
-	space->tree->stats->staged_pages += moved;
 	space->tree->stats->moved_pages += moved;
 	return moved;
 }
@@ -239,7 +238,7 @@ static void bring_warden(struct space *space, uint64_t now)
 			ret = staging_init(&space->staging, tree->budget.staging_pages);
 			if (!ret)
 				ret = tree_watch_fd(tree, space->warden.event_fd, &space->warden_handle);
-			tree->stats->wardens++;
+			setpriority(PRIO_PROCESS, (id_t)space->warden.pid, PAGER_NICE);
 			log_info("warden %d placed in process %d", space->warden.pid, space->pid);
 		}
 	}
@@ -256,7 +255,7 @@ static bool evict_step(struct space *space, uint64_t excess, uint64_t used)
 	struct staging *staging = &space->staging;
 	evict_warden_done(space);
 	uint64_t fresh = staging->head - staging->written, judged = staging->written - staging->tail;
-	uint64_t room = staging->capacity - fresh - judged;
+	uint64_t room = staging->capacity - fresh - judged, ahead = tree->budget.ahead_pages;
 	bool urgent = excess > 0;
 	if (!space->warden.busy) { /* else its event comes */
 		if (space->unshare_count) {
@@ -268,13 +267,13 @@ static bool evict_step(struct space *space, uint64_t excess, uint64_t used)
 			drop_out(space, DP_MIN(ready, DP_MAX(excess, MOVE_PAGES)));
 			return true;
 		}
-		bool want = urgent || (staging->held < staging->capacity * 3 / 4 && residency_should_stage(&tree->budget, used));
+		bool want = staging->held < (urgent ? ahead + excess : ahead * 3 / 4) && residency_should_stage(&tree->budget, used);
 		if (want && room >= MOVE_LEAST && space->table.counts[PAGE_LOCAL]) {
-			move_out(space, (uint32_t)DP_MIN(room, DP_MAX(staging->capacity / 4, MOVE_LEAST)));
+			move_out(space, (uint32_t)DP_MIN(room, urgent ? MOVE_PAGES : DP_MAX(ahead / 4, MOVE_LEAST)));
 			return true;
 		}
 	}
-	bool short_of_judged = judged < staging->capacity / 4 && (urgent || fresh >= staging->capacity / 2 || room < MOVE_LEAST);
+	bool short_of_judged = judged < (urgent ? ahead / 4 + excess : ahead / 4) && (urgent || fresh >= ahead / 2 || room < MOVE_LEAST);
 	return short_of_judged && staging_write_back(space, WRITE_PAGES);
 }
 
@@ -327,7 +326,6 @@ static bool retire(struct space *space)
 	warden->state = WARDEN_READY;
 	warden_retire(warden, space->uffd, &stopped);
 	inject_leave(&stopped);
-	space->tree->stats->wardens--;
 	return true;
 }
 

@@ -86,7 +86,6 @@ static void take_over(struct tree *tree, int vpid, int uffd, pid_t pid, int pidf
 		tree_fail(tree, ret, "take over task %d: %s", vpid, err.text);
 		return;
 	}
-	tree->stats->tasks++;
 	log_info("task %d is process %d: %lu pages remote", vpid, pid, space->table.counts[PAGE_REMOTE]);
 }
 

@@ -75,7 +75,6 @@ static void discard_warden(struct space *space)
 	if (space->warden.state == WARDEN_ABSENT)
 		return;
 	unwatch(tree, space->warden.event_fd);
-	tree->stats->wardens -= space->warden.pid > 0 && tree->stats->wardens > 0;
 	if (!warden_discard(&space->warden, &unfinished))
 		return;
 	/* More than that many at once: the oldest is waited for; its memory has gone, so it stops soon. */

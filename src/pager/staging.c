@@ -45,7 +45,6 @@ void staging_release(struct space *space, uint32_t page, enum page_state state)
 		staging->state[at] = SLOT_GARBAGE;
 	staging->page[at] = pending && state == PAGE_REMOTE ? MOVED_ON : NO_PAGE;
 	staging->held--;
-	space->tree->stats->staged_pages--;
 	if (zeros && state == PAGE_REMOTE)
 		state = PAGE_ZERO;
 	/* A copy that the source has not acknowledged is none. */

@@ -227,7 +227,6 @@ static void find_child(struct space *space)
 			int ret = space_set_pid(space, pids[i], pidfd);
 			if (ret)
 				tree_fail(tree, ret, "watch a forked process");
-			tree->stats->tasks++;
 			return;
 		}
 	}

@@ -12,8 +12,8 @@ void residency_plan(struct residency_budget *plan, uint64_t budget_bytes)
 		return;
 	plan->headroom_pages = DP_MIN(DP_MAX(plan->budget_pages / 64, 64u), 2048u);
 	plan->reserve_pages = DP_MAX(plan->budget_pages / 16, 4096u);
-	uint64_t staging = plan->budget_pages / 16;
-	plan->staging_pages = DP_MIN(DP_MAX(staging, 128u), 8192u) / 64 * 64;
+	plan->ahead_pages = DP_MIN(DP_MAX(plan->budget_pages / 16, 128u), 8192u) / 64 * 64;
+	plan->staging_pages = DP_MAX(plan->ahead_pages, 1024u);
 }
 
 uint64_t residency_minimum_bytes(uint64_t tasks)
@@ -30,7 +30,7 @@ uint64_t residency_excess(const struct residency_budget *plan, uint64_t used_pag
 
 bool residency_should_stage(const struct residency_budget *plan, uint64_t used_pages)
 {
-	uint64_t ahead = plan->headroom_pages + plan->staging_pages;
+	uint64_t ahead = plan->headroom_pages + plan->ahead_pages;
 	return plan->budget_pages && used_pages + ahead > plan->budget_pages;
 }
 

@@ -13,7 +13,8 @@ struct residency_budget {
 	uint64_t budget_pages;   /* 0: none */
 	uint64_t headroom_pages; /* kept free below the budget, so that a fault never waits for an eviction */
 	uint64_t reserve_pages;  /* the tree may exceed the budget by this much for a moment (growth that nobody announces) */
-	uint64_t staging_pages;  /* staging of one space */
+	uint64_t ahead_pages;    /* wait in a space's staging ahead of need, for evidence that they are cold */
+	uint64_t staging_pages;  /* room in a space's staging: more than that, since the way to the source takes its time */
 };
 
 /* Derives the rest from the budget (bytes). */
