@@ -43,9 +43,10 @@ static void judge(struct compress_meter *meter, uint64_t bytes_per_second)
 
 void compress_answered(struct compress_meter *meter, uint8_t sent_turn, uint64_t pages, uint64_t now_ns)
 {
+	meter->pages_under_way -= DP_MIN(pages, meter->pages_under_way);
+	/* Others follow at once: what is timed is the link, not how fast the caller makes its requests. */
 	bool busy = meter->pages_under_way >= COMPRESS_BUSY_PAGES;
 
-	meter->pages_under_way -= DP_MIN(pages, meter->pages_under_way);
 	if (!meter->automatic || sent_turn != meter->turn)
 		return;
 	/* An idle link says nothing about its width. */
