@@ -16,6 +16,7 @@ void detector_settle(struct prefetcher *prefetcher, enum prefetch_policy owner, 
 bool detector_is_silent(struct prefetcher *prefetcher, enum prefetch_policy owner);
 
 /* ---- stream.c ---- */
+#define STREAM_PROOF_FAULTS 32u /* so many in a row are followed even where the detector has fallen silent */
 /* The stream that explains the fault, or -1. */
 int stream_match(const struct prefetcher *prefetcher, uint64_t pgno);
 /* A new one, seen for the `hits`th time at pgno. */

@@ -49,6 +49,14 @@ static void confirm(struct prefetcher *prefetcher, struct prefetch_area *area, u
 	area->chain_length = area->chain_pages = 0;
 }
 
+static bool is_straight(const struct prefetch_area *area, uint32_t length)
+{
+	for (uint32_t i = 2; i < length; i++)
+		if (area->chain[i] - area->chain[i - 1] != area->chain[1] - area->chain[0])
+			return false;
+	return true;
+}
+
 void learned_fault(struct prefetcher *prefetcher, struct prefetch_area *area, uint64_t pgno, struct prefetch_advice *advice)
 {
 	uint32_t had = area->chain_length, tag;
@@ -74,6 +82,12 @@ void learned_fault(struct prefetcher *prefetcher, struct prefetch_area *area, ui
 	}
 	if (length < 2) /* the trigger alone is no help */
 		return;
+	/* A chain that is as long as can be and has one delta only is a stream's to follow. */
+	if (prefetcher->policy == PREFETCH_ADAPTIVE && length == PREFETCH_CHAIN_PAGES && is_straight(area, length)) {
+		enum prefetch_policy owner = second == 1 ? PREFETCH_SEQUENTIAL : PREFETCH_STRIDE;
+		stream_advance(prefetcher, stream_begin(prefetcher, owner, pgno, second, STREAM_PROOF_FAULTS), pgno, advice);
+		return;
+	}
 	area->chain_length = length;
 	advice->owner = PREFETCH_LEARNED;
 	for (uint32_t i = 0; i + 1 < length; i++)

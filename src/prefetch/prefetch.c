@@ -7,6 +7,7 @@
 
 #define SILENCE_FAULTS 8192u   /* a silent detector is tried again after so many faults */
 #define OUTCOMES_KEPT 512u
+#define SETTLED_PAGES 1024u
 
 static const char *const names[PREFETCH_POLICIES] = {
 	[PREFETCH_ADAPTIVE] = "adaptive", [PREFETCH_NONE] = "none",       [PREFETCH_SEQUENTIAL] = "sequential",
@@ -43,16 +44,22 @@ uint32_t detector_least(enum prefetch_policy owner)
 	return owner == PREFETCH_SEQUENTIAL ? 2 : 4;
 }
 
-/* Streams that end with much unproven make the detector more careful, good ones less. */
+/* A detector of which little is used becomes more careful with each stream that ends, a good one less. */
 void detector_settle(struct prefetcher *prefetcher, enum prefetch_policy owner, uint32_t proven, uint32_t lost)
 {
 	struct prefetch_detector *detector = &prefetcher->detector[owner];
 	uint32_t least = detector_least(owner);
 	detector->patience = DP_MAX(detector->patience, least);
-	if (lost > proven / 4)
+	detector->good += proven;
+	detector->bad += lost;
+	if (detector->bad * 2 > detector->good * 3 && lost > proven)
 		detector->patience = DP_MIN(detector->patience + 1, PREFETCH_PATIENCE_LIMIT);
-	else if (proven > lost * 8 && detector->patience > least)
+	else if (detector->good > detector->bad && proven > lost && detector->patience > least)
 		detector->patience--;
+	if (detector->good + detector->bad > SETTLED_PAGES) {
+		detector->good /= 2;
+		detector->bad /= 2;
+	}
 	if (detector->patience == PREFETCH_PATIENCE_LIMIT && !detector->silent_faults)
 		detector->silent_faults = SILENCE_FAULTS;
 }
@@ -96,23 +103,31 @@ static int64_t find_stride(struct prefetcher *prefetcher, struct prefetch_area *
 	return stride;
 }
 
+/* A fault that no granted stream explains: first what the learned table knows, then a stride. */
+static void seek(struct prefetcher *prefetcher, struct prefetch_area *area, uint64_t pgno, struct prefetch_advice *advice)
+{
+	enum prefetch_policy owner;
+	uint32_t hits;
+	if (prefetcher->policy != PREFETCH_ADAPTIVE && area)
+		area_note(area, pgno, 0);
+	int64_t stride = advice->runs ? 0 : find_stride(prefetcher, area, pgno, &owner, &hits);
+	remember(prefetcher, pgno);
+	if (stride)
+		stream_advance(prefetcher, stream_begin(prefetcher, owner, pgno, stride, hits), pgno, advice);
+}
+
 static void follow(struct prefetcher *prefetcher, struct prefetch_area *area, uint64_t pgno, struct prefetch_advice *advice)
 {
 	int index = stream_match(prefetcher, pgno);
-	if (index < 0) {
-		enum prefetch_policy owner;
-		uint32_t hits;
-		if (area)
-			area_note(area, pgno, 0);
-		int64_t stride = find_stride(prefetcher, area, pgno, &owner, &hits);
-		remember(prefetcher, pgno);
-		if (!stride)
-			return;
-		index = stream_begin(prefetcher, owner, pgno, stride, hits);
-	} else if (area) {
+	bool granted = index >= 0 && prefetcher->stream[index].window;
+	if (prefetcher->policy == PREFETCH_ADAPTIVE && !granted)
+		learned_fault(prefetcher, area, pgno, advice);
+	else if (index >= 0 && area)
 		area_note(area, pgno, prefetcher->stream[index].stride);
-	}
-	stream_advance(prefetcher, index, pgno, advice);
+	if (index < 0)
+		seek(prefetcher, area, pgno, advice);
+	else if (!advice->runs)
+		stream_advance(prefetcher, index, pgno, advice);
 }
 
 void prefetch_fault(struct prefetcher *prefetcher, uint64_t area_start, uint64_t pgno, struct prefetch_advice *advice)

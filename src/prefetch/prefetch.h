@@ -59,6 +59,7 @@ struct prefetch_stream {
 	uint32_t asked[2];   /* pages asked for: between the last fault and the trigger; behind the trigger */
 	uint32_t proven;     /* pages that were asked for and used */
 	uint8_t owner;       /* enum prefetch_policy: who found it */
+	bool ahead;          /* a chunk behind the trigger was advised */
 	bool late;           /* a page was touched while it was still on its way */
 	uint64_t used;       /* the clock when it was last seen */
 };
@@ -81,6 +82,7 @@ struct prefetch_transition {
 struct prefetch_detector {
 	uint32_t patience; /* 0: the least of its kind */
 	uint32_t silent_faults;
+	uint64_t good, bad; /* pages of streams that ended lately: used, not used as far as is known */
 	uint64_t asked_pages, proven_pages;
 };
 

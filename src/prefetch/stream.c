@@ -4,8 +4,8 @@
 #include "base/base.h"
 
 #define FIRST_WINDOW 4u
-#define PIPELINE_WINDOW 8u  /* from here on a chunk is kept ahead of the one in use */
-#define PROOF_FAULTS 32u    /* so many in a row are followed even where the detector has fallen silent */
+#define PIPELINE_WINDOW 16u /* from here on a chunk is kept ahead of the one in use */
+#define WASTED_WINDOW 8u
 #define WASTED_PAGES 32u
 #define FORGOTTEN_FAULTS 2048u
 
@@ -41,7 +41,7 @@ int stream_match(const struct prefetcher *prefetcher, uint64_t pgno)
 		int64_t steps = steps_to(stream, (int64_t)pgno), front = steps_to(stream, stream->front);
 		/* What lies between trigger and front was asked for, if there was room. Where all of it was there already the program
 		 * may be well beyond. */
-		int64_t slack = !stream->window ? 0 : stream->asked[1] ? 1 : stream->window;
+		int64_t slack = !stream->window ? 0 : stream->ahead && !stream->asked[1] ? stream->window : 1;
 		if (steps >= 1 && steps >= steps_to(stream, (int64_t)stream->trigger) && steps <= front + slack &&
 		    (best < 0 || stream->hits > prefetcher->stream[best].hits))
 			best = (int)i;
@@ -85,17 +85,17 @@ int stream_begin(struct prefetcher *prefetcher, enum prefetch_policy owner, uint
 
 static bool guesses_are_wasted(const struct prefetcher *prefetcher)
 {
-	return prefetcher->wasted > prefetcher->used && prefetcher->wasted >= WASTED_PAGES;
+	return prefetcher->wasted > 2 * prefetcher->used && prefetcher->wasted >= WASTED_PAGES;
 }
 
-static uint32_t next_window(const struct prefetcher *prefetcher, const struct prefetch_stream *stream)
+static uint32_t next_window(const struct prefetcher *prefetcher, const struct prefetch_stream *stream, bool expected)
 {
 	if (!stream->window)
-		return DP_MIN(DP_MAX(stream->hits, FIRST_WINDOW), PREFETCH_WINDOW_PAGES / 2);
+		return DP_MIN(DP_MAX(stream->hits, FIRST_WINDOW), PIPELINE_WINDOW);
 	uint32_t limit = stream->late ? PREFETCH_WINDOW_PAGES : PREFETCH_WIDE_WINDOW_PAGES;
 	if (guesses_are_wasted(prefetcher))
-		limit = PIPELINE_WINDOW;
-	return DP_MIN(stream->window * 2, limit);
+		limit = WASTED_WINDOW;
+	return DP_MIN(expected ? stream->window * 2 : stream->window, limit);
 }
 
 void stream_advance(struct prefetcher *prefetcher, int index, uint64_t pgno, struct prefetch_advice *advice)
@@ -103,6 +103,7 @@ void stream_advance(struct prefetcher *prefetcher, int index, uint64_t pgno, str
 	struct prefetch_stream *stream = &prefetcher->stream[index];
 	struct prefetch_detector *detector = &prefetcher->detector[stream->owner];
 	int64_t stride = stream->stride, steps = steps_to(stream, (int64_t)pgno), asked = steps_to(stream, stream->front);
+	bool expected = pgno == stream->trigger || (int64_t)pgno == stream->front;
 	uint32_t least = prefetcher->policy == PREFETCH_ADAPTIVE ? DP_MAX(detector->patience, detector_least(stream->owner)) : 1;
 	if (stream->window) { /* what was asked for between the last fault and this one has been used */
 		uint32_t used = stream->asked[0] + (steps >= asked ? stream->asked[1] : 0);
@@ -117,13 +118,14 @@ void stream_advance(struct prefetcher *prefetcher, int index, uint64_t pgno, str
 	stream->hits++;
 	stream->used = prefetcher->clock;
 	if (prefetcher->policy == PREFETCH_ADAPTIVE && (detector_is_silent(prefetcher, stream->owner) || guesses_are_wasted(prefetcher)))
-		least = PROOF_FAULTS;
+		least = STREAM_PROOF_FAULTS;
 	if (stream->hits < least) {
 		stream->front = (int64_t)pgno + stride;
 		stream->trigger = (uint64_t)stream->front;
 		return;
 	}
-	stream->window = next_window(prefetcher, stream);
+	bool first = !stream->window;
+	stream->window = next_window(prefetcher, stream, expected);
 	stream->late = false;
 	advice->stream = index;
 	advice->owner = stream->owner;
@@ -134,7 +136,8 @@ void stream_advance(struct prefetcher *prefetcher, int index, uint64_t pgno, str
 		stream->front = next + chunk - stride;
 	}
 	stream->trigger = (uint64_t)stream->front;
-	if (behind ? stream->window >= PIPELINE_WINDOW : asked - steps <= (int64_t)stream->window) {
+	stream->ahead = behind ? !first && stream->window >= PIPELINE_WINDOW : asked - steps <= (int64_t)stream->window;
+	if (stream->ahead) {
 		advice_add(advice, stream->front, stride, stream->window, true, 1);
 		stream->front += chunk;
 	}
