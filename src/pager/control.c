@@ -1,6 +1,7 @@
-/* The control socket: both its ends. A request is one word (`freeze`, `export`, `thaw`); the answer is `ok` or an error text,
- * with `export` beside it a memfd that holds the page maps (laid out as struct export_head and its followers). One
- * connection at a time; when it ends, the tree is thawed. */
+/* The control socket: both its ends. A request is a word with numbers behind it (`freeze`, `export`, `thaw`, `migrate RATE LIFT`,
+ * `migrate-stop`, `heat SPACE AT`); the answer is `ok` or an error text, with `export` beside it a memfd that holds the page maps (laid
+ * out as struct export_head and its followers), and to `heat` a struct heat_piece. A few connections at a time; when the one that
+ * froze the tree ends, it is thawed. */
 #include "pager/control.h"
 
 #include <errno.h>
@@ -118,9 +119,9 @@ static int export_tree(struct tree *tree)
 	return ret ? ret : out;
 }
 
-static void answer(struct tree *tree, const char *text, int descriptor)
+static void send_answer(const struct control_peer *peer, const void *bytes, size_t count, int descriptor)
 {
-	struct iovec data = { (void *)text, strlen(text) };
+	struct iovec data = { (void *)bytes, count };
 	union {
 		char bytes[CMSG_SPACE(sizeof(int))];
 		struct cmsghdr align;
@@ -135,57 +136,124 @@ static void answer(struct tree *tree, const char *text, int descriptor)
 		header->cmsg_len = CMSG_LEN(sizeof(int));
 		memcpy(CMSG_DATA(header), &descriptor, sizeof(int));
 	}
-	if (sendmsg(tree->control_fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+	if (sendmsg(peer->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
 		log_warn("answer on the control socket: %s", strerror(errno));
+}
+
+static void answer(const struct control_peer *peer, const char *text)
+{
+	send_answer(peer, text, strlen(text), -1);
 }
 
 static void thaw(struct tree *tree)
 {
 	tree->frozen = tree->freezing = false;
+	tree->freezer = -1;
+}
+
+void control_init(struct tree *tree)
+{
+	tree->freezer = -1;
+	for (unsigned i = 0; i < CONTROL_PEERS; i++)
+		tree->control[i] = (struct control_peer){ .fd = -1, .handle.kind = HANDLE_CONTROL };
+}
+
+void control_done(struct tree *tree)
+{
+	for (unsigned i = 0; i < CONTROL_PEERS; i++)
+		dp_close_fd(&tree->control[i].fd);
 }
 
 void control_accept(struct tree *tree)
 {
+	struct control_peer *peer = NULL, refused = { .fd = -1 };
+	for (unsigned i = 0; i < CONTROL_PEERS && !peer; i++)
+		if (tree->control[i].fd < 0)
+			peer = &tree->control[i];
 	int fd = accept4(tree->config->control_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	if (fd < 0)
 		return;
-	if (tree->control_fd >= 0) {
-		static const char busy[] = "another checkpoint is under way";
-		ssize_t ignored = send(fd, busy, sizeof(busy) - 1, MSG_NOSIGNAL | MSG_DONTWAIT);
-		(void)ignored;
+	if (!peer) {
+		refused.fd = fd;
+		answer(&refused, "too many callers at once; try again");
 		close(fd);
 		return;
 	}
-	tree->control_fd = fd;
-	if (tree_watch_fd(tree, fd, &tree->control_handle))
-		dp_close_fd(&tree->control_fd);
+	peer->fd = fd;
+	if (tree_watch_fd(tree, fd, &peer->handle)) {
+		close(fd);
+		peer->fd = -1;
+	}
 }
 
-void control_serve(struct tree *tree)
+static void serve_freeze(struct tree *tree, struct control_peer *peer)
 {
-	char request[32];
-	ssize_t got = recv(tree->control_fd, request, sizeof(request) - 1, MSG_DONTWAIT);
+	int number = (int)(peer - tree->control);
+	if (tree->freezer >= 0 && tree->freezer != number) {
+		answer(peer, "another checkpoint is under way");
+		return;
+	}
+	tree->freezer = number;
+	tree->frozen = tree->freezing = true;
+}
+
+static void serve_export(struct tree *tree, const struct control_peer *peer)
+{
+	int fd = export_tree(tree);
+	const char *text = fd < 0 ? strerror(-fd) : "ok";
+	send_answer(peer, text, strlen(text), fd);
+	dp_close_fd(&fd);
+}
+
+/* One piece: its arrays are bounded, so a fault waits for some ten microseconds at most. */
+static void serve_heat(struct tree *tree, const struct control_peer *peer, uint64_t space, uint64_t at)
+{
+	struct heat_piece piece;
+	heat_export(tree, space, at, &piece);
+	send_answer(peer, &piece, offsetof(struct heat_piece, leaf) + piece.count * sizeof(piece.leaf[0]), -1);
+}
+
+static void serve_request(struct tree *tree, struct control_peer *peer, const char *request)
+{
+	uint64_t first, second;
+	if (!strcmp(request, "freeze")) {
+		serve_freeze(tree, peer);
+	} else if (!strcmp(request, "export")) {
+		serve_export(tree, peer);
+	} else if (!strcmp(request, "thaw")) {
+		thaw(tree);
+		answer(peer, "ok");
+	} else if (sscanf(request, "migrate %lu %lu", &first, &second) == 2) {
+		if (second)
+			migrate_lift_budget(tree);
+		migrate_start(tree, first);
+		answer(peer, "ok");
+	} else if (!strcmp(request, "migrate-stop")) {
+		migrate_stop(tree);
+		answer(peer, "ok");
+	} else if (sscanf(request, "heat %lu %lu", &first, &second) == 2) {
+		serve_heat(tree, peer, first, second);
+	} else {
+		answer(peer, "unknown request");
+	}
+}
+
+void control_serve(struct tree *tree, const struct handle *handle)
+{
+	struct control_peer *peer = (struct control_peer *)((char *)handle - offsetof(struct control_peer, handle));
+	char request[80];
+	ssize_t got = recv(peer->fd, request, sizeof(request) - 1, MSG_DONTWAIT);
 	if (got < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
 	if (got <= 0) {
-		thaw(tree);
-		close(tree->control_fd);
-		tree->control_fd = -1;
+		if (tree->freezer == peer - tree->control)
+			thaw(tree);
+		close(peer->fd);
+		peer->fd = -1;
 		return;
 	}
 	request[got] = 0;
-	if (!strcmp(request, "freeze")) {
-		tree->frozen = tree->freezing = true;
-	} else if (!strcmp(request, "export")) {
-		int fd = export_tree(tree);
-		answer(tree, fd < 0 ? strerror(-fd) : "ok", fd);
-		dp_close_fd(&fd);
-	} else if (!strcmp(request, "thaw")) {
-		thaw(tree);
-		answer(tree, "ok", -1);
-	} else {
-		answer(tree, "unknown request", -1);
-	}
+	serve_request(tree, peer, request);
 }
 
 void control_work(struct tree *tree)
@@ -199,7 +267,7 @@ void control_work(struct tree *tree)
 	if (!ready)
 		return;
 	tree->freezing = false;
-	answer(tree, "ok", -1);
+	answer(&tree->control[tree->freezer], "ok");
 }
 
 /* ---- the caller's end ---- */
@@ -252,6 +320,35 @@ int control_freeze(int connection, struct dp_err *err)
 int control_thaw(int connection, struct dp_err *err)
 {
 	return ask(connection, "thaw", NULL, err);
+}
+
+int control_migrate(int connection, uint64_t rate_bytes, bool lift_budget, struct dp_err *err)
+{
+	char request[64];
+	snprintf(request, sizeof(request), "migrate %lu %d", rate_bytes, lift_budget);
+	return ask(connection, request, NULL, err);
+}
+
+int control_migrate_stop(int connection, struct dp_err *err)
+{
+	return ask(connection, "migrate-stop", NULL, err);
+}
+
+int control_heat(int connection, uint64_t space, uint64_t at, struct heat_piece *piece, struct dp_err *err)
+{
+	char request[64];
+	int length = snprintf(request, sizeof(request), "heat %lu %lu", space, at);
+	if (send(connection, request, (size_t)length, MSG_NOSIGNAL) < 0)
+		return dp_fail_errno(err, errno, "ask the pager for heat");
+	ssize_t got;
+	while ((got = recv(connection, piece, sizeof(*piece), 0)) < 0 && errno == EINTR)
+		;
+	if (got <= 0)
+		return dp_fail_errno(err, got < 0 ? errno : EPIPE, "the pager did not answer");
+	size_t head = offsetof(struct heat_piece, leaf);
+	if ((size_t)got < head || piece->count > HEAT_PIECE_LEAVES || (size_t)got != head + piece->count * sizeof(piece->leaf[0]))
+		return dp_fail(err, EPROTO, "the pager is of another version of distri-proc");
+	return 0;
 }
 
 static int by_range(const void *first, const void *second)

@@ -1,4 +1,4 @@
-/* control: what `checkpoint` asks of the pager of a running instance, over its control socket (AF_UNIX, SEQPACKET). Client side;
+/* control: what `checkpoint`, `migrate-in` and `stats --heat` ask of the pager of a running instance, over its control socket (AF_UNIX, SEQPACKET). Client side;
  * the server is control.c of the same room. A checkpoint of an instance goes
  *     control_freeze -> CRIU dumps (the pager goes on answering faults) -> control_export -> commit -> control_thaw
  * Calls block (freeze until the wardens have left: milliseconds); if the caller dies, the pager thaws by itself when the
@@ -6,11 +6,13 @@
 #ifndef DP_PAGER_CONTROL_H
 #define DP_PAGER_CONTROL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "base/err.h"
 #include "client/client.h"
+#include "pager/heat.h"
 
 /* A local page of which the pool has a copy with this content hash (page_hash): if CRIU sent a page of the same hash, the copy
  * is the page; if CRIU sent none, the page came while CRIU dumped, and the copy is the page too. */
@@ -40,5 +42,11 @@ int control_freeze(int connection, struct dp_err *err);
 int control_export(int connection, struct control_export *out, struct dp_err *err);
 void control_export_done(struct control_export *out);
 int control_thaw(int connection, struct dp_err *err);
+
+/* Begins a background transfer, or changes its rate (bytes a second, 0: none). `lift_budget`: the tree may keep everything from now on. */
+int control_migrate(int connection, uint64_t rate_bytes, bool lift_budget, struct dp_err *err);
+int control_migrate_stop(int connection, struct dp_err *err);
+/* One piece of the pages' heat, see heat.h; begin with (UINT64_MAX, 0), go on with what the piece says. */
+int control_heat(int connection, uint64_t space, uint64_t at, struct heat_piece *piece, struct dp_err *err);
 
 #endif

@@ -195,7 +195,7 @@ static void dispatch(struct tree *tree, const struct handle *handle)
 		control_accept(tree);
 		break;
 	case HANDLE_CONTROL:
-		control_serve(tree);
+		control_serve(tree, handle);
 		break;
 	case HANDLE_KINDS:
 		break;
@@ -272,7 +272,7 @@ static void serve(struct tree *tree)
 		uint64_t until_fill = migrate_work(tree);
 		uint64_t now = clock_now_ns();
 		bool due = tree->running && now >= tree->next_watch_ns;
-		until_watch = DP_MIN(watch_work(tree, now), until_fill);
+		until_watch = DP_MIN(DP_MIN(watch_work(tree, now), heat_work(tree, now)), until_fill);
 		if (due)
 			update_stats(tree);
 		watch_source(tree, &writing);
@@ -299,7 +299,7 @@ static int prepare(struct tree *tree)
 	tree->listen_handle.kind = HANDLE_LISTEN;
 	tree->criu_handle.kind = HANDLE_CRIU;
 	tree->control_listen_handle.kind = HANDLE_CONTROL_LISTEN;
-	tree->control_handle.kind = HANDLE_CONTROL;
+	control_init(tree);
 	residency_plan(&tree->budget, config->budget_bytes);
 	if (config->stats_path)
 		tree->stats = stats_map(config->stats_path, 1, tree->err);
@@ -329,7 +329,7 @@ static void put_away(struct tree *tree)
 		tree->batch[i].space = NULL;
 	sweep(tree);
 	dp_close_fd(&tree->criu_fd);
-	dp_close_fd(&tree->control_fd);
+	control_done(tree);
 	dp_close_fd(&tree->epoll_fd);
 	if (tree->config->stats_path)
 		stats_unmap(tree->stats);
@@ -355,7 +355,7 @@ int pager_run(const struct pager_config *config, struct dp_err *err)
 	tree->config = config;
 	tree->source = config->source;
 	tree->err = err ? err : &local;
-	tree->criu_fd = tree->control_fd = -1;
+	tree->criu_fd = -1;
 	int ret = prepare(tree);
 	if (!ret) {
 		serve(tree);

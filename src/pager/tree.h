@@ -29,6 +29,7 @@
 #include "base/base.h"
 #include "base/rangeset.h"
 #include "instance/stats.h"
+#include "pager/heat.h"
 #include "pager/migrate.h"
 #include "pager/pager.h"
 #include "pager/source.h"
@@ -44,6 +45,7 @@
 #define WRITE_BATCHES 64u
 #define DOUBTS 128u
 #define ABANDONED 64u
+#define CONTROL_PEERS 8u
 #define STALL_LIMIT_NS (10u * 1000 * 1000) /* a fault waits no longer for room */
 #define PAGER_NICE (-15)
 #define ZERO_RUN_PAGES 16u  /* zero pages given at once to a process that grows */
@@ -54,6 +56,12 @@ enum handle_kind { HANDLE_UFFD = 1, HANDLE_WARDEN, HANDLE_PIDFD, HANDLE_SOURCE, 
 struct handle {
 	enum handle_kind kind;
 	struct space *space;
+};
+
+/* A connection to the control socket. */
+struct control_peer {
+	int fd; /* -1: free */
+	struct handle handle;
 };
 
 enum slot_state {
@@ -144,8 +152,10 @@ struct tree {
 	struct residency_budget budget;
 	struct space *spaces;
 	uint32_t space_numbers;
-	int epoll_fd, criu_fd, control_fd;
-	struct handle source_handle, listen_handle, criu_handle, control_listen_handle, control_handle;
+	int epoll_fd, criu_fd;
+	struct handle source_handle, listen_handle, criu_handle, control_listen_handle;
+	struct control_peer control[CONTROL_PEERS];
+	int freezer; /* the peer that wants the tree frozen, -1: none */
 	size_t announced, expected; /* tasks CRIU has handed over, of how many */
 	int pending_vpid;
 	bool finished;  /* CRIU said that every task is past the point of no return */
@@ -165,6 +175,7 @@ struct tree {
 	uint8_t *parked_data; /* [REQUESTS][REQUEST_PAGES] pages, touched only as needed */
 	uint32_t parked_requests;
 	struct migration migration;
+	struct heat_sweep heat;
 	struct write_batch batch[WRITE_BATCHES];
 	struct deferred_fault *deferred; /* ring of DEFERRED_FAULTS */
 	uint32_t deferred_head, deferred_count;
@@ -275,7 +286,9 @@ void handover_read(struct tree *tree);
 
 /* ---- control.c ---- */
 void control_accept(struct tree *tree);
-void control_serve(struct tree *tree);
+void control_serve(struct tree *tree, const struct handle *handle);
+void control_init(struct tree *tree);
+void control_done(struct tree *tree);
 /* Goes on with a freeze under way. */
 void control_work(struct tree *tree);
 
