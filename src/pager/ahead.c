@@ -16,6 +16,7 @@ void ahead_used(struct space *space, uint32_t page)
 		return;
 	*at &= (uint8_t)~PAGE_PREFETCHED;
 	space->tree->stats->prefetch_used_pages++;
+	heat_used(&space->table, page);
 	prefetch_outcome(&space->prefetcher, 1, 0);
 }
 

@@ -70,6 +70,7 @@ static void serve_staged(struct space *space, uint64_t pgno, uint32_t page, bool
 	table_change(&space->table, page, PAGE_LOCAL, PAGE_MAIN, 0);
 	if ((*table_heat(&space->table, page) & HEAT_TOUCHES) < HEAT_TOUCHES)
 		*table_heat(&space->table, page) += 1;
+	heat_touched(&space->table, page);
 	table_enqueue(&space->table, page, QUEUE_MAIN);
 	tree->stats->second_chance_pages++;
 	tree->stats->faults[FAULT_STAGED]++;

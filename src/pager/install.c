@@ -16,7 +16,7 @@ static void made_local(struct space *space, uint64_t pgno, const void *data, uin
 	uint32_t page = table_make(table, pgno);
 	assert(page != NO_PAGE);
 	uint8_t *at = table_page(table, page);
-	bool was_remote = (*at & PAGE_STATE_MASK) == PAGE_IN_FLIGHT;
+	bool was_remote = (*at & PAGE_STATE_MASK) == PAGE_IN_FLIGHT, demanded = *at & PAGE_DEMANDED;
 	bool again = (*at & PAGE_MAIN) && was_remote;
 	bool recent = was_remote && !(*at & PAGE_QUEUED) && again &&
 		      residency_remembered(*table_link(table, page), space->evictions, table->counts[PAGE_LOCAL]);
@@ -29,6 +29,8 @@ static void made_local(struct space *space, uint64_t pgno, const void *data, uin
 	if (was_remote)
 		flags |= *at & PAGE_PREFETCHED; /* as it was asked for, unless it was touched on its way */
 	table_change(table, page, PAGE_LOCAL, flags, PAGE_DEMANDED | PAGE_PREFETCHED | PAGE_MAIN | PAGE_HAS_COPY);
+	if (demanded || !was_remote)
+		heat_used(table, page);
 	table_enqueue(table, page, recent ? QUEUE_MAIN : QUEUE_SMALL);
 }
 

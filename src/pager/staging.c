@@ -282,6 +282,7 @@ void staging_drop_slot(struct space *space, uint64_t slot)
 	if (page < MOVED_ON) {
 		bool zeros = staging->state[slot] == SLOT_ZEROS, main = *table_page(&space->table, page) & PAGE_MAIN;
 		ahead_wasted(space, page);
+		heat_left(&space->table, page);
 		stats->clean_dropped_pages += !zeros && !main;
 		stats->zero_pages += zeros;
 		stats->evicted_pages++;
