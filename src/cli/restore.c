@@ -31,6 +31,8 @@ static const char run_usage[] =
 static const char common_usage[] =
 	"  --name NAME                name of the instance (default: its id)\n"
 	"  --compress auto|off|lz4    pages on the wire: packed where that is faster (default), never, always\n"
+	"  --migrate[=RATE]           fetch all memory in the background, hot first, at most RATE bytes a second (such as 800M);\n"
+	"                             without --local-memory the tree needs no pool any more when it is done\n"
 	"  --pid-namespace own|host   a PID namespace of its own (default), or the same pids on this host\n"
 	"  --pidfile FILE             write the host's pid of the tree's first process there\n"
 	"  --status-fd N              write one zero byte to this descriptor when the tree runs\n"
@@ -49,12 +51,13 @@ static const char common_usage[] =
 enum {
 	OPTION_LOCAL_MEMORY = 256, OPTION_DETACH, OPTION_WAIT, OPTION_PIDFILE, OPTION_STATUS_FD, OPTION_PID_NAMESPACE,
 	OPTION_NAME, OPTION_JSON, OPTION_ROOT, OPTION_CRIU, OPTION_SHELL_JOB,
-	OPTION_CRIU_ANY, OPTION_COMPRESS,
+	OPTION_CRIU_ANY, OPTION_COMPRESS, OPTION_MIGRATE,
 };
 
 static const struct option options[] = {
 	{ "local-memory", required_argument, NULL, OPTION_LOCAL_MEMORY },
 	{ "detach", no_argument, NULL, OPTION_DETACH },
+	{ "migrate", optional_argument, NULL, OPTION_MIGRATE },
 	{ "wait", no_argument, NULL, OPTION_WAIT },
 	{ "pidfile", required_argument, NULL, OPTION_PIDFILE },
 	{ "status-fd", required_argument, NULL, OPTION_STATUS_FD },
@@ -171,6 +174,11 @@ static int take_option(struct settings *settings, int value, const struct option
 		if (client_compress_parse(optarg, &restore->compress) == 0)
 			return 0;
 		return cli_usage_error(settings->command, "--compress takes auto, off or lz4");
+	case OPTION_MIGRATE:
+		restore->migrate = true;
+		if (!optarg || (!parse_size(optarg, &restore->migrate_rate_bytes) && restore->migrate_rate_bytes))
+			return 0;
+		return cli_usage_error(settings->command, "--migrate takes bytes a second, such as --migrate=800M");
 	case OPTION_SHELL_JOB: restore->shell_job = true; return add_criu_argument(settings, option);
 	case OPTION_CRIU_ANY: return add_any_criu_argument(settings);
 	case OPTION_CRIU: return add_criu_argument(settings, option);

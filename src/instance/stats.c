@@ -88,6 +88,14 @@ struct pager_stats *stats_map(const char *path, int create, struct dp_err *err)
 	return stats;
 }
 
+bool stats_pager_left(const char *path)
+{
+	struct pager_stats *stats = stats_map(path, 0, NULL);
+	bool left = stats && __atomic_load_n(&stats->left_ns, __ATOMIC_ACQUIRE);
+	stats_unmap(stats);
+	return left;
+}
+
 void stats_unmap(struct pager_stats *stats)
 {
 	if (stats)

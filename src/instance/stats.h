@@ -6,6 +6,7 @@
 #ifndef DP_INSTANCE_STATS_H
 #define DP_INSTANCE_STATS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/err.h"
@@ -93,5 +94,7 @@ struct pager_stats {
 /* Maps `path` (created with the right size if `create`). Returns the mapping or NULL with err set; stats_unmap ends it. */
 struct pager_stats *stats_map(const char *path, int create, struct dp_err *err);
 void stats_unmap(struct pager_stats *stats);
+/* Did the pager that wrote this file leave because everything is local? false also where there is no such file. */
+bool stats_pager_left(const char *path);
 
 #endif

@@ -23,6 +23,7 @@
 #include <sys/wait.h>
 
 #include "base/base.h"
+#include "instance/stats.h"
 #include "restore/criu_cache.h"
 #include "restore/plan.h"
 #include "restore/processes.h"
@@ -213,7 +214,9 @@ static void watch(void)
 	if (poll(polls, ARRAY_LENGTH(polls), -1) < 0)
 		return;
 	if (polls[2].revents) {
-		self.pager_gone = true;
+		char path[PATH_MAX];
+		/* One that left with everything local is not missed. */
+		self.pager_gone = !stats_pager_left(instance_path(&self.config->plan->instance, "stats", path, sizeof(path)));
 		self.pager_pidfd = -1;
 	}
 	if (polls[1].revents)

@@ -71,6 +71,8 @@ static int serve(const struct restore_plan *plan, int listen_fd, int control_fd,
 		.pool_uri = instance->pool,
 		.stats_path = instance_path(instance, "stats", stats, sizeof(stats)),
 		.budget_bytes = instance->budget_bytes,
+		.fill = plan->options->migrate,
+		.fill_rate_bytes = plan->options->migrate_rate_bytes,
 	};
 	ret = pager_run(&config, err);
 	source->ops->free(source);

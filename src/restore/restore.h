@@ -38,6 +38,8 @@ struct restore_options {
 	bool host_pid_namespace;        /* the same pids on this host instead of a namespace of its own */
 	bool foreground;                /* the tree ends when the caller does */
 	enum client_compress compress;  /* of pages on the wire */
+	bool migrate;                   /* fetch everything in the background, */
+	uint64_t migrate_rate_bytes;    /* at most so much a second; 0: no limit */
 	bool shell_job;                 /* --shell-job is among criu_arguments */
 	unsigned verbose;
 	char *const *criu_arguments;    /* passed on to `criu restore` */

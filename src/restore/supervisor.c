@@ -21,6 +21,7 @@
 #include "base/log.h"
 #include "instance/keeper.h"
 #include "instance/process.h"
+#include "instance/stats.h"
 #include "restore/criu_cache.h"
 #include "restore/pager_process.h"
 #include "restore/plan.h"
@@ -189,6 +190,14 @@ static void restore_failed(struct supervisor *supervisor, const struct init_mess
 	fail(supervisor, "pager ended early");
 }
 
+/* Everything is local: the tree needs neither a pager nor the descriptors that were kept for it. */
+static void pager_left(struct supervisor *supervisor)
+{
+	keeper_receive(&supervisor->keeper);
+	keeper_done(&supervisor->keeper);
+	log_info("all memory is local, the pager has left");
+}
+
 static void tree_runs(struct supervisor *supervisor, const struct init_message *message, int pidfd)
 {
 	struct instance *instance = supervisor->instance;
@@ -295,6 +304,11 @@ static void take_signals(struct supervisor *supervisor)
 	}
 	if (init_gone)
 		init_ended(supervisor);
+	char path[PATH_MAX];
+	if (pager_gone && stats_pager_left(instance_path(supervisor->instance, "stats", path, sizeof(path)))) {
+		pager_left(supervisor);
+		return;
+	}
 	if (pager_gone && (!supervisor->running || supervisor->pager_status))
 		pager_died(supervisor);
 	/* A pager that ends well has seen its whole tree go: init is about to follow. */
