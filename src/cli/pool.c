@@ -163,7 +163,7 @@ static int list_snapshots(struct client *client, const struct arguments *argumen
 	return 0;
 }
 
-static void print_snapshot_json(const struct snapshot_info *info)
+static void print_snapshot_json(const struct snapshot_info *info, const struct message_order *order)
 {
 	json_object *object = schema_object("distriproc.pool.inspect/1");
 	json_object *snapshot = snapshot_json(info), *spaces = json_object_new_array(), *files = json_object_new_array();
@@ -195,12 +195,17 @@ static void print_snapshot_json(const struct snapshot_info *info)
 	}
 	json_object_object_add(snapshot, "instance_list", instances);
 	json_object_object_add(snapshot, "spaces", spaces);
+	json_object *recorded = json_object_new_object();
+
+	add_number(recorded, "runs", order->count);
+	add_number(recorded, "bytes", order->pages * PAGE_BYTES);
+	json_object_object_add(snapshot, "recorded_order", recorded);
 	json_object_object_add(snapshot, "files", files);
 	json_object_object_add(object, "snapshot", snapshot);
 	cli_print_json(object);
 }
 
-static void print_snapshot(const struct snapshot_info *info)
+static void print_snapshot(const struct snapshot_info *info, const struct message_order *order)
 {
 	char text[64];
 	uint64_t file_bytes = 0;
@@ -213,6 +218,9 @@ static void print_snapshot(const struct snapshot_info *info)
 	printf(" (own: %s)\n", format_size(info->own_pages * PAGE_BYTES, text, sizeof(text)));
 	printf("skeleton   %s in %zu files\n", format_size(file_bytes, text, sizeof(text)), info->file_count);
 	printf("instances  %u\n", info->instances);
+	if (order->count)
+		printf("recorded   %s in %u runs: the order in which an earlier run wanted them\n",
+		       format_size(order->pages * PAGE_BYTES, text, sizeof(text)), order->count);
 	printf("meta       %s\n", info->meta_json);
 	if (info->space_count)
 		printf("\n%10s  %10s\n", "PID", "PAGES");
@@ -230,6 +238,20 @@ static void print_snapshot(const struct snapshot_info *info)
 		printf("%10s  %s\n", format_size(info->files[i].bytes, text, sizeof(text)), info->files[i].name);
 }
 
+/* How much an earlier run recorded; nothing where there is no such order. */
+static int count_order(struct client *client, uint64_t snapshot, struct message_order *order, struct dp_err *err)
+{
+	struct order_run *runs = NULL;
+	size_t count = 0;
+	int result = client_order_get(client, snapshot, &runs, &count, err);
+
+	*order = (struct message_order){ .count = (uint32_t)count };
+	for (size_t i = 0; i < count; i++)
+		order->pages += runs[i].pages;
+	free(runs);
+	return result == -ENOENT ? 0 : result;
+}
+
 static int inspect_snapshot(struct client *client, const struct arguments *arguments, struct dp_err *err)
 {
 	struct snapshot_info info;
@@ -237,10 +259,17 @@ static int inspect_snapshot(struct client *client, const struct arguments *argum
 
 	if (result < 0)
 		return result;
+	struct message_order order;
+
+	result = count_order(client, info.id, &order, err);
+	if (result < 0) {
+		client_snapshot_info_done(&info);
+		return result;
+	}
 	if (arguments->json)
-		print_snapshot_json(&info);
+		print_snapshot_json(&info, &order);
 	else
-		print_snapshot(&info);
+		print_snapshot(&info, &order);
 	client_snapshot_info_done(&info);
 	return 0;
 }

@@ -22,6 +22,7 @@
 
 #include "base/err.h"
 #include "transport/endpoint.h"
+#include "wire/order.h"
 #include "wire/page_range.h" /* struct page_range, enum request_class */
 
 struct client;
@@ -117,6 +118,9 @@ struct pool_status {
 };
 int client_status(struct client *client, struct pool_status *status, struct dp_err *err);
 
+/* The order in which an earlier run wanted the pages of a snapshot (or of an instance's snapshot); fresh array. -ENOENT: none. */
+int client_order_get(struct client *client, uint64_t object, struct order_run **runs, size_t *count, struct dp_err *err);
+
 /* ---- instances (blocking) ---- */
 struct instance_info {
 	uint64_t id;
@@ -152,6 +156,9 @@ int client_move(struct client *client, uint64_t space, uint64_t epoch, uint64_t 
  * picks its id: any not in use in this instance (one that was freed may be used again) with the same upper 44 bits as the parent's id. */
 int client_fork(struct client *client, uint64_t parent, uint64_t epoch, uint64_t child, uint64_t cookie);
 int client_space_free(struct client *client, uint64_t space, uint64_t epoch, uint64_t cookie);
+/* Gives the instance's snapshot a recorded order, in place of the one it has; labels are the snapshot's. At most ORDER_RUNS_LIMIT
+ * runs. Answered by on_done: -ENOENT where the snapshot was removed meanwhile. */
+int client_order_put(struct client *client, uint64_t instance, uint64_t epoch, const struct order_run *runs, size_t count, uint64_t cookie);
 
 struct client_handler {
 	void *context;

@@ -183,6 +183,17 @@ int client_space_free(struct client *client, uint64_t space, uint64_t epoch, uin
 	return send_change(client, &header, NULL, 0, NULL, 0, 0, 0, cookie);
 }
 
+int client_order_put(struct client *client, uint64_t instance, uint64_t epoch, const struct order_run *runs, size_t count, uint64_t cookie)
+{
+	struct message_header header = { .type = MESSAGE_ORDER_PUT, .object = instance, .epoch = epoch };
+	size_t size = 8 + DP_MIN(count, (size_t)ORDER_RUNS_LIMIT) * 24;
+	cleanup_free uint8_t *payload = malloc(size);
+
+	if (!payload)
+		return -ENOMEM;
+	return send_change(client, &header, payload, message_order_encode(payload, size, runs, count), NULL, 0, 0, 0, cookie);
+}
+
 /* What came while a control call waited. */
 static int deliver_held(struct client *client, const struct client_handler *handler)
 {

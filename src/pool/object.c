@@ -114,6 +114,7 @@ void object_free(struct pool *pool, struct object *object)
 		free(object->files[i].content);
 	free(object->files);
 	free(object->meta);
+	free(object->order);
 	if (object->previous)
 		object->previous->next = object->next;
 	else

@@ -66,6 +66,7 @@ int persist_remove(struct pool *pool, const char *name, struct dp_err *err)
 
 	if (!pool->store->persistent)
 		return 0;
+	order_remove(pool, name);
 	blob_name(name, blob);
 	int result = pool->store->ops->blob_delete(pool->store, blob);
 
@@ -165,8 +166,10 @@ static int load_manifest(struct load *load, const char *blob, const void *bytes,
 		result = load_space(load, &reader, snapshot);
 	if (result == 0)
 		result = manifest_finish(&reader);
-	if (result == 0)
+	if (result == 0) {
+		order_load(load->pool, snapshot);
 		pool_publish(load->pool, snapshot);
+	}
 	return result;
 }
 

@@ -60,6 +60,8 @@ struct object {
 	int failed; /* a write to the draft failed with this: it cannot be committed */
 	bool committing; /* no more writes */
 	uint32_t instances;
+	uint8_t *order; /* snapshots: the recorded order as it came (wire/order.h), or NULL */
+	uint32_t order_bytes;
 	/* instances */
 	uint64_t epoch;
 	uint64_t base; /* the snapshot's id */
@@ -118,6 +120,12 @@ const struct pool_file *pool_file_find(const struct object *snapshot, const char
 uint64_t object_pages(const struct object *object);
 uint64_t object_own_pages(const struct object *object);
 
+/* ---- recorded orders (order.c) ---- */
+/* Of an instance's snapshot; `bytes` have been checked. Durable where the store is. -ENOENT, -ESTALE, -ENOMEM, or the store's. */
+int pool_order_put(struct pool *pool, uint64_t instance, uint64_t epoch, const uint8_t *bytes, uint32_t length, struct dp_err *err);
+/* The snapshot, of itself or of an instance, if it has an order; else NULL. */
+const struct object *pool_order_get(const struct pool *pool, uint64_t id);
+
 /* ---- instances ---- */
 int pool_instance_create(struct pool *pool, const void *owner, const char *snapshot, const char *name, bool keep,
 			 struct object **instance, struct dp_err *err);
@@ -135,5 +143,9 @@ int persist_load(struct pool *pool, struct dp_err *err);
 /* The pages must have been synced before (T3). */
 int persist_save(struct pool *pool, const struct object *snapshot, struct dp_err *err);
 int persist_remove(struct pool *pool, const char *name, struct dp_err *err);
+/* Orders are advice: one that is damaged or of another snapshot of that name is dropped. */
+int order_save(struct pool *pool, const struct object *snapshot, struct dp_err *err);
+void order_load(struct pool *pool, struct object *snapshot);
+void order_remove(struct pool *pool, const char *name);
 
 #endif

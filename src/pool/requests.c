@@ -328,6 +328,36 @@ static int handle_remove(struct request *request)
 	return result < 0 ? result : pool_snapshot_remove(request->pool, name, message.flags & NAME_FLAG_FORCE, &request->err);
 }
 
+/* ---- recorded orders ---- */
+
+static int handle_order_put(struct request *request)
+{
+	struct message_order order;
+
+	if (message_order_decode(request->payload, request->header->length, &order) < 0)
+		return request_malformed(request);
+	return pool_order_put(request->pool, request->header->object, request->header->epoch, request->payload, request->header->length,
+			      &request->err);
+}
+
+static int handle_order_get(struct request *request)
+{
+	if (request->header->length)
+		return request_malformed(request);
+	const struct object *snapshot = pool_order_get(request->pool, request->header->object);
+
+	if (!snapshot)
+		return dp_fail(&request->err, ENOENT, "the snapshot has no recorded order");
+	struct reply *reply = reply_with_buffer(request, snapshot->order_bytes);
+
+	if (!reply)
+		return -ENOMEM;
+	memcpy(reply->extra, snapshot->order, snapshot->order_bytes);
+	reply->extra_bytes = snapshot->order_bytes;
+	request_answer(request, reply, MESSAGE_ORDER, CLASS_PREFETCH, snapshot->id, 0);
+	return 0;
+}
+
 /* ---- instances ---- */
 
 static int answer_instance(struct request *request, const struct object *instance)
@@ -411,6 +441,8 @@ static int (*const handlers[])(struct request *request) = {
 	[MESSAGE_LIST] = handle_list,
 	[MESSAGE_REMOVE] = handle_remove,
 	[MESSAGE_STATUS] = handle_status,
+	[MESSAGE_ORDER_PUT] = handle_order_put,
+	[MESSAGE_ORDER_GET] = handle_order_get,
 	[MESSAGE_INSTANCE_CREATE] = handle_instance_create,
 	[MESSAGE_INSTANCE_END] = handle_instance_end,
 	[MESSAGE_LEASE_TAKE] = handle_lease_take,

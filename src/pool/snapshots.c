@@ -195,8 +195,10 @@ int pool_snapshot_commit_finish(struct pool *pool, const void *owner, uint64_t i
 	result = persist_save(pool, draft, err);
 	if (result < 0)
 		return result;
-	if (old)
+	if (old) {
+		order_remove(pool, old->name);
 		object_free(pool, old);
+	}
 	pool_publish(pool, draft);
 	return 0;
 }

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "wire/pack.h"
+#include "wire/order.h"
 #include "wire/page_range.h"
 
 #define MESSAGE_VERSION 1
@@ -57,6 +58,9 @@ enum message_type {
 	MESSAGE_LIST = 42,
 	MESSAGE_REMOVE = 43,
 	MESSAGE_STATUS = 44,
+	MESSAGE_ORDER_PUT = 45,
+	MESSAGE_ORDER_GET = 46,
+	MESSAGE_ORDER = 47,
 	MESSAGE_INSTANCE_CREATE = 48,
 	MESSAGE_INSTANCE_INFO = 49,
 	MESSAGE_INSTANCE_END = 50,

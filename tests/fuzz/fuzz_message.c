@@ -138,6 +138,7 @@ static void check_control(unsigned type, const uint8_t *payload, size_t length)
 	struct message_status status;
 	struct message_instance_create create;
 	struct message_instance_info instance;
+	struct message_order order;
 	char text[ERROR_TEXT_LIMIT + 1];
 
 	if (type == MESSAGE_HELLO && message_hello_decode(payload, length, &hello) == 0)
@@ -154,6 +155,9 @@ static void check_control(unsigned type, const uint8_t *payload, size_t length)
 		same(payload, length, message_status_encode(again, sizeof(again), &status));
 	if (type == MESSAGE_INSTANCE_CREATE && message_instance_create_decode(payload, length, &create) == 0)
 		same(payload, length, message_instance_create_encode(again, sizeof(again), &create));
+	if (type == MESSAGE_ORDER && message_order_decode(payload, length, &order) == 0)
+		for (uint32_t i = 0; i < order.count; i++)
+			assert(order_run_at(&order, i).pages);
 	if (type == MESSAGE_INSTANCE_INFO && message_instance_info_decode(payload, length, &instance) == 0)
 		for (uint32_t i = 0; i < instance.space_count; i++)
 			message_info_space_at(instance.spaces, i);

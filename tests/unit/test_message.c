@@ -276,6 +276,40 @@ static void info__hostile_counts__are_refused(void **state)
 	assert_int_equal(message_info_decode(buffer, (size_t)length, &back), -EBADMSG);
 }
 
+static void order__round_trip_and_nonsense__is_kept_and_refused(void **state)
+{
+	const struct order_run runs[] = { { 1, 0x400, 3 }, { 77, PGNO_END - 1, 1 }, { 1, 0, PGNO_END } };
+	struct message_order order;
+	int length = message_order_encode(buffer, sizeof(buffer), runs, 3);
+
+	assert_int_equal(length, 8 + 3 * 24);
+	assert_int_equal(message_order_decode(buffer, (size_t)length, &order), 0);
+	assert_int_equal(order.count, 3);
+	assert_int_equal(order.pages, 4 + PGNO_END);
+	for (uint32_t i = 0; i < 3; i++) {
+		struct order_run back = order_run_at(&order, i);
+
+		assert_memory_equal(&back, &runs[i], sizeof(back));
+	}
+	for (int cut = 0; cut < length; cut++)
+		assert_int_equal(message_order_decode(buffer, (size_t)cut, &order), -EBADMSG);
+	assert_int_equal(message_order_decode(buffer, (size_t)length + 1, &order), -EBADMSG);
+	for (size_t at = 8; at < (size_t)length; at += 24) { /* no pages; beyond the end */
+		uint8_t kept[24];
+
+		memcpy(kept, buffer + at, 24);
+		memset(buffer + at + 16, 0, 8);
+		assert_int_equal(message_order_decode(buffer, (size_t)length, &order), -EBADMSG);
+		memset(buffer + at + 8, 0xff, 16);
+		assert_int_equal(message_order_decode(buffer, (size_t)length, &order), -EBADMSG);
+		memcpy(buffer + at, kept, 24);
+	}
+	buffer[3] = 0xff;
+	assert_int_equal(message_order_decode(buffer, (size_t)length, &order), -EBADMSG);
+	assert_int_equal(message_order_encode(buffer, sizeof(buffer), runs, 0), -EMSGSIZE);
+	assert_int_equal(message_order_encode(buffer, 79, runs, 3), -EMSGSIZE);
+}
+
 static void encoders__buffer_too_small__say_so(void **state)
 {
 	const struct page_range range = { 1, 1 };
@@ -313,6 +347,7 @@ int main(void)
 		cmocka_unit_test(file__part_beyond_the_total__is_refused),
 		cmocka_unit_test(texts__with_NUL_or_too_long__are_refused),
 		cmocka_unit_test(info__hostile_counts__are_refused),
+		cmocka_unit_test(order__round_trip_and_nonsense__is_kept_and_refused),
 		cmocka_unit_test(encoders__buffer_too_small__say_so),
 		cmocka_unit_test(errors__through_the_wire__keep_their_meaning),
 	};

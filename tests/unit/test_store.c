@@ -309,6 +309,76 @@ static void pool__store_reopened__has_its_snapshots_and_nothing_else(void **stat
 	}
 }
 
+static void expect_order(const struct pool_fixture *fixture, const char *name, uint64_t pgno)
+{
+	struct client *client = fixture_connect(fixture);
+	struct snapshot_info info;
+	struct order_run *runs;
+	size_t count;
+	struct dp_err err;
+
+	assert_int_equal(client_snapshot_open(client, name, &info, &err), 0);
+	int result = client_order_get(client, info.id, &runs, &count, &err);
+
+	assert_int_equal(result, pgno ? 0 : -ENOENT);
+	if (pgno) {
+		assert_int_equal(count, 2);
+		assert_int_equal(runs[0].pgno, pgno);
+		assert_int_equal(runs[1].pages, 7);
+		free(runs);
+	}
+	client_snapshot_info_done(&info);
+	client_close(client);
+}
+
+/* An order comes back with its snapshot, and not with another one of that name. */
+static void pool__store_reopened__orders_are_their_snapshots(void **state)
+{
+	for (size_t engine = 0; engine < ARRAY_LENGTH(persistent); engine++) {
+		struct pool_fixture fixture = { 0 };
+		struct instance_info instance;
+		struct dp_err err;
+
+		fixture_start(&fixture, uri_of(persistent[engine]));
+		struct client *client = fixture_connect(&fixture);
+		struct order_run *none;
+		size_t count;
+
+		make_snapshot(client, "deep/one:x", 30);
+		make_snapshot(client, "two", 30);
+		for (uint64_t pgno = 1; pgno < 3; pgno++) {
+			struct order_run runs[] = { { 1, pgno, 1 }, { 1, 9, 7 } };
+			struct results results = { 0 };
+
+			assert_int_equal(client_instance_create(client, pgno == 1 ? "deep/one:x" : "two", "i", false, &instance, &err), 0);
+			assert_int_equal(client_order_get(client, instance.id, &none, &count, &err), -ENOENT);
+			assert_int_equal(client_order_put(client, instance.id, 2, runs, 2, 1), 0);
+			assert_int_equal(results_wait(client, &results, 1), -ESTALE);
+			results = (struct results){ 0 };
+			assert_int_equal(client_order_put(client, instance.id, 1, runs, 2, 1), 0);
+			assert_int_equal(results_wait(client, &results, 1), 0);
+			free(instance.spaces);
+		}
+		expect_order(&fixture, "deep/one:x", 1);
+		client_close(client);
+		fixture_end(&fixture);
+		fixture_start(&fixture, uri_of(persistent[engine]));
+		expect_order(&fixture, "deep/one:x", 1);
+		expect_order(&fixture, "two", 2);
+		client = fixture_connect(&fixture);
+		assert_int_equal(client_remove(client, "two", false, &err), 0);
+		make_snapshot(client, "two", 20);
+		expect_order(&fixture, "two", 0);
+		client_close(client);
+		fixture_end(&fixture);
+		fixture_start(&fixture, uri_of(persistent[engine]));
+		expect_order(&fixture, "two", 0);
+		expect_order(&fixture, "deep/one:x", 1);
+		fixture_end(&fixture);
+		remove_tree(fixture.directory);
+	}
+}
+
 /* Copies what is at rest, as a crash would leave it. */
 static void copy_store(const char *from, const char *to)
 {
@@ -707,6 +777,7 @@ int main(void)
 		TEST(store_open__killed_while_creating__can_be_opened_again),
 		TEST(heap__pages_freed_and_allocated_at_random__never_overlap),
 		TEST(pool__store_reopened__has_its_snapshots_and_nothing_else),
+		TEST(pool__store_reopened__orders_are_their_snapshots),
 		TEST(pool__copied_at_any_moment__opens_with_what_was_committed),
 		TEST(pool__killed_while_committing__keeps_each_snapshot_whole_or_not_at_all),
 		TEST(pool__any_store_call_fails__commit_is_refused_and_the_pool_lives),
