@@ -6,6 +6,7 @@ int cmd_check(int argc, char **argv);
 int cmd_checkpoint(int argc, char **argv);
 int cmd_criu_hook(int argc, char **argv);
 int cmd_lazy_pages(int argc, char **argv);
+int cmd_migrate_in(int argc, char **argv);
 int cmd_pool(int argc, char **argv);
 int cmd_ps(int argc, char **argv);
 int cmd_restore(int argc, char **argv);

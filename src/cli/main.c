@@ -28,6 +28,7 @@ static const struct command {
 	{ "run", cmd_run, "restore in the foreground, pass signals on, exit as it does", GROUP_PROCESSES },
 	{ "ps", cmd_ps, "list the process trees restored on this host", GROUP_PROCESSES },
 	{ "stats", cmd_stats, "show memory, faults and traffic of one", GROUP_PROCESSES },
+	{ "migrate-in", cmd_migrate_in, "fetch all memory of a running one in the background", GROUP_PROCESSES },
 	{ "stop", cmd_stop, "end one and wait until nothing of it is left", GROUP_PROCESSES },
 	{ "pool", cmd_pool, "serve a pool; list, show and remove what is in one", GROUP_POOL },
 	{ "check", cmd_check, "say what this host can do, and what to do about each \"no\"", GROUP_HOST },

@@ -12,6 +12,7 @@
 #include "instance/instance.h"
 #include "instance/process.h"
 #include "instance/stats.h"
+#include "sys/proc.h"
 
 static const char usage[] =
 	"Usage: distri-proc ps [--json] [--root DIRECTORY]\n"
@@ -24,8 +25,8 @@ static const char usage[] =
 struct row {
 	const struct instance *instance;
 	size_t tasks;
-	bool has_stats;
-	uint64_t resident_bytes, remote_bytes, faults, uptime_ns;
+	bool has_stats, local; /* local: the pager has left */
+	uint64_t budget_bytes, resident_bytes, remote_bytes, faults, uptime_ns;
 };
 
 static const char *state_of(const struct row *row)
@@ -36,7 +37,20 @@ static const char *state_of(const struct row *row)
 		return "ending";
 	if (!process_is_alive(row->instance->supervisor.pid, row->instance->supervisor.start_time))
 		return "unsupervised";
+	if (row->local)
+		return "local";
 	return "running";
+}
+
+/* Of an instance that no pager counts any more. */
+static uint64_t anonymous_bytes(const pid_t *tasks, size_t count)
+{
+	uint64_t bytes = 0;
+	struct proc_pss pss;
+	for (size_t i = 0; i < count; i++)
+		if (!proc_read_pss(tasks[i], &pss))
+			bytes += pss.anonymous_bytes;
+	return bytes;
 }
 
 static void fill_row(struct row *row, const struct instance *instance)
@@ -44,21 +58,28 @@ static void fill_row(struct row *row, const struct instance *instance)
 	char path[PATH_MAX];
 	struct timespec now;
 	pid_t *tasks = NULL;
-	*row = (struct row){ .instance = instance };
+	*row = (struct row){ .instance = instance, .budget_bytes = instance->budget_bytes };
 	if (instance_tasks(instance, &tasks, &row->tasks))
 		row->tasks = 0;
-	free(tasks);
 	clock_gettime(CLOCK_REALTIME, &now);
 	uint64_t now_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 	row->uptime_ns = now_ns > instance->created_unix_ns ? now_ns - instance->created_unix_ns : 0;
 	struct pager_stats *stats = stats_map(instance_path(instance, "stats", path, sizeof(path)), 0, NULL);
-	if (!stats)
-		return; /* the pager has not come so far yet */
+	if (!stats) { /* the pager has not come so far yet */
+		free(tasks);
+		return;
+	}
 	row->has_stats = true;
 	if (row->tasks && stats->tasks)
 		row->tasks = stats->tasks; /* without helpers of ours */
 	row->resident_bytes = stats->resident_pages * PAGE_BYTES;
 	row->remote_bytes = stats->remote_pages * PAGE_BYTES;
+	row->local = stats->left_ns > 0;
+	if (row->local)
+		row->resident_bytes = anonymous_bytes(tasks, row->tasks);
+	if (instance->budget_bytes && !stats->budget_pages)
+		row->budget_bytes = 0; /* it was lifted */
+	free(tasks);
 	for (int i = 0; i < FAULT_KINDS; i++)
 		row->faults += stats->faults[i];
 	stats_unmap(stats);
@@ -80,7 +101,7 @@ static json_object *row_json(const struct row *row)
 	json_object_object_add(object, "directory", json_object_new_string(instance->directory));
 	json_object_object_add(object, "tasks", json_object_new_uint64(row->tasks));
 	json_object_object_add(object, "snapshot_bytes", json_object_new_uint64(instance->snapshot_pages * PAGE_BYTES));
-	json_object_object_add(object, "budget_bytes", json_object_new_uint64(instance->budget_bytes));
+	json_object_object_add(object, "budget_bytes", json_object_new_uint64(row->budget_bytes));
 	json_object_object_add(object, "resident_bytes", row->has_stats ? json_object_new_uint64(row->resident_bytes) : NULL);
 	json_object_object_add(object, "remote_bytes", row->has_stats ? json_object_new_uint64(row->remote_bytes) : NULL);
 	json_object_object_add(object, "faults", row->has_stats ? json_object_new_uint64(row->faults) : NULL);
@@ -134,8 +155,8 @@ static void print_table(const struct instance *list, size_t count)
 			format_size(row.resident_bytes, resident, sizeof(resident));
 			snprintf(faults, sizeof(faults), "%llu", (unsigned long long)row.faults);
 		}
-		if (list[i].budget_bytes)
-			format_size(list[i].budget_bytes, budget, sizeof(budget));
+		if (row.budget_bytes)
+			format_size(row.budget_bytes, budget, sizeof(budget));
 		printf("%-*s  %-*s  %-*s  %7d  %-12s  %5zu  %10s  %10s  %10s  %6s\n", id, list[i].id, name, list[i].name,
 		       snapshot, list[i].snapshot, (int)list[i].root.pid, state_of(&row), row.tasks, resident, budget, faults,
 		       format_uptime(row.uptime_ns, uptime, sizeof(uptime)));
