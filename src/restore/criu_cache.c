@@ -56,21 +56,23 @@ static int make_in_child(const char *criu_path, const char *path)
 	return rename(fresh, path) ? 1 : 0;
 }
 
+const char *criu_cache_directory(void)
+{
+	bool usable = is_tmpfs("/dev/shm") && (!mkdir(KEPT_DIRECTORY, 0700) || errno == EEXIST);
+	return usable ? KEPT_DIRECTORY : NULL;
+}
+
 void criu_cache_prepare(const char *criu_path, char *path, size_t size)
 {
 	struct stat info, kept;
 	*path = 0;
-	if (is_tmpfs(CRIU_RUN_DIRECTORY) || !is_tmpfs("/dev/shm") || stat(criu_path, &info))
+	if (is_tmpfs(CRIU_RUN_DIRECTORY) || !criu_cache_directory() || stat(criu_path, &info))
 		return;
 	/* /dev/shm does not outlive a boot, and CRIU itself refuses the cache of another build. */
 	snprintf(path, size, KEPT_DIRECTORY "/.criu-%llx-%llx.kdat", (unsigned long long)info.st_mtim.tv_sec,
 		 (unsigned long long)info.st_size);
 	if (!lstat(path, &kept) && S_ISREG(kept.st_mode) && kept.st_uid == geteuid() && kept.st_size > 0)
 		return;
-	if (mkdir(KEPT_DIRECTORY, 0700) && errno != EEXIST) {
-		*path = 0;
-		return;
-	}
 	int status = -1;
 	pid_t child = fork();
 	if (child == 0)

@@ -11,6 +11,8 @@
 
 #include <stddef.h>
 
+/* Where things about CRIU are kept that hold for a boot, or NULL where there is no such place. */
+const char *criu_cache_directory(void);
 /* The kept file for this CRIU, made if it is not there yet (~40 ms).
  * `path` gets "" where there is none to lend. Forks; blocks. */
 void criu_cache_prepare(const char *criu_path, char *path, size_t size);

@@ -4,6 +4,7 @@
 
 #include "base/base.h"
 #include "restore/criu_cache.h"
+#include "restore/criu_libraries.h"
 #include "restore/plan.h"
 #include "sys/criu.h"
 
@@ -20,7 +21,16 @@ static bool needs_root(const struct restore_plan *plan)
 	return plan->own_mounts;
 }
 
-int criu_command_make(const struct restore_plan *plan, char ***argv, char *kdat, size_t kdat_size, struct dp_err *err)
+/* Connections that are locked and unlocked need the libraries. */
+static bool needs_libraries(const struct restore_options *options)
+{
+	for (size_t i = 0; i < options->criu_argument_count; i++)
+		if (!strncmp(options->criu_arguments[i], "--tcp-", 6) || !strncmp(options->criu_arguments[i], "--network-lock", 14))
+			return true;
+	return false;
+}
+
+int criu_command_make(const struct restore_plan *plan, struct criu_command *command, struct dp_err *err)
 {
 	const struct restore_options *options = plan->options;
 	const struct instance *instance = &plan->instance;
@@ -28,7 +38,10 @@ int criu_command_make(const struct restore_plan *plan, char ***argv, char *kdat,
 	int ret = criu_find(criu_path, err);
 	if (ret)
 		return ret;
-	criu_cache_prepare(criu_path, kdat, kdat_size);
+	criu_cache_prepare(criu_path, command->kdat, sizeof(command->kdat));
+	command->preload[0] = 0;
+	if (!needs_libraries(options))
+		criu_libraries_prepare(criu_path, command->preload, sizeof(command->preload));
 	char **list = calloc(FIXED_ARGUMENTS + options->criu_argument_count, sizeof(*list));
 	if (!list)
 		return dp_fail(err, ENOMEM, "out of memory");
@@ -54,7 +67,7 @@ int criu_command_make(const struct restore_plan *plan, char ***argv, char *kdat,
 	for (size_t i = 0; i < count; i++)
 		if (!list[i])
 			return dp_fail(err, ENOMEM, "out of memory");
-	*argv = list;
+	command->argv = list;
 	return 0;
 }
 

@@ -109,8 +109,11 @@ static void start_criu(void)
 	sigset_t none;
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	execv(config->criu_argv[0], config->criu_argv);
-	dprintf(config->log_fd, "Error (init): exec %s: %s\n", config->criu_argv[0], strerror(errno));
+	char **argv = config->command->argv;
+	if (config->command->preload[0])
+		setenv("LD_PRELOAD", config->command->preload, 1);
+	execv(argv[0], argv);
+	dprintf(config->log_fd, "Error (init): exec %s: %s\n", argv[0], strerror(errno));
 	_exit(127);
 }
 
@@ -129,7 +132,7 @@ static void criu_ended(int status)
 {
 	struct init_message message = { .kind = INIT_RUNNING };
 	self.criu = 0;
-	criu_cache_take_back(self.config->kdat_path, self.kdat_lock);
+	criu_cache_take_back(self.config->command->kdat, self.kdat_lock);
 	self.kdat_lock = -1;
 	/* What the tree starts from here on comes after its own pids, as it would have done where it came from. */
 	if (self.config->plan->own_pid_namespace && self.highest_pid)
@@ -253,7 +256,7 @@ void init_main(const struct init_config *config)
 	int ret = plan->own_pid_namespace ? set_last_pid(plan->last_pid) : 0;
 	if (ret)
 		give_up("set ns_last_pid", -ret);
-	self.kdat_lock = criu_cache_lend(config->kdat_path);
+	self.kdat_lock = criu_cache_lend(config->command->kdat);
 	start_criu();
 	for (;;)
 		watch();

@@ -88,23 +88,26 @@ struct init_message {
 /* Becomes the supervisor; never returns. */
 void supervisor_main(struct restore_plan *plan) __attribute__((noreturn));
 
+/* ---- criu_command.c ---- */
+struct criu_command {
+	char **argv;            /* of `criu restore`, ready to exec; fresh, for a process that execs or exits */
+	char kdat[PATH_MAX];    /* the cache to lend it, see criu_cache_prepare */
+	char preload[PATH_MAX]; /* what is preloaded, see criu_libraries_prepare */
+};
+int criu_command_make(const struct restore_plan *plan, struct criu_command *command, struct dp_err *err);
+/* The last Error line of a CRIU log that says something, without its prefix; false where there is none. */
+bool criu_log_last_error(const char *log_path, char *text, size_t size);
+/* The same on a text (it is changed). */
+bool criu_text_last_error(char *log, char *text, size_t size);
+
 /* ---- init.c ---- */
 struct init_config {
 	const struct restore_plan *plan;
-	char *const *criu_argv;  /* ready to exec */
-	const char *kdat_path;   /* CRIU's kernel-data cache to lend it, or NULL (criu_cache.h) */
+	const struct criu_command *command;
 	int channel_fd;          /* to the supervisor, SEQPACKET */
 	int log_fd;              /* criu's stdout and stderr */
 };
 /* Becomes init; never returns; exits with the root's code. */
 void init_main(const struct init_config *config) __attribute__((noreturn));
-
-/* ---- criu_command.c ---- */
-/* argv for `criu restore`, fresh, for a process that execs or exits; `kdat` gets the cache to lend it, see criu_cache_prepare. */
-int criu_command_make(const struct restore_plan *plan, char ***argv, char *kdat, size_t kdat_size, struct dp_err *err);
-/* The last Error line of a CRIU log that says something, without its prefix; false where there is none. */
-bool criu_log_last_error(const char *log_path, char *text, size_t size);
-/* The same on a text (it is changed). */
-bool criu_text_last_error(char *log, char *text, size_t size);
 
 #endif

@@ -423,10 +423,10 @@ static void start_pager(struct supervisor *supervisor)
 static void start_init(struct supervisor *supervisor)
 {
 	struct restore_plan *plan = supervisor->plan;
-	char kdat[PATH_MAX] = "", path[PATH_MAX];
-	cleanup_free char **argv = NULL;
+	struct criu_command command = { 0 };
+	char path[PATH_MAX];
 	int channel[2];
-	if (criu_command_make(plan, &argv, kdat, sizeof(kdat), &supervisor->err))
+	if (criu_command_make(plan, &command, &supervisor->err))
 		give_up(supervisor);
 	close_fd(&supervisor->log_fd);
 	supervisor->log_fd = open(instance_path(supervisor->instance, "criu-output.log", path, sizeof(path)),
@@ -443,11 +443,11 @@ static void start_init(struct supervisor *supervisor)
 		fail(supervisor, "make namespaces for the tree: %s", strerror(errno));
 	if (pid == 0) {
 		struct init_config config = {
-			.plan = plan, .criu_argv = argv, .kdat_path = kdat, .channel_fd = channel[1],
-			.log_fd = supervisor->log_fd,
+			.plan = plan, .command = &command, .channel_fd = channel[1], .log_fd = supervisor->log_fd,
 		};
 		init_main(&config);
 	}
+	free(command.argv);
 	close(channel[1]);
 	supervisor->channel_fd = channel[0];
 	supervisor->init = (pid_t)pid;
