@@ -221,8 +221,13 @@ static void nothing_left(struct tree *tree)
 	bool under_way = tree->in_flight > 0;
 	for (const struct space *space = tree->spaces; space; space = space->next)
 		under_way |= !space->closed && space->table.counts[PAGE_STAGED];
-	if (!under_way)
-		set_state(tree, MIGRATE_DONE);
+	struct pager_stats *stats = tree->stats;
+	if (under_way || stats->migrate_state == MIGRATE_DONE)
+		return;
+	set_state(tree, MIGRATE_DONE);
+	log_info("transfer done: %lu pages in %.3f s, window %lu KiB, backed off %lu times", stats->migrated_pages - stats->migrate_from_pages,
+		 (double)(clock_now_ns() - stats->migrate_started_ns) / 1e9, pace_window_bytes(&tree->migration.pace) >> 10,
+		 tree->migration.pace.backed_off);
 }
 
 /* Whether one more chunk may be asked for now: 0, or ns to wait (UINT64_MAX: an answer or a turn of the loop tells). */
