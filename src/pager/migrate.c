@@ -1,6 +1,7 @@
 #include "pager/migrate.h"
 
 #include <errno.h>
+#include <time.h>
 
 #include "base/log.h"
 #include "pager/tree.h"
@@ -18,6 +19,13 @@ static void set_state(struct tree *tree, enum migrate_state state)
 	tree->stats->migrate_state = state;
 }
 
+static uint64_t processor_ns(void)
+{
+	struct timespec used;
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
+	return (uint64_t)used.tv_sec * 1000000000u + (uint64_t)used.tv_nsec;
+}
+
 void migrate_start(struct tree *tree, uint64_t rate_bytes)
 {
 	struct migration *migration = &tree->migration;
@@ -33,6 +41,7 @@ void migrate_start(struct tree *tree, uint64_t rate_bytes)
 	migration->on = true;
 	tree->stats->migrate_rate_bytes = rate_bytes;
 	tree->stats->migrate_started_ns = now;
+	migration->processor_ns = processor_ns();
 	tree->stats->migrate_from_pages = tree->stats->migrated_pages;
 	set_state(tree, MIGRATE_RUNNING);
 }
@@ -225,8 +234,8 @@ static void nothing_left(struct tree *tree)
 	if (under_way || stats->migrate_state == MIGRATE_DONE)
 		return;
 	set_state(tree, MIGRATE_DONE);
-	log_info("transfer done: %lu pages in %.3f s, window %lu KiB, backed off %lu times", stats->migrated_pages - stats->migrate_from_pages,
-		 (double)(clock_now_ns() - stats->migrate_started_ns) / 1e9, pace_window_bytes(&tree->migration.pace) >> 10,
+	log_info("transfer done: %lu pages in %.3f s, %.3f s of processor time, window %lu KiB, backed off %lu times", stats->migrated_pages - stats->migrate_from_pages,
+		 (double)(clock_now_ns() - stats->migrate_started_ns) / 1e9, (double)(processor_ns() - tree->migration.processor_ns) / 1e9, pace_window_bytes(&tree->migration.pace) >> 10,
 		 tree->migration.pace.backed_off);
 }
 

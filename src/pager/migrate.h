@@ -32,7 +32,7 @@ struct migrate_hint {
 struct migration {
 	bool on, known;  /* known: pace was set up */
 	bool lifted;     /* the budget was taken away: the wardens must go first */
-	uint64_t rate_bytes;
+	uint64_t processor_ns; /* used when it began */
 	struct pace pace;
 	struct pace_chunk chunk[MIGRATE_CHUNKS]; /* by request; bytes 0: not ours */
 	uint64_t bytes_under_way;
