@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "base/base.h"
 #include "client/captive.h"
@@ -192,7 +193,12 @@ int main(int argc, char **argv)
 	}
 	if (getenv("DISTRI_PROC"))
 		captive_set_program(getenv("DISTRI_PROC"));
-	memset(memory, 0x5a, 1024 * PAGE_BYTES);
+	if (getrandom(memory, 256, 0) != 256)
+		check(-1, "no random bytes");
+	for (size_t i = 256; i < 1024 * PAGE_BYTES; i += 8) { /* nothing that could be packed on the way */
+		uint64_t word = *(uint64_t *)(memory + i - 256) * UINT64_C(6364136223846793005) + i;
+		*(uint64_t *)(memory + i) = word ^ word >> 29;
+	}
 	check(client_open_for_writing(&client, &endpoint, 0, &err), err.text);
 	check(client_snapshot_begin(client, "bench:tmp", true, &draft, &err), err.text);
 	check(client_snapshot_space(client, draft, 1, &space, &err), err.text);

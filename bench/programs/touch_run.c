@@ -156,7 +156,8 @@ static void *beat_run(void *argument)
 
 void touch_run(const struct area *area, const struct touch_job *job, struct touch_result *result)
 {
-	struct walk walk = {.job = job, .area = area, .random = job->seed * 1000003 + 17};
+	static uint64_t steps[PATTERNS]; /* a walk goes on where the last one of its kind ended, as a program's would */
+	struct walk walk = {.job = job, .area = area, .random = job->seed * 1000003 + 17, .step = steps[job->pattern]};
 	struct beat beat = {.result = result};
 	pthread_t thread;
 	struct rusage before, after;
@@ -172,6 +173,7 @@ void touch_run(const struct area *area, const struct touch_job *job, struct touc
 		run_chunk(&walk, left < CHUNK ? left : CHUNK, result);
 	}
 	getrusage(RUSAGE_THREAD, &after);
+	steps[job->pattern] = walk.step;
 	result->major_faults = (uint64_t)(after.ru_majflt - before.ru_majflt);
 	result->minor_faults = (uint64_t)(after.ru_minflt - before.ru_minflt);
 	if (beats) {

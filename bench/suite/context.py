@@ -15,6 +15,7 @@ from .host import meminfo
 KEY_BYTES = 1200     # what a record of 1000 bytes takes in Redis
 VALUE_BYTES = 1000
 FIRST_KEY = 4242
+PIPE_LIMIT = pathlib.Path("/proc/sys/fs/pipe-max-size")
 
 
 def free_port():
@@ -55,8 +56,11 @@ class Touch:
 		return self.finish()
 
 	def begin(self, pattern, seconds=0.0, touches=0, writes=0.0, seed=1, beat=False):
-		self.lines.write(f"run pattern={pattern} seconds={seconds} touches={touches} writes={writes} seed={seed} beat={int(beat)}\n")
-		self.lines.flush()
+		try:
+			self.lines.write(f"run pattern={pattern} seconds={seconds} touches={touches} writes={writes} seed={seed} beat={int(beat)}\n")
+			self.lines.flush()
+		except OSError as error:
+			raise Failed(f"touch-pages: {error}") from None
 
 	def finish(self):
 		try:
@@ -154,6 +158,17 @@ class Context:
 			for table, row, column in cells:
 				table.skip(row, column, f"failed: {failure}")
 			reap()
+
+	def raise_pipe_limit(self):
+		"""CRIU's page server wants pipes of 4 MiB. Put back at the end."""
+		before = PIPE_LIMIT.read_text()
+		if int(before) >= 4 << 20:
+			return
+		try:
+			PIPE_LIMIT.write_text(str(4 << 20))
+		except OSError as error:
+			raise Failed(f"CRIU's page server needs {PIPE_LIMIT} of 4 MiB: {error.strerror}") from None
+		self.stack.callback(PIPE_LIMIT.write_text, before)
 
 	def unique(self, prefix):
 		self.counter += 1
@@ -303,6 +318,7 @@ class StockRestore:
 		criu, images, work = context.host.criu, snapshot.images, self.directory / "work"
 		server, lazy = "", ""
 		if mode == "page-server":
+			context.raise_pipe_limit()
 			port = free_port()
 			ready = self.directory / "ready"
 			with open(ready, "wb") as ready_file:

@@ -43,6 +43,7 @@ def fresh(context, mib):
 	touches = 4000 if context.quick else 20000
 	table = context.report.table("fresh", "Random touches right after restore", "peer", [*QUANTILES, "touches that waited"],
 				     {**dict.fromkeys(QUANTILES, "us"), "touches that waited": "%"}, baseline_row=FRESH_BASE, better="lower",
+				     rows=[*STOCK, *TRANSPORTS.values()],
 				     note=f"{mib} MiB, {touches} touches at random pages; latencies of those that took more than 1 us. Stock "
 				     "CRIU always brings all memory in the background; ours only where it says so.")
 	ways = {name: lambda mode=mode: fresh_stock(context, context.touch_snapshot(mib), mode, touches) for name, mode in STOCK.items()}

@@ -21,6 +21,7 @@ def panel_of(table, title=None, kind="bars", columns=None, rows=None, by_column=
 	columns, rows = columns or table.columns, rows or table.rows
 	names, labels = (columns, rows) if by_column else (rows, columns)
 	series = {}
+	labels = [label for label in labels if label in (table.rows if by_column else columns)]
 	for name in names:
 		for label in labels:
 			cell = table.cells.get((label, name) if by_column else (name, label))
@@ -37,7 +38,7 @@ def quote(text):
 def data_block(number, panel):
 	lines = [f"$data{number} << END"]
 	for place, label in enumerate(panel.labels):
-		row = [quote(label)]
+		row = [label if panel.kind == "lines" else quote(label)]
 		for values in panel.series.values():
 			row += [f"{value:g}" for value in values[label]] if label in values else ["NaN", "NaN", "NaN"]
 		lines.append(" ".join([str(place)] + row))
@@ -51,7 +52,7 @@ def plot_line(number, panel, colours):
 		median = 3 + index * 3
 		colour = colours[name]
 		if panel.kind == "lines":
-			parts.append(f"$data{number} using (column(2)+0):{median}:{median + 1}:{median + 2} with yerrorlines "
+			parts.append(f"$data{number} using 2:{median}:{median + 1}:{median + 2} with yerrorlines "
 				     f"lw 2 pt 7 ps 0.7 lc rgb '{colour}' title {quote(name)}")
 		else:
 			width = 0.8 / count
@@ -74,7 +75,7 @@ def axes(panel, options):
 	else:
 		longest = max(map(len, map(str, panel.labels)), default=0)
 		turn = "rotate by -25" if longest * len(panel.labels) > (45 if options["grid"] else 110) else "norotate"
-		tics = ", ".join(f"{quote(label)} {place}" for place, label in enumerate(panel.labels))
+		tics = ", ".join(f"{quote(label).replace('%', '%%')} {place}" for place, label in enumerate(panel.labels))
 		lines += [f"set xtics ({tics}) {turn}", f"set xrange [-0.6:{len(panel.labels) - 0.4}]", "set offsets 0, 0, 0, 0"]
 	lines.append("set logscale y" if options["log_y"] else "set yrange [0:*]")
 	return lines
@@ -92,7 +93,7 @@ def script_of(title, panels, y_label, x_label, log_y, log_x, terminal, output):
 		  + (" background rgb 'white'" if terminal.startswith(("png", "svg")) else ""),
 		  f"set output {quote(output)}", "set encoding utf8", "set border 3", "set tics nomirror", "set grid y lc rgb '#dddddd'",
 		  "set errorbars small", "set datafile missing 'NaN'", f"set ylabel {quote(y_label)}", f"set xlabel {quote(x_label)}",
-		  "set format y '%.10g'", "set key outside below center horizontal" if not many else "unset key"]
+		  "set key outside below center horizontal" if not many else "unset key"]
 	script += [data_block(number, panel) for number, panel in enumerate(panels)]
 	options = {"log_x": log_x, "log_y": log_y, "grid": many}
 	if many:  # one key for all, along the bottom: a plot of nothing but names

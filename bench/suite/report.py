@@ -28,12 +28,13 @@ class Table:
 
 	`units` is one text, or one for each column. A row is named by text; for plots over numbers, by the number's text."""
 
-	def __init__(self, name, title, corner, columns, unit, note="", baseline_column=None, baseline_row=None, better="higher"):
+	def __init__(self, name, title, corner, columns, unit, note="", baseline_column=None, baseline_row=None, better="higher",
+		     rows=()):
 		self.name, self.title, self.corner, self.columns, self.note = name, title, corner, columns, note
 		self.units = unit if isinstance(unit, dict) else {column: unit for column in columns}
 		self.unit = unit if isinstance(unit, str) else ""
 		self.baseline_column, self.baseline_row, self.better = baseline_column, baseline_row, better
-		self.rows = []
+		self.rows = list(rows)  # in this order; others follow as they come
 		self.cells = {}
 
 	def cell(self, row, column):
@@ -71,6 +72,8 @@ class Table:
 		lines.append(f"| {self.corner}{f' ({self.unit})' if single and self.unit else ''} | " + " | ".join(titles) + " |")
 		lines.append("| --- |" + " ---: |" * len(self.columns))
 		for row in self.rows:
+			if not any((row, column) in self.cells for column in self.columns):
+				continue
 			lines.append(f"| {row} | " + " | ".join(self.cell_text(row, column, reasons) for column in self.columns) + " |")
 		base = self.baseline_column or self.baseline_row
 		lines += ["", f"× is the ratio to *{base}*." if base else ""] if base else []

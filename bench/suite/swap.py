@@ -3,7 +3,7 @@
 Swap belongs to the whole host, so only one of the two is on at a time, with the highest priority; `turn_on` changes over: limits are
 lifted, all pages come back, then the other takes its place. Devices, files, limits and groups go when the stack unwinds."""
 import os
-import subprocess
+import threading
 import time
 
 from .host import MEMORY_CGROUP, ZRAM_CONTROL
@@ -20,7 +20,37 @@ class Group:
 		self.path.mkdir()
 		self.wrapper = ["sh", "-c", f'echo $$ >{self.path}/cgroup.procs && exec "$@"', "sh"]
 		self.limit_bytes = -1
+		self.closing = False
+		(self.path / "memory.swappiness").write_text("100")  # as is advised for zram; there is nothing but anonymous memory
+		self.rescued = 0
 		stack.callback(self.remove)
+		self.watch_for_want()
+
+	def watch_for_want(self):
+		"""On Linux 6.18 a small group that swaps to zram is told about once in 50 000 faults that nothing can be reclaimed, with
+		most of the swap free, and the kernel kills its process. Instead the process waits, the group gets a few pages more for a
+		moment, and goes on; `rescued` counts it."""
+		self.event = os.eventfd(0, os.EFD_CLOEXEC)
+		control = os.open(self.path / "memory.oom_control", os.O_RDWR | os.O_CLOEXEC)
+		try:
+			(self.path / "cgroup.event_control").write_text(f"{self.event} {control}")
+			os.write(control, b"1")
+		finally:
+			os.close(control)
+		threading.Thread(target=self.rescue, daemon=True).start()
+
+	def rescue(self):
+		while not self.closing:
+			try:
+				os.eventfd_read(self.event)
+				if self.closing or self.limit_bytes < 0:
+					continue
+				self.rescued += 1
+				(self.path / "memory.limit_in_bytes").write_text(str(self.limit_bytes + (1 << 20)))
+				self.set_limit(self.limit_bytes)
+			except (OSError, Failed):
+				break
+		os.close(self.event)
 
 	def set_limit(self, limit_bytes):
 		"""The kernel reclaims while the limit is written, and gives up when that is slow: so again, for a while."""
@@ -32,14 +62,11 @@ class Group:
 				time.sleep(0.05)
 		raise Failed(f"no limit of {limit_bytes} bytes: the kernel could not reclaim so much")
 
-	def limit(self, limit_bytes):
-		self.limit_bytes = limit_bytes
-		self.set_limit(limit_bytes)
-
 	def remove(self):
+		self.closing = True
 		for _ in range(200):  # until the last process is gone
 			try:
-				self.path.rmdir()
+				self.path.rmdir()  # the kernel then wakes the event a last time
 				return
 			except OSError:
 				time.sleep(0.02)

@@ -34,7 +34,8 @@ class Peers:
 	"""The four processes of one share, side by side; each is idle while another is measured."""
 
 	def __init__(self, context, stack, mib, share):
-		self.lines, self.skips, self.instance = {}, {}, None
+		self.mib, self.share = mib, share
+		self.lines, self.skips, self.groups = {}, {}, {}
 		snapshot = context.touch_snapshot(mib, shared=True)
 		_, port = context.start_touch(stack, context.unique("local"), mib)
 		self.lines[LOCAL] = Touch(port)
@@ -46,15 +47,15 @@ class Peers:
 			if context.host.lacks(kind):
 				self.skips[name] = context.host.lacks(kind)
 				continue
-			group = self.swap.group(stack, kind)
-			process, port = context.start_touch(stack, context.unique(kind), mib, wrapper=group.wrapper)
-			group.limit_bytes = context.rss_bytes(process.pid) * share // 100
+			self.groups[name] = self.swap.group(stack, kind)
+			process, port = context.start_touch(stack, context.unique(kind), mib, wrapper=self.groups[name].wrapper)
+			self.groups[name].limit_bytes = context.rss_bytes(process.pid) * share // 100
 			self.lines[name] = Touch(port)
 		for line in self.lines.values():
 			stack.callback(line.close)
 
 	def ready(self, name):
-		if name in (ZRAM, FILE):
+		if name in self.groups:
 			self.swap.turn_on("zram" if name == ZRAM else "file")
 
 
@@ -68,19 +69,26 @@ def one_share(context, share, mib, seconds):
 			for pattern in PATTERNS:
 				speed.skip(pattern, name, reason)
 		for turn in range(1, context.runs + 1):
-			for name, line in peers.lines.items():
-				peers.ready(name)
-				for row, (pattern, writes) in PATTERNS.items():
-					with context.attempt(f"{title}, {name}, {row}", (speed, row, name)):
-						# into the pattern's own steady state: all pages once, or one and a half of the measured time
-						line.run(pattern, seconds=seconds * 1.5, touches=mib * 256, writes=writes, seed=turn + 50)
-						before = peers.instance.stats() if name == OURS else None
-						answer = line.run(pattern, seconds=seconds, writes=writes, seed=turn)
-						speed.add(row, name, answer["touches_per_second"])
-						if name == OURS:
-							for column, value in foreseen(before, peers.instance.stats(), answer["touches"]).items():
-								sight.add(row, column, value)
+			for name in list(peers.lines):
+				for row in PATTERNS:
+					one_figure(context, peers, name, row, turn, seconds, (speed, sight))
 	return speed, sight
+
+
+def one_figure(context, peers, name, row, turn, seconds, tables):
+	speed, sight = tables
+	pattern, writes = PATTERNS[row]
+	with context.attempt(f"{peers.share} % local, {name}, {row}", (speed, row, name)):
+		peers.ready(name)
+		line = peers.lines[name]
+		# into the pattern's own steady state: all pages once, or one and a half of the measured time
+		line.run(pattern, seconds=seconds * 1.5, touches=peers.mib * 256, writes=writes, seed=turn + 50)
+		before = peers.instance.stats() if name == OURS else None
+		answer = line.run(pattern, seconds=seconds, writes=writes, seed=turn)
+		speed.add(row, name, answer["touches_per_second"])
+		if name == OURS:
+			for column, value in foreseen(before, peers.instance.stats(), answer["touches"]).items():
+				sight.add(row, column, value)
 
 
 def policies(context, mib, seconds):
@@ -122,7 +130,7 @@ def plot(context, speeds):
 
 def run(context):
 	shares = [25, 50] if context.quick else [10, 25, 50, 75]
-	mib, seconds = (96, 0.15) if context.quick else (256, 0.6)
+	mib, seconds = (128, 0.15) if context.quick else (256, 0.6)
 	speeds, sights = {}, {}
 	for share in shares:
 		context.say(f"touches with {share} % local: {len(PATTERNS)} patterns, 4 peers, {context.runs} runs")

@@ -49,6 +49,7 @@ def fill_by_pool(context, snapshot, transport, later):
 def fills(context, snapshot):
 	table = context.report.table("fill", "Whole memory filled in the background", "way", ["rate", "time"],
 				     {"rate": "GB/s", "time": "s"}, baseline_row=STOCK_TCP,
+				     rows=[STOCK_LOCAL, STOCK_TCP, OUR_DAEMON_LOCAL, OUR_DAEMON_TCP, OUR_UNIX, OUR_TCP, OUR_IN],
 				     note=f"{snapshot.rss_bytes / 1e9:.2f} GB, from the end of the restore until all is local.")
 	own = context.host.distri_proc
 	ways = {STOCK_LOCAL: lambda: fill_by_daemon(context, snapshot, "lazy", None),

@@ -4,9 +4,9 @@ import json
 import statistics
 import time
 
-from .context import Instance, Touch
+from .context import Touch
 from .plots import Panel, draw, panel_of
-from .process import Failed, resident_bytes, run as run_command, start, wait_for
+from .process import resident_bytes, run as run_command, start, wait_for
 
 NAME, TITLE = "wan", "g. A long thin link; many instances"
 LINKS = {"10 ms, 100 Mbit/s": (10, 100), "10 ms, 1 Gbit/s": (10, 1000), "50 ms, 100 Mbit/s": (50, 100), "50 ms, 1 Gbit/s": (50, 1000)}
@@ -102,13 +102,12 @@ def crowd(context, count, table, mib, seconds):
 		for line in lines:
 			stack.callback(line.close)
 		for line in lines:
-			line.begin("uniform", seconds=seconds, writes=0.01)
+			line.begin("uniform", seconds=seconds)
 		answers = [line.finish() for line in lines]
-		written = sum(instance.stats()["written_back_pages"] for instance in instances) * 4096
 		table.add(row, "restore", statistics.median(times))
 		table.add(row, "touches/s, all", sum(answer["touches_per_second"] for answer in answers))
 		table.add(row, "touches/s, slowest", min(answer["touches_per_second"] for answer in answers))
-		table.add(row, "pool's memory", (resident_bytes(context.pool.process.pid) - before - written) / count / 1024)
+		table.add(row, "pool's memory", (resident_bytes(context.pool.process.pid) - before) / count / 1024)
 
 
 def crowds(context):
@@ -116,8 +115,8 @@ def crowds(context):
 	counts = [1, 8, 32] if context.quick else [1, 2, 4, 8, 16, 32, 64]
 	units = {"restore": "ms", "touches/s, all": "1/s", "touches/s, slowest": "1/s", "pool's memory": "KiB an instance"}
 	table = context.report.table("crowd", "Instances of one snapshot on one pool", "instances", list(units), units,
-				     note=f"{mib} MiB each, half of it local, random touches, 1 % writes, all at the same time. Pool's memory: what it "
-				     "grew by for each instance, without the pages that the instances wrote.")
+				     note=f"{mib} MiB each, half of it local, random reads, all at the same time. Pool's memory: what it "
+				     "grew by for each instance.")
 	for _ in range(1 if context.quick else min(context.runs, 3)):
 		for count in counts:
 			with context.attempt(f"{count} instances", *[(table, str(count), column) for column in units]):
