@@ -25,6 +25,7 @@ static const char usage[] =
 	"\n"
 	"  --store URI         where pages are kept: memory:, memory:4G (at most 4 GiB), dir:/path, file:/path\n"
 	"                      (made where absent; also reachable by its own name, dir:/path#NAME)\n"
+	"                      memory:4G?ready=1G keeps 1 GiB touched ahead of need (default 256M)\n"
 	"  --listen URI        tcp://127.0.0.1:7400 (port 0 picks one) or unix:///run/pool.sock; may be repeated\n"
 	"  --allow-plaintext   listen beyond loopback although nothing is encrypted\n"
 	"  --pidfile FILE      write the process id there\n"
@@ -215,13 +216,24 @@ static void raise_descriptor_limit(void)
 	}
 }
 
+#define DEFAULT_READY "?ready=256M"
+
+/* A server of memory has some at hand; whoever says how much is listened to. */
+static int open_store(const struct serve *serve, struct store **store, struct dp_err *err)
+{
+	bool plain_memory = strncmp(serve->store_uri, "memory:", 7) == 0 && !strchr(serve->store_uri, '?');
+	cleanup_free char *uri = format_text("%s%s", serve->store_uri, plain_memory ? DEFAULT_READY : "");
+
+	return uri ? store_open(store, uri, !serve->captive || serve->create, err) : dp_fail_errno(err, ENOMEM, "open store");
+}
+
 static int serve_pool(const struct serve *serve, struct dp_err *err)
 {
 	struct store *store;
 	struct pool *pool = NULL;
 	struct server *server = NULL;
 	bool ready = false;
-	int result = store_open(&store, serve->store_uri, !serve->captive || serve->create, err);
+	int result = open_store(serve, &store, err);
 
 	if (result == 0 && serve->captive)
 		log_beside_store(serve);

@@ -10,6 +10,7 @@
 #include <sys/uio.h>
 
 #include "base/base.h"
+#include "store/ready.h"
 
 #define SLAB_BYTES ((uint64_t)HEAP_SLAB_SLOTS * PAGE_BYTES)
 /* A hole smaller than this is not worth a system call: the slots are used again soon. */
@@ -27,6 +28,10 @@ static void slot_set(struct heap *heap, uint64_t slot)
 
 	assert(!slot_used(slab, index));
 	slab->bits[index / 64] |= UINT64_C(1) << (index % 64);
+	if (slab->touched) {
+		slab->touched = false;
+		heap->touched_slabs--;
+	}
 	slab->used++;
 	heap->used_slots++;
 }
@@ -87,8 +92,40 @@ int heap_init(struct heap *heap, int fd, uint64_t reserved, uint64_t limit_slots
 	return 0;
 }
 
+static void touch(struct heap *heap, struct heap_slab *slab)
+{
+	slab->touched = true;
+	heap->touched_slabs++;
+	ready_touch(heap->ready, slab->memory, SLAB_BYTES);
+}
+
+/* Empty slabs are touched, or new ones made, until as many as wanted wait. Where memory is out, so be it. */
+static void top_up(struct heap *heap)
+{
+	for (size_t i = 0; i < heap->slab_count && heap->touched_slabs < heap->ready_slabs; i++)
+		if (heap->slabs[i]->used == 0 && !heap->slabs[i]->touched)
+			touch(heap, heap->slabs[i]);
+	while (heap->touched_slabs < heap->ready_slabs && heap_end(heap) < heap->limit_slots && grow(heap) == 0)
+		touch(heap, heap->slabs[heap->slab_count - 1]);
+}
+
+int heap_keep_ready(struct heap *heap, uint64_t bytes)
+{
+	int result = ready_new(&heap->ready);
+
+	assert(heap->fd < 0);
+	if (result < 0)
+		return result;
+	heap->ready_slabs = bytes / SLAB_BYTES;
+	ready_touch(heap->ready, heap->slabs[0]->memory, DP_MIN(DP_MIN(bytes, SLAB_BYTES), DP_MIN(heap->limit_slots, (uint64_t)HEAP_SLAB_SLOTS) * PAGE_BYTES));
+	top_up(heap);
+	return 0;
+}
+
 void heap_done(struct heap *heap)
 {
+	ready_free(heap->ready);
+	heap->ready = NULL;
 	for (size_t i = 0; i < heap->slab_count; i++) {
 		munmap(heap->slabs[i]->memory, SLAB_BYTES);
 		free(heap->slabs[i]);
@@ -132,6 +169,19 @@ static uint64_t find_free(const struct heap *heap, uint64_t from)
 	return UINT64_MAX;
 }
 
+/* A slot in an empty slab without memory is left alone while there are slabs with some. */
+static uint64_t prefer_touched(const struct heap *heap, uint64_t slot)
+{
+	const struct heap_slab *slab = heap->slabs[slot / HEAP_SLAB_SLOTS];
+
+	if (slab->used > 0 || slab->touched || heap->touched_slabs == 0)
+		return slot;
+	for (size_t i = 0; i < heap->slab_count; i++)
+		if (heap->slabs[i]->touched)
+			return i * HEAP_SLAB_SLOTS;
+	return slot;
+}
+
 int heap_alloc(struct heap *heap, uint64_t *slots, size_t count)
 {
 	if (count > heap->limit_slots || heap->used_slots > heap->limit_slots - count)
@@ -149,10 +199,13 @@ int heap_alloc(struct heap *heap, uint64_t *slots, size_t count)
 		if (slot == UINT64_MAX)
 			slot = find_free(heap, 0);
 		assert(slot != UINT64_MAX);
+		slot = prefer_touched(heap, slot);
 		slot_set(heap, slot);
 		slots[i] = slot;
 		heap->cursor = slot + 1;
 	}
+	if (heap->touched_slabs < heap->ready_slabs)
+		top_up(heap);
 	return 0;
 }
 
@@ -211,8 +264,15 @@ static void slot_clear(struct heap *heap, uint64_t slot)
 	slab->bits[index / 64] &= ~(UINT64_C(1) << (index % 64));
 	slab->used--;
 	heap->used_slots--;
-	if (slab->used == 0)
+	if (slab->used > 0)
+		return;
+	/* Twice as many are kept as are made: a snapshot that is replaced again and again is not cleared again and again. */
+	if (heap->touched_slabs < 2 * heap->ready_slabs) {
+		slab->touched = true;
+		heap->touched_slabs++;
+	} else {
 		give_back(heap, slot - index, HEAP_SLAB_SLOTS);
+	}
 }
 
 void heap_free_run(struct heap *heap, uint64_t first, uint64_t count)

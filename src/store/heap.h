@@ -2,7 +2,8 @@
  * file stores are this over anonymous memory or over a file.
  *
  * Slots are handed out in ascending order behind the last one given (next fit), so that pages written together lie together:
- * manifests stay small, reads sequential. Slabs with nothing in them give their memory or disk space back. File-backed slots
+ * manifests stay small, reads sequential. Slabs with nothing in them give their memory or disk space back, but for what is to be
+ * kept ready. File-backed slots
  * are written with pwrite, never through the mapping: a full disk is then ENOSPC, not SIGBUS.
  * Thread rule: one thread. */
 #ifndef DP_STORE_HEAP_H
@@ -18,6 +19,7 @@
 struct heap_slab {
 	uint8_t *memory;
 	uint32_t used;
+	bool touched; /* nothing is in it, yet its memory is kept, or being touched */
 	uint64_t bits[HEAP_SLAB_WORDS]; /* 1: in use */
 };
 
@@ -29,6 +31,9 @@ struct heap {
 	uint64_t used_slots;  /* without the reserved ones */
 	uint64_t reserved;    /* slots below this are never handed out */
 	uint64_t cursor;      /* where the next search begins */
+	struct ready *ready;        /* touches slabs ahead of need; NULL: none is kept */
+	uint64_t ready_slabs;       /* so many empty slabs are kept touched */
+	uint64_t touched_slabs;     /* so many are */
 	uint64_t found_end;   /* slots that the file held when it was opened; a file cut short must not read as zeros */
 };
 
@@ -36,6 +41,8 @@ struct heap {
  * wholly free until heap_mark. 0, -ENOMEM or -errno. */
 int heap_init(struct heap *heap, int fd, uint64_t reserved, uint64_t limit_slots);
 void heap_done(struct heap *heap);
+/* Memory only: keeps so much memory touched ahead of need, and when it was freed. The tests' pools have none. -ENOMEM. */
+int heap_keep_ready(struct heap *heap, uint64_t bytes);
 /* Slots there is room for without growing. */
 uint64_t heap_end(const struct heap *heap);
 /* Declares a slot in use (at open). false where it is beyond the end or was marked already. */

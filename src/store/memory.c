@@ -1,4 +1,4 @@
-/* memory:[SIZE]: pages and blobs in this process's memory, gone when it ends. */
+/* memory:[SIZE][?ready=SIZE]: pages and blobs in this process's memory, gone when it ends. `ready` is memory kept touched. */
 #include "store/store.h"
 
 #include <errno.h>
@@ -120,19 +120,40 @@ static const struct store_ops memory_ops = {
 	.close = memory_close,
 };
 
+/* SIZE?ready=SIZE, both optional. */
+static int parse_memory(const char *text, uint64_t *limit_bytes, uint64_t *ready_bytes)
+{
+	const char *query = strchr(text, '?');
+	cleanup_free char *size = query ? strndup(text, (size_t)(query - text)) : strdup(text);
+
+	*limit_bytes = UINT64_MAX;
+	*ready_bytes = 0;
+	if (!size)
+		return -ENOMEM;
+	if (*size && (parse_size(size, limit_bytes) < 0 || *limit_bytes < PAGE_BYTES))
+		return -EINVAL;
+	if (query && (strncmp(query, "?ready=", 7) != 0 || parse_size(query + 7, ready_bytes) < 0))
+		return -EINVAL;
+	return 0;
+}
+
 int store_memory_open(struct store **store, const char *size_text, struct dp_err *err)
 {
-	uint64_t bytes = 0;
-	int result = *size_text ? parse_size(size_text, &bytes) : 0;
+	uint64_t limit_bytes, ready_bytes;
+	int result = parse_memory(size_text, &limit_bytes, &ready_bytes);
 
-	if (result < 0 || (*size_text && bytes < PAGE_BYTES))
-		return dp_fail(err, EINVAL, "bad size in store memory:%.100s; write memory: or memory:4G", size_text);
+	if (result == -EINVAL)
+		return dp_fail(err, EINVAL, "bad size in store memory:%.100s; write memory:, memory:4G or memory:4G?ready=1G", size_text);
 	struct memory_store *memory = calloc(1, sizeof(*memory));
 
-	if (!memory)
+	if (!memory || result < 0) {
+		free(memory);
 		return dp_fail_errno(err, ENOMEM, "open store memory:");
+	}
 	memory->base.store.ops = &memory_ops;
-	result = heap_init(&memory->base.heap, -1, 1, *size_text ? bytes / PAGE_BYTES : UINT64_MAX);
+	result = heap_init(&memory->base.heap, -1, 1, limit_bytes == UINT64_MAX ? UINT64_MAX : limit_bytes / PAGE_BYTES);
+	if (result == 0 && ready_bytes && (result = heap_keep_ready(&memory->base.heap, DP_MIN(ready_bytes, limit_bytes))) < 0)
+		heap_done(&memory->base.heap);
 	if (result < 0) {
 		free(memory);
 		return dp_fail_errno(err, -result, "open store memory:");

@@ -60,7 +60,7 @@ struct store {
 	bool persistent; /* blobs and pages outlive the process */
 };
 
-/* `memory:`, `memory:SIZE`, `dir:/path`, `file:/path`, `fault:OPTIONS:STORE`. Directory and file stores are created where they
+/* `memory:`, `memory:SIZE`, either with `?ready=SIZE`, `dir:/path`, `file:/path`, `fault:OPTIONS:STORE`. Directory and file stores are created where they
  * are absent if create, and locked: -EBUSY where another pool has the store open. */
 int store_open(struct store **store, const char *uri, bool create, struct dp_err *err);
 /* Takes NULL. */
