@@ -20,22 +20,26 @@ static void turn(struct compress_meter *meter, bool on, enum compress_phase phas
 		meter->turn++;
 	meter->on = on;
 	meter->phase = phase;
-	meter->windows = COMPRESS_VERDICT_WINDOWS;
+	meter->windows = phase == COMPRESS_SETTLED ? COMPRESS_VERDICT_WINDOWS : 0;
+	if (phase == COMPRESS_PLAIN)
+		meter->plain_bytes_per_second = 0;
 }
 
 static void judge(struct compress_meter *meter, uint64_t bytes_per_second)
 {
 	switch (meter->phase) {
 	case COMPRESS_PLAIN:
-		meter->plain_bytes_per_second = bytes_per_second;
-		if (bytes_per_second < COMPRESS_FAST_BYTES_PER_SECOND)
+		meter->plain_bytes_per_second = DP_MAX(meter->plain_bytes_per_second, bytes_per_second);
+		if (bytes_per_second >= COMPRESS_FAST_BYTES_PER_SECOND)
+			turn(meter, false, COMPRESS_PLAIN);
+		else if (++meter->windows == COMPRESS_PLAIN_WINDOWS)
 			turn(meter, true, COMPRESS_TRIAL);
 		break;
 	case COMPRESS_TRIAL:
 		turn(meter, bytes_per_second > meter->plain_bytes_per_second + meter->plain_bytes_per_second / 5, COMPRESS_SETTLED);
 		break;
 	case COMPRESS_SETTLED:
-		if (--meter->windows == 0)
+		if (--meter->windows == 0 || (meter->on && bytes_per_second < meter->plain_bytes_per_second))
 			turn(meter, false, COMPRESS_PLAIN);
 		break;
 	}
