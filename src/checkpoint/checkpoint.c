@@ -15,6 +15,7 @@
 #include "checkpoint/workspace.h"
 #include "image/decode.h"
 #include "instance/instance.h"
+#include "instance/stats.h"
 #include "pager/control.h"
 #include "sys/criu.h"
 #include "sys/proc.h"
@@ -53,6 +54,8 @@ static int freeze_instance(struct checkpoint *checkpoint, struct dp_err *err)
 		return 0;
 	if (rc < 0)
 		return rc;
+	if (stats_pager_left(instance_path(instance, "stats", path, sizeof(path))))
+		return 0; /* everything is local: a process like any other */
 	/* Without the pager's word CRIU would lose pages: no socket, no checkpoint. */
 	instance_path(instance, "control.sock", path, sizeof(path));
 	checkpoint->control = control_connect(path, err);
