@@ -89,6 +89,7 @@ struct pager_stats {
 	uint64_t migrate_share;        /* of the bandwidth that it takes, in 1024ths: less where faults suffer */
 	uint64_t migrate_backed_off;   /* times that it became less */
 	uint64_t left_ns;              /* the pager left because everything is local: not 0, and its end is no failure */
+	uint64_t evict_cpu_ns;       /* processor time that the pager spent on moving pages out; the wardens' is their own */
 };
 
 /* Maps `path` (created with the right size if `create`). Returns the mapping or NULL with err set; stats_unmap ends it. */
