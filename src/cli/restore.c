@@ -31,6 +31,11 @@ static const char run_usage[] =
 static const char common_usage[] =
 	"  --name NAME                name of the instance (default: its id)\n"
 	"  --compress auto|off|lz4    pages on the wire: packed where that is faster (default), never, always\n"
+	"  --prefetch-policy NAME     what is fetched besides the page asked for: adaptive (default), none, sequential, stride,\n"
+	"                             trend, learned, recorded\n"
+	"  --prefetch WHEN            pages that an earlier run wanted come as a stream from the start on (stream, default), or are all\n"
+	"                             there before the first instruction runs (working-set)\n"
+	"  --record[=yes|no]          note the order in which pages are wanted and store it with the snapshot (default: where none is)\n"
 	"  --migrate[=RATE]           fetch all memory in the background, hot first, at most RATE bytes a second (such as 800M);\n"
 	"                             without --local-memory the tree needs no pool any more when it is done\n"
 	"  --pid-namespace own|host   a PID namespace of its own (default), or the same pids on this host\n"
@@ -51,7 +56,7 @@ static const char common_usage[] =
 enum {
 	OPTION_LOCAL_MEMORY = 256, OPTION_DETACH, OPTION_WAIT, OPTION_PIDFILE, OPTION_STATUS_FD, OPTION_PID_NAMESPACE,
 	OPTION_NAME, OPTION_JSON, OPTION_ROOT, OPTION_CRIU, OPTION_SHELL_JOB,
-	OPTION_CRIU_ANY, OPTION_COMPRESS, OPTION_MIGRATE,
+	OPTION_CRIU_ANY, OPTION_COMPRESS, OPTION_PREFETCH_POLICY, OPTION_PREFETCH, OPTION_RECORD, OPTION_MIGRATE,
 };
 
 static const struct option options[] = {
@@ -64,6 +69,9 @@ static const struct option options[] = {
 	{ "pid-namespace", required_argument, NULL, OPTION_PID_NAMESPACE },
 	{ "name", required_argument, NULL, OPTION_NAME },
 	{ "compress", required_argument, NULL, OPTION_COMPRESS },
+	{ "prefetch-policy", required_argument, NULL, OPTION_PREFETCH_POLICY },
+	{ "prefetch", required_argument, NULL, OPTION_PREFETCH },
+	{ "record", optional_argument, NULL, OPTION_RECORD },
 	{ "json", no_argument, NULL, OPTION_JSON },
 	{ "root", required_argument, NULL, OPTION_ROOT },
 	{ "verbose", no_argument, NULL, 'v' },
@@ -151,6 +159,30 @@ static int take_number(const struct settings *settings, const char *text, int *n
 	return 0;
 }
 
+static int take_policy(struct settings *settings)
+{
+	int policy = prefetch_policy_find(optarg);
+	if (policy < 0)
+		return cli_usage_error(settings->command, "--prefetch-policy takes adaptive, none, sequential, stride, trend, learned or recorded");
+	settings->restore.prefetch_policy = (enum prefetch_policy)policy;
+	return 0;
+}
+
+static int take_prefetch(struct settings *settings)
+{
+	bool working_set = !strcmp(optarg, "working-set");
+	if (!working_set && strcmp(optarg, "stream"))
+		return cli_usage_error(settings->command, "--prefetch takes stream or working-set");
+	if (working_set && !settings->restore.working_set) {
+		char *argument = strdup(ACTION_WORKING_SET);
+		if (!argument)
+			return cli_usage_error(settings->command, "out of memory");
+		settings->criu_arguments[settings->restore.criu_argument_count++] = argument;
+	}
+	settings->restore.working_set = working_set;
+	return 0;
+}
+
 static int take_option(struct settings *settings, int value, const struct option *option)
 {
 	struct restore_options *restore = &settings->restore;
@@ -174,6 +206,13 @@ static int take_option(struct settings *settings, int value, const struct option
 		if (client_compress_parse(optarg, &restore->compress) == 0)
 			return 0;
 		return cli_usage_error(settings->command, "--compress takes auto, off or lz4");
+	case OPTION_PREFETCH_POLICY: return take_policy(settings);
+	case OPTION_PREFETCH: return take_prefetch(settings);
+	case OPTION_RECORD:
+		restore->record = !optarg || !strcmp(optarg, "yes") ? RECORD_ALWAYS : RECORD_NEVER;
+		if (!optarg || !strcmp(optarg, "yes") || !strcmp(optarg, "no"))
+			return 0;
+		return cli_usage_error(settings->command, "--record takes yes or no");
 	case OPTION_MIGRATE:
 		restore->migrate = true;
 		if (!optarg || (!parse_size(optarg, &restore->migrate_rate_bytes) && restore->migrate_rate_bytes))

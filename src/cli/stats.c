@@ -12,6 +12,7 @@
 #include "instance/instance.h"
 #include "instance/process.h"
 #include "instance/stats.h"
+#include "prefetch/prefetch.h"
 
 static const char usage[] =
 	"Usage: distri-proc stats [--watch[=SECONDS]] [--json] INSTANCE\n"
@@ -38,7 +39,7 @@ static const struct { const char *name; size_t offset; } fields[] = {
 	FIELD(requests), FIELD(installed_pages), FIELD(zero_filled_pages), FIELD(evicted_pages),
 	FIELD(moved_pages), FIELD(second_chance_pages), FIELD(written_back_pages), FIELD(clean_dropped_pages), FIELD(busy_pages),
 	FIELD(unshared_pages), FIELD(prefetched_pages), FIELD(prefetch_used_pages), FIELD(prefetch_wasted_pages), FIELD(stalls),
-	FIELD(copy_retries), FIELD(areas_found), FIELD(evict_cpu_ns), FIELD(pager_pid),
+	FIELD(copy_retries), FIELD(areas_found), FIELD(evict_cpu_ns), FIELD(pager_pid), FIELD(replayed_pages),
 #undef FIELD
 };
 
@@ -69,6 +70,12 @@ static void print_json(const struct instance *instance, const struct pager_stats
 		const uint64_t *value = (const uint64_t *)((const char *)stats + fields[i].offset);
 		json_object_object_add(object, fields[i].name, json_object_new_uint64(*value));
 	}
+	json_object *by_policy = json_object_new_object();
+	for (int i = 0; i < PREFETCH_POLICIES; i++)
+		if (stats->prefetched_by[i])
+			json_object_object_add(by_policy, prefetch_policy_name((enum prefetch_policy)i),
+					       json_object_new_uint64(stats->prefetched_by[i]));
+	json_object_object_add(object, "prefetched_by", by_policy);
 	json_object *faults = json_object_new_object(), *latency = json_object_new_object();
 	for (int i = 0; i < FAULT_KINDS; i++)
 		json_object_object_add(faults, fault_names[i], json_object_new_uint64(stats->faults[i]));
@@ -145,8 +152,8 @@ static void print_counters(const struct pager_stats *now, const struct pager_sta
 	       pages_text(now->second_chance_pages, d));
 	printf("           moved %s   busy %llu   unshared %llu   stalls %llu\n", pages_text(now->moved_pages, a),
 	       (unsigned long long)now->busy_pages, (unsigned long long)now->unshared_pages, (unsigned long long)now->stalls);
-	printf("prefetch   %s   used %s   wasted %s\n", pages_text(now->prefetched_pages, a),
-	       pages_text(now->prefetch_used_pages, b), pages_text(now->prefetch_wasted_pages, c));
+	printf("prefetch   %s   used %s   wasted %s   replayed %s\n", pages_text(now->prefetched_pages, a),
+	       pages_text(now->prefetch_used_pages, b), pages_text(now->prefetch_wasted_pages, c), pages_text(now->replayed_pages, d));
 	printf("installed  %s   zero-filled %s   retries %llu\n", pages_text(now->installed_pages, a),
 	       pages_text(now->zero_filled_pages, b), (unsigned long long)now->copy_retries);
 	printf("events     fork %llu   remap %llu   remove %llu   unmap %llu   areas found %llu\n",

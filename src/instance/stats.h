@@ -89,6 +89,8 @@ struct pager_stats {
 	uint64_t migrate_share;        /* of the bandwidth that it takes, in 1024ths: less where faults suffer */
 	uint64_t migrate_backed_off;   /* times that it became less */
 	uint64_t left_ns;              /* the pager left because everything is local: not 0, and its end is no failure */
+	uint64_t replayed_pages;     /* fetched in the recorded order of an earlier run; not among the prefetched ones */
+	uint64_t prefetched_by[8];   /* of the prefetched pages, by enum prefetch_policy of who advised it */
 	uint64_t evict_cpu_ns;       /* processor time that the pager spent on moving pages out; the wardens' is their own */
 };
 

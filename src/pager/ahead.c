@@ -78,6 +78,8 @@ static uint32_t guess_send(struct space *space, struct guess *guess)
 	int ret = pages && may_guess(space->tree, pages) ? install_ahead(space, guess->range, guess->ranges) : -EAGAIN;
 	if (ret && ret != -EAGAIN)
 		tree_fail(space->tree, ret, "fetch pages ahead");
+	for (uint32_t i = 0; !ret && i < guess->ranges; i++)
+		record_note(space, &space->tree->record, guess->range[i].pgno, guess->range[i].pages);
 	guess->ranges = guess->pages = 0;
 	return ret ? 0 : pages;
 }
@@ -103,6 +105,7 @@ static void follow_run(struct space *space, const struct prefetch_advice *advice
 	if (!space->closed)
 		sent += guess_send(space, &guess);
 	prefetch_asked(&space->prefetcher, advice, run, sent, trigger);
+	space->tree->stats->prefetched_by[advice->owner] += sent;
 }
 
 /* How many pages of a forward run may go with the faulting page: one request, one copy, one waking. */
@@ -121,14 +124,18 @@ int ahead_fault(struct space *space, uint64_t pgno, uint64_t read_ns)
 {
 	struct prefetch_advice advice;
 	/* Before CRIU has put every area in its place, a page beside the one that faulted may have none yet. */
-	if (!space->tree->finished || space->tree->frozen)
+	if (!space->tree->finished || space->tree->frozen) {
+		record_note(space, &space->tree->record, pgno, 1);
 		return install_request(space, pgno, 1, CLASS_DEMAND, read_ns);
+	}
 	size_t area = rangeset_find(&space->registered, pgno << PAGE_SHIFT);
 	uint64_t start = area < space->registered.count ? space->registered.ranges[area].start >> PAGE_SHIFT : 0;
 	prefetch_fault(&space->prefetcher, start, pgno, &advice);
 	prove_used(space, &advice.proven);
 	uint32_t joined = advice.runs ? joined_pages(space, &advice.run[0], pgno) : 0;
 	int ret = install_request(space, pgno, 1 + joined, CLASS_DEMAND, read_ns);
+	if (!ret)
+		record_note(space, &space->tree->record, pgno, 1 + joined);
 	for (uint32_t i = 0; !ret && i < advice.runs && !space->closed; i++)
 		follow_run(space, &advice, &advice.run[i], i == 0 ? joined : 0);
 	return ret;

@@ -98,6 +98,8 @@ void fault_serve(struct space *space, uint64_t address, bool write, uint64_t rea
 		tree_fail(tree, -ENOMEM, "page table");
 		return;
 	}
+	if (tree->record.fault)
+		record_fault(space, pgno);
 	switch (*table_page(&space->table, page) & PAGE_STATE_MASK) {
 	case PAGE_REMOTE:
 		serve_remote(space, pgno, write, read_ns);

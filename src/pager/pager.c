@@ -142,7 +142,9 @@ static void update_stats(struct tree *tree)
 static void source_on_done(void *context, uint64_t cookie, int result)
 {
 	struct tree *tree = context;
-	if (cookie & (COOKIE_WRITE | COOKIE_IGNORED))
+	if (cookie == COOKIE_ORDER)
+		record_on_stored(tree, result);
+	else if (cookie & (COOKIE_WRITE | COOKIE_IGNORED))
 		evict_on_done(tree, cookie, result);
 	else
 		tree_fail(tree, result < 0 ? result : -EPROTO, "fetch pages from their source");
@@ -271,6 +273,7 @@ static void serve(struct tree *tree)
 			control_work(tree);
 		uint64_t until_fill = migrate_work(tree);
 		uint64_t now = clock_now_ns();
+		until_fill = DP_MIN(until_fill, record_work(tree, now));
 		bool due = tree->running && now >= tree->next_watch_ns;
 		until_watch = DP_MIN(DP_MIN(watch_work(tree, now), heat_work(tree, now)), until_fill);
 		if (due)
@@ -300,6 +303,7 @@ static int prepare(struct tree *tree)
 	tree->criu_handle.kind = HANDLE_CRIU;
 	tree->control_listen_handle.kind = HANDLE_CONTROL_LISTEN;
 	control_init(tree);
+	record_init(tree);
 	residency_plan(&tree->budget, config->budget_bytes);
 	if (config->stats_path)
 		tree->stats = stats_map(config->stats_path, 1, tree->err);
@@ -336,6 +340,7 @@ static void put_away(struct tree *tree)
 	else
 		free(tree->stats);
 	free(tree->deferred);
+	record_done(tree);
 	if (tree->buffer && tree->buffer != MAP_FAILED)
 		munmap(tree->buffer, MOVE_PAGES * PAGE_BYTES);
 	if (tree->parked_data && tree->parked_data != MAP_FAILED)
@@ -359,6 +364,8 @@ int pager_run(const struct pager_config *config, struct dp_err *err)
 	int ret = prepare(tree);
 	if (!ret) {
 		serve(tree);
+		if (!tree->failure)
+			record_end(tree);
 		ret = tree->failure;
 		update_stats(tree);
 		if (!ret && tree->migration.whole_spaces) /* read by the supervisor and init when we have ended */

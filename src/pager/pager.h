@@ -23,6 +23,11 @@ struct pager_config {
 	bool fill;                /* fetch everything in the background; without a budget the pager ends when all is local, as the stock daemon does */
 	uint64_t fill_rate_bytes; /* a second, at most; 0: no limit */
 	enum prefetch_policy prefetch_policy; /* 0: adaptive */
+	struct order_run *order;  /* an earlier run's, arranged (order.h), to be replayed; NULL: none. Borrowed */
+	size_t order_runs;
+	bool record;              /* note the order of this run and store it with the snapshot */
+	int gate_fd;              /* written to when what is replayed before the tree is resumed is there; 0 or -1: none; taken */
+	const char *trace_path;   /* faults are written there, for simulations; NULL: not. Borrowed */
 	int init_pid;             /* pid (this namespace) of the tree's reaper, or 0 */
 };
 

@@ -37,6 +37,8 @@ struct source_ops {
 	int (*move)(struct source *source, uint64_t space, uint64_t from_pgno, uint64_t to_pgno, uint64_t pages, uint64_t cookie);
 	int (*fork)(struct source *source, uint64_t parent, uint64_t *child, uint64_t cookie);
 	int (*space_free)(struct source *source, uint64_t space, uint64_t cookie);
+	/* Keeps the order in which pages were wanted with the snapshot; labels are vpids. NULL: this source cannot. */
+	int (*order_put)(struct source *source, const struct order_run *runs, size_t count, uint64_t cookie);
 	int (*receive)(struct source *source); /* handler calls made, or the error that ended the source */
 	int (*fd)(const struct source *source); /* for epoll, or -1 where every answer is immediate */
 	bool (*wants_write)(const struct source *source);

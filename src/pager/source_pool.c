@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/base.h"
+
 struct source_pool {
 	struct source source;
 	struct client *client;
@@ -35,7 +37,9 @@ static int find_space(struct source *source, int vpid, uint64_t *space, struct d
 
 static int get(struct source *source, enum request_class class, uint64_t space, const struct page_range *ranges, size_t count, uint64_t cookie)
 {
-	return client_get(of(source)->client, class, space, ranges, count, cookie);
+	struct client_handler handler = { source->handler.context, source->handler.on_pages, source->handler.on_done };
+	int ret = count == 1 ? client_get_near(of(source)->client, &handler, space, ranges[0], cookie) : 0;
+	return ret ? DP_MIN(ret, 0) : client_get(of(source)->client, class, space, ranges, count, cookie);
 }
 
 static int put(struct source *source, uint64_t space, const struct page_range *ranges, size_t count, const struct iovec *data,
@@ -97,6 +101,11 @@ static int space_free(struct source *source, uint64_t space, uint64_t cookie)
 	return ret;
 }
 
+static int order_put(struct source *source, const struct order_run *runs, size_t count, uint64_t cookie)
+{
+	return client_order_put(of(source)->client, of(source)->instance, of(source)->epoch, runs, count, cookie);
+}
+
 static int receive(struct source *source)
 {
 	struct client_handler handler = { source->handler.context, source->handler.on_pages, source->handler.on_done };
@@ -134,6 +143,7 @@ static const struct source_ops pool_ops = {
 	.move = move,
 	.fork = fork_space,
 	.space_free = space_free,
+	.order_put = order_put,
 	.receive = receive,
 	.fd = fd,
 	.wants_write = wants_write,
@@ -153,6 +163,7 @@ int source_pool_new(struct source **source, struct client *client, const struct 
 	memcpy(spaces, instance->spaces, instance->space_count * sizeof(*spaces));
 	pool->source = (struct source){ .ops = &pool_ops, .writable = true };
 	pool->client = client;
+	client_read_near(client);
 	pool->instance = instance->id;
 	pool->epoch = instance->epoch;
 	pool->spaces = spaces;

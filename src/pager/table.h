@@ -1,6 +1,6 @@
 /* table: what the pager knows about each page of one space.
  *
- * A leaf describes 64 pages in 912 bytes (14.25 a page); leaves come from one reserved range of addresses and are found by a
+ * A leaf describes 64 pages in 920 bytes (14.4 a page); leaves come from one reserved range of addresses and are found by a
  * two-level index, so that only what exists costs memory and nothing is allocated on the fault path. Pages without a leaf
  * are remote where `initial` (the snapshot's page map) has them, and zero elsewhere; so a restore costs by areas, not bytes.
  * Two queues (small, main) run through the leaves as linked lists of page indexes; a queued page that is no longer
@@ -40,6 +40,7 @@ enum page_state {
 struct leaf {
 	uint64_t pgno; /* of the first page; UINT64_MAX while free */
 	uint32_t nonzero, queued;
+	uint64_t noted; /* bit i: page i is in the recorded order */
 	uint32_t link[LEAF_PAGES];
 	uint8_t page[LEAF_PAGES]; /* state and flags */
 	uint8_t heat[LEAF_PAGES];

@@ -7,7 +7,7 @@
  *   space.c     one address space                        watch.c    new mappings, children, exits, samples of memory
  *   control.c   freeze, export, thaw for a checkpoint    ahead.c    what is fetched besides what faulted
  *   migrate.c   background transfer                      heat.c     which pages are hot, which are cold
- *   table.c warden.c  see their headers
+ *   record.c    the order of an earlier run                table.c warden.c  see their headers
  *
  * Invariants (architecture.md section 6 has 1..9; these are the pager's own):
  *   P1 No userfaultfd is read between posting a MOVE and its end: every event read later happened after that move.
@@ -32,6 +32,7 @@
 #include "pager/heat.h"
 #include "pager/migrate.h"
 #include "pager/pager.h"
+#include "pager/record.h"
 #include "pager/source.h"
 #include "pager/table.h"
 #include "pager/warden.h"
@@ -175,6 +176,7 @@ struct tree {
 	uint8_t *parked_data; /* [REQUESTS][REQUEST_PAGES] pages, touched only as needed */
 	uint32_t parked_requests;
 	struct migration migration;
+	struct record record;
 	struct heat_sweep heat;
 	struct write_batch batch[WRITE_BATCHES];
 	struct deferred_fault *deferred; /* ring of DEFERRED_FAULTS */
@@ -235,7 +237,7 @@ enum install_result install_zeros(struct space *space, uint64_t pgno, uint64_t p
 int install_request(struct space *space, uint64_t pgno, uint64_t pages, enum request_class class, uint64_t read_ns);
 /* The same for guesses: runs that need not be neighbours, at most REQUEST_PAGES pages in all, each once and each remote. */
 int install_ahead(struct space *space, const struct page_range *ranges, size_t count);
-/* The same for a background transfer. */
+/* The same for what is no guess: a background transfer, a recorded order. */
 int install_fill(struct space *space, const struct page_range *ranges, size_t count);
 /* Nothing of [pgno, pgno + pages) that is under way may be installed any more; waiting threads are woken to fault again. */
 void install_cancel(struct space *space, uint64_t pgno, uint64_t pages, enum page_state state);
@@ -272,6 +274,7 @@ void evict_warden_done(struct space *space);
 void evict_on_done(struct tree *tree, uint64_t cookie, int result);
 #define COOKIE_WRITE (1ull << 63)
 #define COOKIE_IGNORED (1ull << 62)
+#define COOKIE_ORDER (COOKIE_IGNORED | 1)
 
 /* ---- watch.c ---- */
 /* Housekeeping that is due. Returns ns until the next. */

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 
 #include "base/base.h"
@@ -14,6 +15,7 @@
 #include "instance/keeper.h"
 #include "pager/pager.h"
 #include "pager/source_pool.h"
+#include "prefetch/order.h"
 #include "restore/processes.h"
 #include "sys/uffd_abi.h"
 
@@ -39,6 +41,29 @@ int pager_listen(const struct instance *instance, const char *file, int type, st
 	return fd;
 }
 
+/* What an earlier run recorded, and whether this one is to record. That there is none is no failure, nor that it does not come: it is
+ * speed that is lost. */
+static void get_order(const struct restore_options *options, struct client *client, uint64_t instance, struct pager_config *config)
+{
+	struct dp_err err;
+	int ret = client_order_get(client, instance, &config->order, &config->order_runs, &err);
+	if (ret && ret != -ENOENT)
+		log_warn("recorded order: %s", err.text);
+	config->record = options->record == RECORD_ALWAYS || (options->record == RECORD_WHERE_NONE_IS && ret == -ENOENT && !options->migrate);
+	if (!prefetch_policy_replays(options->prefetch_policy) && !options->working_set)
+		config->order_runs = 0;
+	config->order_runs = order_arrange(config->order, config->order_runs);
+}
+
+/* The FIFO that CRIU's pre-resume action reads: see ACTION_WORKING_SET. Both ends are open here, so neither side ever waits in vain. */
+static int make_gate(const struct instance *instance)
+{
+	char path[PATH_MAX];
+	if (mkfifo(instance_path(instance, GATE_WORKING_SET, path, sizeof(path)), 0600))
+		return -1;
+	return open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+}
+
 static int serve(const struct restore_plan *plan, int listen_fd, int control_fd, int keeper_fd, struct dp_err *err)
 {
 	const struct instance *instance = &plan->instance;
@@ -58,6 +83,7 @@ static int serve(const struct restore_plan *plan, int listen_fd, int control_fd,
 	if (!ret)
 		ret = source_pool_new(&source, client, &info, err);
 	free(info.spaces);
+	uint64_t instance_id = info.id;
 	if (ret) {
 		client_close(client);
 		return ret;
@@ -73,8 +99,13 @@ static int serve(const struct restore_plan *plan, int listen_fd, int control_fd,
 		.budget_bytes = instance->budget_bytes,
 		.fill = plan->options->migrate,
 		.fill_rate_bytes = plan->options->migrate_rate_bytes,
+		.prefetch_policy = plan->options->prefetch_policy,
+		.trace_path = getenv("DISTRI_PROC_FAULT_TRACE"),
+		.gate_fd = plan->options->working_set ? make_gate(instance) : -1,
 	};
+	get_order(plan->options, client, instance_id, &config);
 	ret = pager_run(&config, err);
+	free(config.order);
 	source->ops->free(source);
 	client_close(client);
 	return ret;

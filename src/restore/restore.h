@@ -27,8 +27,11 @@
 #include "base/err.h"
 #include "client/client.h"
 #include "instance/instance.h"
+#include "prefetch/prefetch.h"
 #include "restore/terminal.h"
 #include "transport/endpoint.h"
+
+enum restore_record { RECORD_WHERE_NONE_IS, RECORD_ALWAYS, RECORD_NEVER };
 
 struct restore_options {
 	const char *root;               /* registry, see instance_root */
@@ -40,11 +43,20 @@ struct restore_options {
 	enum client_compress compress;  /* of pages on the wire */
 	bool migrate;                   /* fetch everything in the background, */
 	uint64_t migrate_rate_bytes;    /* at most so much a second; 0: no limit */
+	enum prefetch_policy prefetch_policy;
+	bool working_set;               /* what an earlier run recorded is there before the tree is resumed */
+	enum restore_record record;     /* the order in which this run wants its pages, stored with the snapshot */
 	bool shell_job;                 /* --shell-job is among criu_arguments */
 	unsigned verbose;
 	char *const *criu_arguments;    /* passed on to `criu restore` */
 	size_t criu_argument_count;
 };
+
+/* A FIFO in the instance's directory, and what CRIU does with it where the working set is waited for: the last action before the
+ * tree is resumed reads it. CRIU tells its action the directory of the images, which is beside the FIFO. */
+#define GATE_WORKING_SET "working-set"
+#define ACTION_WORKING_SET \
+	"--action-script=case $CRTOOLS_SCRIPT_ACTION in pre-resume) read x <\"$CRTOOLS_IMAGE_DIR/../" GATE_WORKING_SET "\";; esac"
 
 /* CLOCK_MONOTONIC; where the time went. */
 struct restore_times {
