@@ -122,5 +122,7 @@ void client_close(struct client *client)
 	free(client->flights);
 	free(client->packed);
 	free(client->unpacked);
+	near_close(client->near);
+	free(client->near_pages);
 	free(client);
 }

@@ -168,6 +168,11 @@ struct client_handler {
 	/* The answer to put, drop, move, fork, space_free (0 or -errno), or the failure of a get. */
 	void (*on_done)(void *context, uint64_t cookie, int result);
 };
+
+/* From now on pages are read from the pool's memory where the pool is on this host, has pages in memory and lets us (near.h). */
+bool client_read_near(struct client *client);
+/* Hands over pages at once whose places are known. 0: ask for them by client_get; else as client_receive. */
+int client_get_near(struct client *client, const struct client_handler *handler, uint64_t space, struct page_range range, uint64_t cookie);
 /* Reads what is there and calls the handler for each complete part; never blocks. Returns the number of calls made, 0 where
  * nothing complete was there, or the connection's error (no handler is called after an error). Also sends what is queued. */
 int client_receive(struct client *client, const struct client_handler *handler);

@@ -293,6 +293,47 @@ static int deliver_data(struct client *client, const struct client_handler *hand
 	return calls;
 }
 
+int connection_deliver_near(struct client *client, const struct client_handler *handler, uint64_t cookie, struct page_range range,
+			    const uint64_t *places)
+{
+	uint64_t run;
+	int calls = 0;
+
+	assert(!client->near_busy);
+	client->near_busy = true;
+	for (uint64_t at = 0; at < range.pages && !client->error; at += run) {
+		bool zero = places[at] == 0;
+
+		for (run = 1; at + run < range.pages && run < NEAR_READ_PAGES && (places[at + run] == 0) == zero;)
+			run++;
+		int result = zero ? 0 : near_read(client->near, places + at, run, client->near_pages);
+
+		if (result < 0) {
+			client->near_busy = false;
+			return connection_fail(client, result);
+		}
+		client->bytes_received += zero ? 0 : run * PAGE_BYTES;
+		handler->on_pages(handler->context, cookie, (struct page_range){ range.pgno + at, run }, zero ? NULL : client->near_pages,
+				  at + run == range.pages);
+		calls++;
+	}
+	client->near_busy = false;
+	return calls;
+}
+
+static int deliver_places(struct client *client, const struct client_handler *handler, struct flight *flight, const uint8_t *payload,
+			  uint64_t bytes)
+{
+	const struct page_range asked = flight->ranges[0], located = flight->ranges[1];
+	uint64_t places[GET_PAGES_LIMIT];
+
+	if (message_places_decode(payload, bytes, places, located.pages) < 0)
+		return connection_fail(client, -EPROTO);
+	if (flight->changes == near_changes(client->near)) /* N2 */
+		near_keep(client->near, flight->space, located.pgno, places, located.pages);
+	return connection_deliver_near(client, handler, end_flight(client, flight), asked, places + (asked.pgno - located.pgno));
+}
+
 int connection_deliver(struct client *client, const struct client_handler *handler, const struct message_header *header,
 		       const uint8_t *payload)
 {
@@ -303,6 +344,8 @@ int connection_deliver(struct client *client, const struct client_handler *handl
 		return connection_fail(client, -EPROTO);
 	if (header->type == MESSAGE_DATA && flight->kind == FLIGHT_GET)
 		return deliver_data(client, handler, header, flight, payload);
+	if (header->type == MESSAGE_PLACES && flight->kind == FLIGHT_LOCATE)
+		return deliver_places(client, handler, flight, payload, header->length);
 	if (header->type == MESSAGE_OK && flight->kind == FLIGHT_CHANGE && header->length == 0) {
 		handler->on_done(handler->context, end_flight(client, flight), 0);
 		return 1;

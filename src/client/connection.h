@@ -6,6 +6,7 @@
 #include "base/base.h"
 #include "client/client.h"
 #include "client/compress.h"
+#include "client/near.h"
 #include "transport/stream.h"
 #include "wire/message.h"
 
@@ -16,7 +17,7 @@
 #define PAGE_ANSWER_LIMIT (512u << 10)   /* payload of an answer to a page request */
 #define CONTROL_TIMEOUT_MS 60000u
 
-enum flight_kind { FLIGHT_FREE, FLIGHT_GET, FLIGHT_CHANGE };
+enum flight_kind { FLIGHT_FREE, FLIGHT_GET, FLIGHT_LOCATE, FLIGHT_CHANGE };
 
 /* A page request that waits for its answer. */
 struct flight {
@@ -29,7 +30,8 @@ struct flight {
 	/* GET: the parts come in order, so the next page expected says all. */
 	uint32_t range_count, range_at;
 	uint64_t page_at; /* in that range */
-	struct page_range ranges[GET_RANGES_LIMIT];
+	struct page_range ranges[GET_RANGES_LIMIT]; /* LOCATE: what was asked for, and the whole blocks around it */
+	uint64_t space, changes;                    /* LOCATE */
 };
 
 /* A message that came while a control call waited for its own; delivered by the next client_receive. */
@@ -54,6 +56,9 @@ struct client {
 	struct compress_meter get_meter, put_meter;
 	uint8_t *packed;                     /* room for a packed PUT; NULL where nothing is ever packed */
 	uint8_t *unpacked;                   /* room for the pages of a packed DATA */
+	struct near *near;                   /* NULL: pages come as messages */
+	uint8_t *near_pages;                 /* [NEAR_READ_PAGES] */
+	bool near_busy;                      /* near_pages is in use further up */
 
 	struct flight *flights;
 	uint32_t first_free; /* IN_FLIGHT_LIMIT: none */
@@ -81,6 +86,10 @@ int connection_fail(struct client *client, int error);
 /* Hands one answer to a page request to the handler; the number of calls made or -EPROTO. */
 int connection_deliver(struct client *client, const struct client_handler *handler, const struct message_header *header,
 		       const uint8_t *payload);
+#define NEAR_READ_PAGES 64u
+/* Hands pages at known places to the handler; the number of calls made or the error. */
+int connection_deliver_near(struct client *client, const struct client_handler *handler, uint64_t cookie, struct page_range range,
+			    const uint64_t *places);
 int connection_hold(struct client *client, const struct message_header *header, const uint8_t *payload);
 
 #define ANY_ANSWER ((enum message_type)0)

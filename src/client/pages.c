@@ -42,6 +42,67 @@ static uint64_t pages_of(const struct page_range *ranges, size_t count, uint64_t
 	return pages ? pages : UINT64_MAX;
 }
 
+bool client_read_near(struct client *client)
+{
+	struct message_header request = { .type = MESSAGE_NEAR }, answer;
+	const uint8_t *payload;
+	struct message_near pool;
+	struct dp_err unused;
+
+	if (client->near || !(client->features & HELLO_FEATURE_NEAR) || stream_is_network(client->stream))
+		return client->near;
+	if (control_call(client, &request, NULL, 0, NULL, 0, MESSAGE_NEAR, CONTROL_TIMEOUT_MS, &answer, &payload, &unused) < 0 ||
+	    message_near_decode(payload, answer.length, &pool) < 0)
+		return false;
+	client->near_pages = malloc((size_t)NEAR_READ_PAGES * PAGE_BYTES);
+	client->near = client->near_pages ? near_open(&pool) : NULL;
+	return client->near;
+}
+
+int client_get_near(struct client *client, const struct client_handler *handler, uint64_t space, struct page_range range, uint64_t cookie)
+{
+	uint64_t places[GET_PAGES_LIMIT];
+
+	if (client->error)
+		return client->error;
+	if (!client->near || client->near_busy || range.pages > GET_PAGES_LIMIT || !near_find(client->near, space, range, places))
+		return 0;
+	return connection_deliver_near(client, handler, cookie, range, places);
+}
+
+/* Asks where pages lie: the whole blocks around what is wanted, since the neighbours are wanted next. */
+static int locate(struct client *client, enum request_class class, uint64_t space, struct page_range range, uint64_t cookie)
+{
+	uint8_t payload[8 + 16];
+	struct message_header header = { .type = MESSAGE_LOCATE, .class = (uint8_t)class, .object = space };
+	uint64_t first = range.pgno / NEAR_BLOCK_PAGES * NEAR_BLOCK_PAGES;
+	uint64_t end = (range.pgno + range.pages + NEAR_BLOCK_PAGES - 1) / NEAR_BLOCK_PAGES * NEAR_BLOCK_PAGES;
+	const struct page_range located = end - first <= GET_PAGES_LIMIT ? (struct page_range){ first, end - first } : range;
+	struct flight *flight = take_flight(client, FLIGHT_LOCATE, cookie, &header.request);
+
+	if (!flight)
+		return -EAGAIN;
+	flight->ranges[0] = range;
+	flight->ranges[1] = located;
+	flight->space = space;
+	flight->changes = near_changes(client->near);
+	if (located.pgno % NEAR_BLOCK_PAGES || located.pages % NEAR_BLOCK_PAGES)
+		flight->changes = UINT64_MAX; /* no whole blocks: not to be kept */
+	int bytes = message_ranges_encode(payload, sizeof(payload), &located, 1);
+	int result = connection_send(client, &header, payload, (size_t)bytes, NULL, 0, 0, OUTPUT_BYTES);
+
+	if (result < 0)
+		untake_flight(client, flight);
+	return result;
+}
+
+/* These pages are about to change. */
+static void forget(struct client *client, uint64_t space, const struct page_range *ranges, size_t count)
+{
+	for (size_t i = 0; client->near && i < count; i++)
+		near_forget(client->near, space, ranges[i].pgno, ranges[i].pages);
+}
+
 int client_get(struct client *client, enum request_class class, uint64_t space, const struct page_range *ranges, size_t count,
 	       uint64_t cookie)
 {
@@ -54,6 +115,8 @@ int client_get(struct client *client, enum request_class class, uint64_t space, 
 
 	if (pages == UINT64_MAX)
 		return -EINVAL;
+	if (client->near && count == 1)
+		return locate(client, class, space, ranges[0], cookie);
 	if (client->get_meter.on)
 		header.class |= MESSAGE_PACKED;
 	struct flight *flight = take_flight(client, FLIGHT_GET, cookie, &header.request);
@@ -129,6 +192,7 @@ int client_put(struct client *client, uint64_t space, uint64_t epoch, const stru
 		bytes += data[i].iov_len;
 	if (pages == UINT64_MAX || bytes != pages * PAGE_BYTES)
 		return -EINVAL;
+	forget(client, space, ranges, count);
 	int payload_bytes = message_ranges_encode(payload, sizeof(payload), ranges, count);
 	struct iovec packed = { client->packed, 0 };
 
@@ -155,6 +219,7 @@ int client_drop(struct client *client, uint64_t space, uint64_t epoch, const str
 	/* More ranges than 256 go in several calls: the caller's loop, not a large buffer here. */
 	if (count > 256 || pages_of(ranges, count, UINT64_MAX - 1) == UINT64_MAX)
 		return -EINVAL;
+	forget(client, space, ranges, count);
 	return send_change(client, &header, payload, message_ranges_encode(payload, sizeof(payload), ranges, count), NULL, 0, 0, 0, cookie);
 }
 
@@ -165,6 +230,7 @@ int client_move(struct client *client, uint64_t space, uint64_t epoch, uint64_t 
 	struct message_header header = { .type = MESSAGE_MOVE, .object = space, .epoch = epoch };
 	const struct message_move move = { from_pgno, to_pgno, pages };
 
+	forget(client, space, (const struct page_range[]){ { from_pgno, pages }, { to_pgno, pages } }, 2);
 	return send_change(client, &header, payload, message_move_encode(payload, sizeof(payload), &move), NULL, 0, 0, 0, cookie);
 }
 
@@ -173,6 +239,7 @@ int client_fork(struct client *client, uint64_t parent, uint64_t epoch, uint64_t
 	uint8_t payload[8];
 	struct message_header header = { .type = MESSAGE_FORK, .object = parent, .epoch = epoch };
 
+	forget(client, child, &(const struct page_range){ 0, UINT64_MAX }, 1);
 	return send_change(client, &header, payload, message_number_encode(payload, sizeof(payload), child), NULL, 0, 0, 0, cookie);
 }
 
@@ -180,6 +247,7 @@ int client_space_free(struct client *client, uint64_t space, uint64_t epoch, uin
 {
 	struct message_header header = { .type = MESSAGE_SPACE_FREE, .object = space, .epoch = epoch };
 
+	forget(client, space, &(const struct page_range){ 0, UINT64_MAX }, 1);
 	return send_change(client, &header, NULL, 0, NULL, 0, 0, 0, cookie);
 }
 

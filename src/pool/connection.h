@@ -51,6 +51,7 @@ struct connection {
 	uint64_t id;     /* never used again */
 	bool hello;      /* said */
 	bool can_pack;   /* it said so */
+	bool near;       /* it asked where we are, and may ask where pages lie */
 	bool committing; /* a commit is under way: later requests wait, so that they stay in order */
 	bool broken;     /* to be closed once what is queued is sent */
 	uint32_t events; /* what epoll watches; the server's */

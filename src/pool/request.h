@@ -22,6 +22,8 @@ void request_answer(struct request *request, struct reply *reply, enum message_t
 
 /* A handler answers by itself, or returns 0 for a plain OK, or -errno for an ERROR. */
 int request_handle_get(struct request *request);
+int request_handle_near(struct request *request);
+int request_handle_locate(struct request *request);
 int request_handle_put(struct request *request);
 int request_handle_drop(struct request *request);
 int request_handle_move(struct request *request);

@@ -60,7 +60,7 @@ static int handle_hello(struct request *request)
 
 	if (!reply)
 		return -ENOMEM;
-	ours.features = hello.features & HELLO_FEATURE_LZ4;
+	ours.features = hello.features & (HELLO_FEATURE_LZ4 | HELLO_FEATURE_NEAR);
 	request->connection->can_pack = ours.features & HELLO_FEATURE_LZ4;
 	reply->head_bytes = MESSAGE_HEADER_BYTES + (uint32_t)message_hello_encode(reply->head + MESSAGE_HEADER_BYTES, 64, &ours);
 	request->connection->hello = true;
@@ -426,6 +426,8 @@ static int (*const handlers[])(struct request *request) = {
 	[MESSAGE_HELLO] = handle_hello,
 	[MESSAGE_GET] = request_handle_get,
 	[MESSAGE_PUT] = request_handle_put,
+	[MESSAGE_NEAR] = request_handle_near,
+	[MESSAGE_LOCATE] = request_handle_locate,
 	[MESSAGE_DROP] = request_handle_drop,
 	[MESSAGE_MOVE] = request_handle_move,
 	[MESSAGE_FORK] = request_handle_fork,

@@ -45,6 +45,9 @@ enum message_type {
 	MESSAGE_MOVE = 20,
 	MESSAGE_FORK = 21,
 	MESSAGE_SPACE_FREE = 22,
+	MESSAGE_LOCATE = 23,
+	MESSAGE_PLACES = 24,
+	MESSAGE_NEAR = 25,
 	MESSAGE_SNAPSHOT_BEGIN = 32,
 	MESSAGE_SNAPSHOT_SPACE = 33,
 	MESSAGE_SNAPSHOT_INHERIT = 34,
@@ -102,7 +105,8 @@ struct message_bytes {
 /* Copies a text with a NUL behind it; the decoders have made sure that it holds no NUL and is shorter than size. */
 void message_text_copy(struct message_text text, char *buffer, size_t size);
 
-#define HELLO_FEATURE_LZ4 1u /* pages may be packed: MESSAGE_PACKED */
+#define HELLO_FEATURE_LZ4 1u  /* pages may be packed: MESSAGE_PACKED */
+#define HELLO_FEATURE_NEAR 2u /* the pool tells where pages lie in its memory: NEAR, LOCATE */
 struct message_hello {
 	uint16_t lowest, highest; /* versions the sender speaks */
 	uint32_t features;        /* the client's: what it can; the pool's: those of them that it can too */
@@ -151,6 +155,20 @@ int message_data_encode(uint8_t *bytes, size_t size, const struct message_run *r
 int message_data_decode(const uint8_t *bytes, size_t length, struct message_data *data);
 /* A DATA with MESSAGE_PACKED; data->pages is NULL, the caller unpacks. */
 int message_data_decode_packed(const uint8_t *bytes, size_t length, struct message_data *data, struct packed_pages *packed);
+
+/* PLACES, the answer to LOCATE: for each page asked for, in order, its address in the pool's memory, 0: zero. */
+int message_places_encode(uint8_t *bytes, size_t size, const uint64_t *places, size_t count);
+/* -EBADMSG unless it is exactly that many. */
+int message_places_decode(const uint8_t *bytes, size_t length, uint64_t *places, size_t count);
+
+/* NEAR, question and answer: who the pool is, and a number that only its memory shows, at a place in it. */
+#define NEAR_PROOF_BYTES 16
+struct message_near {
+	uint64_t pid, proof_place;
+	uint8_t proof[NEAR_PROOF_BYTES];
+};
+int message_near_encode(uint8_t *bytes, size_t size, const struct message_near *near);
+int message_near_decode(const uint8_t *bytes, size_t length, struct message_near *near);
 
 struct message_move {
 	uint64_t from_pgno, to_pgno, pages;

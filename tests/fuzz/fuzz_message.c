@@ -110,6 +110,8 @@ static void check_pages(unsigned type, const uint8_t *payload, size_t length)
 	struct message_ranges ranges;
 	struct message_move move;
 	struct message_inherit inherit;
+	struct message_near near;
+	uint64_t places[GET_PAGES_LIMIT];
 	const uint8_t *pages;
 
 	if (type == MESSAGE_GET && message_get_decode(payload, length, &ranges) == 0)
@@ -124,6 +126,10 @@ static void check_pages(unsigned type, const uint8_t *payload, size_t length)
 		check_ranges(payload, &inherit.ranges, 8);
 	if (type == MESSAGE_DATA)
 		check_data(payload, length);
+	if (type == MESSAGE_NEAR && message_near_decode(payload, length, &near) == 0)
+		same(payload, length, message_near_encode(again, sizeof(again), &near));
+	if (type == MESSAGE_PLACES && length / 8 <= GET_PAGES_LIMIT && message_places_decode(payload, length, places, length / 8) == 0)
+		same(payload, length, message_places_encode(again, sizeof(again), places, length / 8));
 	if (type == MESSAGE_MOVE && message_move_decode(payload, length, &move) == 0)
 		same(payload, length, message_move_encode(again, sizeof(again), &move));
 }
