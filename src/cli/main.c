@@ -8,6 +8,7 @@
 #include "base/base.h"
 #include "cli/cli.h"
 #include "cli/commands.h"
+#include "restore/restore.h"
 
 enum group { GROUP_PROCESSES, GROUP_POOL, GROUP_HOST, GROUP_HIDDEN };
 
@@ -144,5 +145,7 @@ int main(int argc, char **argv)
 {
 	/* a pool that goes away is an error of a write, not the end of this process */
 	signal(SIGPIPE, SIG_IGN);
+	if (argc && working_set_is_action(argv[0]))
+		return working_set_action(argv[0]);
 	return finish_output(dispatch(argc, argv));
 }

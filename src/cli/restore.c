@@ -173,12 +173,6 @@ static int take_prefetch(struct settings *settings)
 	bool working_set = !strcmp(optarg, "working-set");
 	if (!working_set && strcmp(optarg, "stream"))
 		return cli_usage_error(settings->command, "--prefetch takes stream or working-set");
-	if (working_set && !settings->restore.working_set) {
-		char *argument = strdup(ACTION_WORKING_SET);
-		if (!argument)
-			return cli_usage_error(settings->command, "out of memory");
-		settings->criu_arguments[settings->restore.criu_argument_count++] = argument;
-	}
 	settings->restore.working_set = working_set;
 	return 0;
 }

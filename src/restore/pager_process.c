@@ -6,7 +6,6 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/un.h>
 
 #include "base/base.h"
@@ -55,15 +54,6 @@ static void get_order(const struct restore_options *options, struct client *clie
 	config->order_runs = order_arrange(config->order, config->order_runs);
 }
 
-/* The FIFO that CRIU's pre-resume action reads: see ACTION_WORKING_SET. Both ends are open here, so neither side ever waits in vain. */
-static int make_gate(const struct instance *instance)
-{
-	char path[PATH_MAX];
-	if (mkfifo(instance_path(instance, GATE_WORKING_SET, path, sizeof(path)), 0600))
-		return -1;
-	return open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
-}
-
 static int serve(const struct restore_plan *plan, int listen_fd, int control_fd, int keeper_fd, struct dp_err *err)
 {
 	const struct instance *instance = &plan->instance;
@@ -101,7 +91,7 @@ static int serve(const struct restore_plan *plan, int listen_fd, int control_fd,
 		.fill_rate_bytes = plan->options->migrate_rate_bytes,
 		.prefetch_policy = plan->options->prefetch_policy,
 		.trace_path = getenv("DISTRI_PROC_FAULT_TRACE"),
-		.gate_fd = plan->options->working_set ? make_gate(instance) : -1,
+		.gate_fd = plan->options->working_set ? working_set_open(instance) : -1,
 	};
 	get_order(plan->options, client, instance_id, &config);
 	ret = pager_run(&config, err);

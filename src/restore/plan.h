@@ -42,6 +42,12 @@ int gate_make(const struct instance *instance, struct dp_err *err);
 #define GATED_IMAGE "inventory.img"
 int gate_open(const struct instance *instance, int gate_fd, struct dp_err *err);
 
+/* ---- working_set.c ---- */
+#define WORKING_SET_ACTION "working-set-gate" /* file of the instance's directory: CRIU's action script */
+int working_set_prepare(const struct instance *instance, struct dp_err *err);
+/* The pager's end of the FIFO, or -1. */
+int working_set_open(const struct instance *instance);
+
 /* ---- pids.c ---- */
 /* Pids and thread ids that CRIU will claim, ascending, fresh array: the images core-*.img name each, pstree its sessions. */
 int plan_read_pids(int images_fd, const struct image_task *tasks, size_t task_count, pid_t **pids, size_t *count,

@@ -52,12 +52,6 @@ struct restore_options {
 	size_t criu_argument_count;
 };
 
-/* A FIFO in the instance's directory, and what CRIU does with it where the working set is waited for: the last action before the
- * tree is resumed reads it. CRIU tells its action the directory of the images, which is beside the FIFO. */
-#define GATE_WORKING_SET "working-set"
-#define ACTION_WORKING_SET \
-	"--action-script=case $CRTOOLS_SCRIPT_ACTION in pre-resume) read x <\"$CRTOOLS_IMAGE_DIR/../" GATE_WORKING_SET "\";; esac"
-
 /* CLOCK_MONOTONIC; where the time went. */
 struct restore_times {
 	uint64_t start_ns, opened_ns, fetched_ns, checked_ns, criu_started_ns, criu_done_ns, done_ns;
@@ -79,6 +73,11 @@ int restore_start(const struct restore_options *options, struct restore_session 
  * a failure of ours (pager or pool). */
 int restore_wait(struct restore_session *session, const sigset_t *forward, int *exit_code, struct dp_err *err);
 void restore_session_done(struct restore_session *session);
+
+/* Is this the name by which CRIU calls us before it resumes a tree (--prefetch working-set)? Then this is what to do: waits for the
+ * pager. Changes name. Returns an exit code. */
+bool working_set_is_action(const char *name);
+int working_set_action(char *name);
 
 /* The budget in bytes for "50%" of snapshot_pages, or "512M"; NULL: 0, none. -EINVAL where it is no such thing, or less than a
  * tree of `tasks` processes can work in; err names the least then. */
