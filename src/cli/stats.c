@@ -9,6 +9,7 @@
 #include "base/base.h"
 #include "cli/cli.h"
 #include "cli/commands.h"
+#include "cli/heat_map.h"
 #include "instance/instance.h"
 #include "instance/process.h"
 #include "instance/stats.h"
@@ -16,12 +17,19 @@
 
 static const char usage[] =
 	"Usage: distri-proc stats [--watch[=SECONDS]] [--json] INSTANCE\n"
+	"       distri-proc stats --heat [--hot-after N] [--cold-after TIME] [--sample TIME] [--plot FILE] [--json] INSTANCE\n"
 	"\n"
 	"Shows what the pager of an instance counts: memory, faults with their latencies, traffic, evictions. INSTANCE is an\n"
 	"id, a name, the beginning of an id, or the pid of one of its processes.\n"
 	"\n"
 	"  -w, --watch[=SECONDS]  again every so many seconds (default 1) until the instance ends, with rates\n"
 	"  --json                 one object; with --watch one a line. Bytes, pages and ns\n"
+	"  --heat                 which memory is hot, warm and cold, area by area\n"
+	"  --hot-after N          hot: touched so many times in a row while it waited in staging, 1 to 7 (default 2)\n"
+	"  --cold-after TIME      cold: not seen used for so long, 2s to 2m (default 1m), or evicted untouched\n"
+	"  --sample TIME          watch the kernel's accessed bits for so long (default 1s; 0: not at all)\n"
+	"  --plot FILE            draw the heat map by gnuplot, as PNG or (FILE.svg) SVG\n"
+	"  --pages                with --heat --json: the hot pages, as runs of page numbers\n"
 	"  --root DIRECTORY       registry of instances (default $DISTRI_PROC_ROOT or /run/distri-proc)\n";
 
 static const char *const fault_names[FAULT_KINDS] = {
@@ -40,6 +48,8 @@ static const struct { const char *name; size_t offset; } fields[] = {
 	FIELD(moved_pages), FIELD(second_chance_pages), FIELD(written_back_pages), FIELD(clean_dropped_pages), FIELD(busy_pages),
 	FIELD(unshared_pages), FIELD(prefetched_pages), FIELD(prefetch_used_pages), FIELD(prefetch_wasted_pages), FIELD(stalls),
 	FIELD(copy_retries), FIELD(areas_found), FIELD(evict_cpu_ns), FIELD(pager_pid), FIELD(replayed_pages),
+	FIELD(migrate_state), FIELD(migrated_pages), FIELD(migrate_rate_bytes), FIELD(migrate_window_bytes), FIELD(migrate_share),
+	FIELD(migrate_backed_off), FIELD(left_ns),
 #undef FIELD
 };
 
@@ -139,6 +149,15 @@ static void print_fault_row(const char *name, uint64_t now, uint64_t before, dou
 	       p99, p999, most);
 }
 
+static const char *transfer_state(const struct pager_stats *stats)
+{
+	static const char *const names[] = {
+		[MIGRATE_NONE] = "", [MIGRATE_RUNNING] = "running", [MIGRATE_AT_BUDGET] = "at the budget", [MIGRATE_STOPPED] = "stopped",
+		[MIGRATE_DONE] = "done",
+	};
+	return stats->left_ns ? "all is local, the pager has left" : stats->migrate_state < ARRAY_LENGTH(names) ? names[stats->migrate_state] : "";
+}
+
 static void print_counters(const struct pager_stats *now, const struct pager_stats *before, double seconds)
 {
 	char a[32], b[32], c[32], d[32];
@@ -156,6 +175,11 @@ static void print_counters(const struct pager_stats *now, const struct pager_sta
 	       pages_text(now->prefetch_used_pages, b), pages_text(now->prefetch_wasted_pages, c), pages_text(now->replayed_pages, d));
 	printf("installed  %s   zero-filled %s   retries %llu\n", pages_text(now->installed_pages, a),
 	       pages_text(now->zero_filled_pages, b), (unsigned long long)now->copy_retries);
+	if (now->migrate_state)
+		printf("transfer   fetched %s (%s/s)   window %s   share %.0f %%   backed off %llu   %s\n", pages_text(now->migrated_pages, a),
+		       format_size((uint64_t)rate(now->migrated_pages, before->migrated_pages, seconds) * PAGE_BYTES, b, sizeof(b)),
+		       format_size(now->migrate_window_bytes, c, sizeof(c)), (double)now->migrate_share / 10.24,
+		       (unsigned long long)now->migrate_backed_off, transfer_state(now));
 	printf("events     fork %llu   remap %llu   remove %llu   unmap %llu   areas found %llu\n",
 	       (unsigned long long)now->events_fork, (unsigned long long)now->events_remap,
 	       (unsigned long long)now->events_remove, (unsigned long long)now->events_unmap,
@@ -208,7 +232,24 @@ static int watch(const struct instance *instance, const struct pager_stats *stat
 	return 0;
 }
 
-static int show(const char *root, const char *key, uint64_t interval_ns, bool json)
+static int show_heat(const struct instance *instance, const struct heat_options *options, bool json)
+{
+	struct heat_map map;
+	struct dp_err err;
+	int ret = heat_map_take(&map, instance, options, &err);
+	if (ret)
+		return cli_print_error(ret, &err, json);
+	if (json)
+		heat_show_json(&map, instance);
+	else
+		heat_show_text(&map, instance);
+	if (options->plot)
+		ret = heat_show_plot(&map, instance, &err);
+	heat_map_done(&map);
+	return ret ? cli_print_error(ret, &err, json) : EXIT_OK;
+}
+
+static int show(const char *root, const char *key, uint64_t interval_ns, bool json, const struct heat_options *heat)
 {
 	struct instance instance;
 	struct dp_err err;
@@ -219,7 +260,13 @@ static int show(const char *root, const char *key, uint64_t interval_ns, bool js
 	struct pager_stats *stats = stats_map(instance_path(&instance, "stats", path, sizeof(path)), 0, &err);
 	if (!stats)
 		return cli_print_error(-EBADMSG, &err, json);
-	if (interval_ns) {
+	int code = EXIT_OK;
+	if (heat && stats->left_ns) {
+		dp_fail(&err, ENOTCONN, "%s has no pager any more, all of its memory is local", instance.name);
+		code = cli_print_error(-ENOTCONN, &err, json);
+	} else if (heat) {
+		code = show_heat(&instance, heat, json);
+	} else if (interval_ns) {
 		watch(&instance, stats, interval_ns, json);
 	} else {
 		struct pager_stats now = *stats, none = { 0 };
@@ -230,41 +277,106 @@ static int show(const char *root, const char *key, uint64_t interval_ns, bool js
 			print_table(&instance, &now, &none, (double)(now_ns - now.started_ns) / 1e9);
 	}
 	stats_unmap(stats);
+	return code;
+}
+
+struct settings {
+	const char *root;
+	uint64_t interval_ns;
+	bool json, help, heat, heat_options; /* heat_options: one that goes only with --heat was given */
+	struct heat_options heat_map;
+};
+
+static int take_heat_option(struct settings *settings, const char *command, int option)
+{
+	struct heat_options *heat = &settings->heat_map;
+	char *end;
+	settings->heat_options = true;
+	switch (option) {
+	case 'H': {
+		unsigned long uses = strtoul(optarg, &end, 10);
+		if (end == optarg || *end || uses < 1 || uses > 7)
+			return cli_usage_error(command, "--hot-after takes a number from 1 to 7");
+		heat->rule.hot_uses = (unsigned)uses;
+		return 0;
+	}
+	case 'C':
+		if (parse_duration(optarg, &heat->cold_after_ns) || heat->cold_after_ns < 2000000000u || heat->cold_after_ns > 128000000000u)
+			return cli_usage_error(command, "--cold-after takes a time from 2s to 2m");
+		heat->rule.cold_age = heat_age_of_ns(heat->cold_after_ns);
+		return 0;
+	case 'S':
+		if (parse_duration(optarg, &heat->sample_ns) || heat->sample_ns > 60000000000u)
+			return cli_usage_error(command, "--sample takes a time of at most 1m");
+		return 0;
+	case 'P':
+		heat->plot = optarg;
+		return 0;
+	default: /* --pages */
+		heat->pages = true;
+		return 0;
+	}
+}
+
+static int take_interval(uint64_t *interval_ns, const char *command, const char *text)
+{
+	if (parse_duration(text, interval_ns) || *interval_ns < 10000000u)
+		return cli_usage_error(command, "--watch takes seconds, at least 0.01");
+	return 0;
+}
+
+static int read_options(struct settings *settings, int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "watch", optional_argument, NULL, 'w' },      { "json", no_argument, NULL, 'j' },
+		{ "heat", no_argument, NULL, 't' },             { "hot-after", required_argument, NULL, 'H' },
+		{ "cold-after", required_argument, NULL, 'C' }, { "sample", required_argument, NULL, 'S' },
+		{ "plot", required_argument, NULL, 'P' },       { "pages", no_argument, NULL, 'p' },
+		{ "root", required_argument, NULL, 'r' },       { "help", no_argument, NULL, 'h' }, { 0 },
+	};
+	for (int option, code; (option = getopt_long(argc, argv, "hw", options, NULL)) != -1;) {
+		switch (option) {
+		case 'w':
+			settings->interval_ns = 1000000000u;
+			if (optarg && (code = take_interval(&settings->interval_ns, argv[0], optarg)))
+				return code;
+			break;
+		case 'j': settings->json = true; break;
+		case 't': settings->heat = true; break;
+		case 'r': settings->root = optarg; break;
+		case 'h': settings->help = true; return 0;
+		case '?': return cli_usage_hint(argv[0]);
+		default:
+			if ((code = take_heat_option(settings, argv[0], option)))
+				return code;
+		}
+	}
+	if (settings->heat_options && !settings->heat)
+		return cli_usage_error(argv[0], "--hot-after, --cold-after, --sample, --plot and --pages go with --heat");
+	if (settings->heat && settings->interval_ns)
+		return cli_usage_error(argv[0], "--heat is one look; it does not go with --watch");
 	return 0;
 }
 
 int cmd_stats(int argc, char **argv)
 {
-	static const struct option options[] = {
-		{ "watch", optional_argument, NULL, 'w' }, { "json", no_argument, NULL, 'j' },
-		{ "root", required_argument, NULL, 'r' },  { "help", no_argument, NULL, 'h' }, { 0 },
+	struct settings settings = {
+		.heat_map = { .rule.hot_uses = 2, .cold_after_ns = 60000000000u, .sample_ns = 1000000000u },
 	};
-	bool json = false;
-	uint64_t interval_ns = 0;
-	const char *root = NULL;
-	for (int option; (option = getopt_long(argc, argv, "hw", options, NULL)) != -1;) {
-		if (option == 'w') {
-			interval_ns = 1000000000u;
-			if (optarg && (parse_duration(optarg, &interval_ns) || interval_ns < 10000000u))
-				return cli_usage_error(argv[0], "--watch takes seconds, at least 0.01");
-		} else if (option == 'j') {
-			json = true;
-		} else if (option == 'r') {
-			root = optarg;
-		} else if (option == 'h') {
-			return fputs(usage, stdout), EXIT_OK;
-		} else {
-			return cli_usage_hint(argv[0]);
-		}
-	}
+	settings.heat_map.rule.cold_age = heat_age_of_ns(settings.heat_map.cold_after_ns);
+	int code = read_options(&settings, argc, argv), at = optind;
+	if (code)
+		return code;
+	if (settings.help)
+		return fputs(usage, stdout), EXIT_OK;
 	/* `--watch 2 ID` and `ID --watch 2` are what people type: a number beside the instance is the interval. */
-	if (argc - optind == 2 && interval_ns) {
-		int number = parse_duration(argv[optind], &interval_ns) ? optind + 1 : optind;
-		if (parse_duration(argv[number], &interval_ns) || interval_ns < 10000000u)
-			return cli_usage_error(argv[0], "--watch takes seconds, at least 0.01");
-		return show(instance_root(root), argv[number == optind ? optind + 1 : optind], interval_ns, json);
-	}
-	if (argc - optind != 1)
+	if (argc - optind == 2 && settings.interval_ns) {
+		int number = parse_duration(argv[optind], &settings.interval_ns) ? optind + 1 : optind;
+		if ((code = take_interval(&settings.interval_ns, argv[0], argv[number])))
+			return code;
+		at = number == optind ? optind + 1 : optind;
+	} else if (argc - optind != 1) {
 		return cli_usage_error(argv[0], "which instance? `distri-proc ps` lists them");
-	return show(instance_root(root), argv[optind], interval_ns, json);
+	}
+	return show(instance_root(settings.root), argv[at], settings.interval_ns, settings.json, settings.heat ? &settings.heat_map : NULL);
 }

@@ -104,8 +104,8 @@ static bool export_space(const struct space *space, uint64_t *at, struct heat_pi
 	const struct rangeset *initial = &table->initial;
 	for (; *at < table->leaf_top; ++*at) {
 		const struct leaf *leaf = &table->leaves[*at];
-		if (leaf->pgno == UINT64_MAX || !leaf->nonzero)
-			continue;
+		if (leaf->pgno == UINT64_MAX)
+			continue; /* free */
 		if (piece->count == HEAT_PIECE_LEAVES)
 			return false;
 		export_leaf(table, (uint32_t)*at, &piece->leaf[piece->count++]);
