@@ -113,10 +113,12 @@ static int read_verdict(int fd, uint64_t deadline_ns, struct dp_err *err)
 
 static int start(const struct endpoint *endpoint, bool create, uint64_t deadline_ns, struct dp_err *err)
 {
-	char store[1100];
+	char store[1200];
 	int pipe_fds[2];
 
 	endpoint_pool_text(endpoint, store, sizeof(store));
+	if (endpoint->compress[0])
+		snprintf(store + strlen(store), sizeof(store) - strlen(store), "?compress=%s", endpoint->compress);
 	if (pipe2(pipe_fds, O_CLOEXEC) < 0)
 		return dp_fail_errno(err, errno, "pipe");
 	cleanup_fd int read_fd = pipe_fds[0];

@@ -82,6 +82,7 @@ struct snapshot_info {
 	char name[256];
 	uint64_t created_unix_ns;
 	uint64_t stored_pages; /* pages of all spaces */
+	uint64_t stored_bytes; /* what they take in the pool's store, packed or not; UINT64_MAX where not counted */
 	uint64_t own_pages;    /* of them, not shared with any other snapshot or instance; UINT64_MAX where not counted */
 	uint32_t instances;    /* live instances */
 	char *meta_json;
@@ -115,6 +116,7 @@ struct pool_status {
 	uint64_t snapshots, instances, spaces, connections;
 	uint64_t bytes_in, bytes_out, requests;
 	uint64_t uptime_ns;
+	uint64_t stored_bytes; /* what the pages take, packed or not */
 };
 int client_status(struct client *client, struct pool_status *status, struct dp_err *err);
 
@@ -172,7 +174,8 @@ struct client_handler {
 /* From now on pages are read from the pool's memory where the pool is on this host, has pages in memory and lets us (near.h). */
 bool client_read_near(struct client *client);
 /* Hands over pages at once whose places are known. 0: ask for them by client_get; else as client_receive. */
-int client_get_near(struct client *client, const struct client_handler *handler, uint64_t space, struct page_range range, uint64_t cookie);
+int client_get_near(struct client *client, const struct client_handler *handler, uint64_t space, const struct page_range *ranges,
+		    size_t count, uint64_t cookie);
 /* Reads what is there and calls the handler for each complete part; never blocks. Returns the number of calls made, 0 where
  * nothing complete was there, or the connection's error (no handler is called after an error). Also sends what is queued. */
 int client_receive(struct client *client, const struct client_handler *handler);

@@ -293,32 +293,44 @@ static int deliver_data(struct client *client, const struct client_handler *hand
 	return calls;
 }
 
-int connection_deliver_near(struct client *client, const struct client_handler *handler, uint64_t cookie, struct page_range range,
-			    const uint64_t *places)
+/* Pages of one range; `last` range of its request or not. */
+static int deliver_near_range(struct client *client, const struct client_handler *handler, uint64_t cookie, struct page_range range,
+			      const uint64_t *places, bool last)
 {
 	uint64_t run;
 	int calls = 0;
 
-	assert(!client->near_busy);
-	client->near_busy = true;
-	for (uint64_t at = 0; at < range.pages && !client->error; at += run) {
+	for (uint64_t at = 0; at < range.pages; at += run) {
 		bool zero = places[at] == 0;
 
 		for (run = 1; at + run < range.pages && run < NEAR_READ_PAGES && (places[at + run] == 0) == zero;)
 			run++;
 		int result = zero ? 0 : near_read(client->near, places + at, run, client->near_pages);
 
-		if (result < 0) {
-			client->near_busy = false;
+		if (result < 0)
 			return connection_fail(client, result);
-		}
 		client->bytes_received += zero ? 0 : run * PAGE_BYTES;
 		handler->on_pages(handler->context, cookie, (struct page_range){ range.pgno + at, run }, zero ? NULL : client->near_pages,
-				  at + run == range.pages);
+				  last && at + run == range.pages);
 		calls++;
 	}
-	client->near_busy = false;
 	return calls;
+}
+
+int connection_deliver_near(struct client *client, const struct client_handler *handler, uint64_t cookie, const struct page_range *ranges,
+			    size_t count, const uint64_t *places)
+{
+	int calls = 0, result = 0;
+
+	assert(!client->near_busy);
+	client->near_busy = true;
+	for (size_t i = 0; i < count && result >= 0; i++) {
+		result = deliver_near_range(client, handler, cookie, ranges[i], places, i + 1 == count);
+		calls += DP_MAX(result, 0);
+		places += ranges[i].pages;
+	}
+	client->near_busy = false;
+	return result < 0 ? result : calls;
 }
 
 static int deliver_places(struct client *client, const struct client_handler *handler, struct flight *flight, const uint8_t *payload,
@@ -331,7 +343,7 @@ static int deliver_places(struct client *client, const struct client_handler *ha
 		return connection_fail(client, -EPROTO);
 	if (flight->changes == near_changes(client->near)) /* N2 */
 		near_keep(client->near, flight->space, located.pgno, places, located.pages);
-	return connection_deliver_near(client, handler, end_flight(client, flight), asked, places + (asked.pgno - located.pgno));
+	return connection_deliver_near(client, handler, end_flight(client, flight), &asked, 1, places + (asked.pgno - located.pgno));
 }
 
 int connection_deliver(struct client *client, const struct client_handler *handler, const struct message_header *header,

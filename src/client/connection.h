@@ -88,8 +88,8 @@ int connection_deliver(struct client *client, const struct client_handler *handl
 		       const uint8_t *payload);
 #define NEAR_READ_PAGES 64u
 /* Hands pages at known places to the handler; the number of calls made or the error. */
-int connection_deliver_near(struct client *client, const struct client_handler *handler, uint64_t cookie, struct page_range range,
-			    const uint64_t *places);
+int connection_deliver_near(struct client *client, const struct client_handler *handler, uint64_t cookie,
+			    const struct page_range *ranges, size_t count, const uint64_t *places);
 int connection_hold(struct client *client, const struct message_header *header, const uint8_t *payload);
 
 #define ANY_ANSWER ((enum message_type)0)

@@ -324,6 +324,7 @@ static int take_info(const struct message_header *answer, const uint8_t *payload
 	info->created_unix_ns = encoded.created_unix_ns;
 	info->stored_pages = encoded.stored_pages;
 	info->own_pages = encoded.own_pages;
+	info->stored_bytes = encoded.stored_bytes;
 	info->instances = encoded.instances;
 	info->meta_json = malloc(encoded.meta.length + 1u);
 	info->files = calloc(encoded.file_count + 1u, sizeof(*info->files));
@@ -592,6 +593,7 @@ int client_status(struct client *client, struct pool_status *status, struct dp_e
 					.bytes_in = encoded.bytes_in,
 					.bytes_out = encoded.bytes_out,
 					.requests = encoded.requests,
-					.uptime_ns = encoded.uptime_ns };
+					.uptime_ns = encoded.uptime_ns,
+					.stored_bytes = encoded.stored_bytes };
 	return 0;
 }

@@ -59,15 +59,19 @@ bool client_read_near(struct client *client)
 	return client->near;
 }
 
-int client_get_near(struct client *client, const struct client_handler *handler, uint64_t space, struct page_range range, uint64_t cookie)
+int client_get_near(struct client *client, const struct client_handler *handler, uint64_t space, const struct page_range *ranges,
+		    size_t count, uint64_t cookie)
 {
-	uint64_t places[GET_PAGES_LIMIT];
+	uint64_t places[GET_PAGES_LIMIT], pages = 0;
 
 	if (client->error)
 		return client->error;
-	if (!client->near || client->near_busy || range.pages > GET_PAGES_LIMIT || !near_find(client->near, space, range, places))
+	if (!client->near || client->near_busy)
 		return 0;
-	return connection_deliver_near(client, handler, cookie, range, places);
+	for (size_t i = 0; i < count; pages += ranges[i++].pages)
+		if (ranges[i].pages > GET_PAGES_LIMIT - pages || !near_find(client->near, space, ranges[i], places + pages))
+			return 0;
+	return connection_deliver_near(client, handler, cookie, ranges, count, places);
 }
 
 /* Asks where pages lie: the whole blocks around what is wanted, since the neighbours are wanted next. */

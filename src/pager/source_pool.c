@@ -38,7 +38,7 @@ static int find_space(struct source *source, int vpid, uint64_t *space, struct d
 static int get(struct source *source, enum request_class class, uint64_t space, const struct page_range *ranges, size_t count, uint64_t cookie)
 {
 	struct client_handler handler = { source->handler.context, source->handler.on_pages, source->handler.on_done };
-	int ret = count == 1 ? client_get_near(of(source)->client, &handler, space, ranges[0], cookie) : 0;
+	int ret = client_get_near(of(source)->client, &handler, space, ranges, count, cookie);
 	return ret ? DP_MIN(ret, 0) : client_get(of(source)->client, class, space, ranges, count, cookie);
 }
 

@@ -19,7 +19,7 @@ void residency_plan(struct residency_budget *plan, uint64_t budget_bytes)
 uint64_t residency_minimum_bytes(uint64_t tasks)
 {
 	/* Text, stacks, staging and headroom of each task. */
-	return (4 + 2 * tasks) << 20;
+	return (4 + tasks) << 20;
 }
 
 uint64_t residency_excess(const struct residency_budget *plan, uint64_t used_pages)

@@ -102,7 +102,7 @@ static uint64_t read_pages(const struct model *model, unsigned at, uint64_t chan
 	struct results results = { .memory = memory, .base = range.pgno, .pages = range.pages };
 	struct client_handler handler = results_handler(&results);
 	memset(memory, 0xee, sizeof(memory));
-	int got = client_get_near(client, &handler, model->space[at], range, 1);
+	int got = client_get_near(client, &handler, model->space[at], &range, 1, 1);
 	assert_true(got >= 0);
 	if (!got)
 		assert_int_equal(client_get(client, CLASS_DEMAND, model->space[at], &range, 1, 1), 0);
