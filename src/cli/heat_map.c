@@ -213,13 +213,6 @@ static unsigned cell_of(const struct heat_area *area, uint64_t pgno)
 	return (unsigned)((pgno - (area->start >> PAGE_SHIFT)) * HEAT_CELLS / pages);
 }
 
-static void count_unknown(void *context, const struct heat_area *area, uint64_t pgno, uint64_t pages, bool local, enum heat_class class)
-{
-	(void)context;
-	(void)pgno;
-	((struct heat_area *)area)->class_pages[class] += local ? pages : 0; /* for now of what is local */
-}
-
 static void count_page(void *context, const struct heat_area *area, uint64_t pgno, uint64_t pages, bool local, enum heat_class class)
 {
 	struct heat_area *to = (struct heat_area *)area;
@@ -237,7 +230,7 @@ static void count_page(void *context, const struct heat_area *area, uint64_t pgn
 	}
 }
 
-static void count_unasked(const struct heat_process *process)
+static void count_asked(const struct heat_process *process)
 {
 	size_t cursor = 0;
 	for (size_t n = 0; n < process->leaf_count; n++)
@@ -245,18 +238,16 @@ static void count_unasked(const struct heat_process *process)
 			const struct heat_leaf *leaf = &process->leaves[n];
 			struct heat_area *area = leaf->local >> i & 1 ? area_of(process, leaf->pgno + i, &cursor) : NULL;
 			if (area)
-				area->unknown_pages += !heat_uses(leaf->heat[i]);
+				*(heat_uses(leaf->heat[i]) ? &area->asked_pages : &area->unknown_pages) += 1;
 		}
 }
 
 static void classify(struct heat_map *map, struct heat_process *process)
 {
-	heat_map_each(map, process, count_unknown, NULL);
-	count_unasked(process);
+	count_asked(process);
 	for (size_t i = 0; i < process->area_count; i++) {
 		struct heat_area *area = &process->areas[i];
-		area->speaks = map->by_area && heat_area_speaks(area->referenced_bytes / PAGE_BYTES, area->class_pages[HEAT_HOT], area->unknown_pages);
-		memset(area->class_pages, 0, sizeof(area->class_pages));
+		area->speaks = map->by_area && heat_area_speaks(area->referenced_bytes / PAGE_BYTES, area->asked_pages, area->unknown_pages);
 	}
 	heat_map_each(map, process, count_page, NULL);
 }

@@ -33,7 +33,7 @@ struct heat_area {
 	char name[32];
 	uint64_t resident_bytes, referenced_bytes; /* kernel's, of the sample */
 	uint64_t local_pages, remote_pages, class_pages[HEAT_CLASSES];
-	uint64_t unknown_pages; /* local, no uses seen by the pager */
+	uint64_t asked_pages, unknown_pages; /* local ones that were touched in staging lately, and not */
 	bool speaks;            /* these are hot by the area's evidence */
 	bool *used;             /* by page, from the idle bitmap, or NULL */
 	struct heat_cell cell[HEAT_CELLS];

@@ -223,8 +223,8 @@ static void write_plot(FILE *out, const struct heat_map *map, const struct insta
 	fprintf(out, "'\nset title \"%s: heat of %lu pages, in the order of their addresses (a cell is %s)\" noenhanced\n", instance->name, raster->at,
 		format_size(raster->pages_a_cell * PAGE_BYTES, cell, sizeof(cell)));
 	fprintf(out, "set palette defined (0 '#e8eef4', 1 '#8fb4d9', 2 '#f6c667', 3 '#c8302c')\nset cbrange [0:3]\n"
-		     "set cbtics ('remote, cold' 0, 'local, cold' 1, 'warm' 2, 'hot' 3)\nset xrange [-0.5:%u.5]\nset yrange [%lu.5:-0.5]\n"
-		     "set xlabel 'address, row by row'\nunset ytics\nset xtics format ''\nset datafile missing 'nan'\n"
+		     "set cbtics ('remote, cold' 0, 'local, cold' 1, 'warm' 2, 'hot' 3)\nset rmargin 18\nset xrange [-0.5:%u.5]\nset yrange [%lu.5:-0.5]\n"
+		     "set xlabel 'address, row by row'\nunset ytics\nset xtics format ''\n"
 		     "plot '-' matrix with image notitle\n", PLOT_WIDTH - 1, rows - 1);
 	for (uint64_t y = 0; y < rows; y++) {
 		for (unsigned x = 0; x < PLOT_WIDTH; x++) {
@@ -236,7 +236,7 @@ static void write_plot(FILE *out, const struct heat_map *map, const struct insta
 		}
 		fprintf(out, "\n");
 	}
-	fprintf(out, "e\ne\n");
+	fprintf(out, "e\n");
 }
 
 int heat_show_plot(const struct heat_map *map, const struct instance *instance, struct dp_err *err)

@@ -38,9 +38,9 @@ enum heat_class heat_classify(uint8_t heat, bool local, const struct heat_rule *
 	return local ? HEAT_WARM : HEAT_COLD;
 }
 
-bool heat_area_speaks(uint64_t referenced, uint64_t hot, uint64_t unknown)
+bool heat_area_speaks(uint64_t referenced, uint64_t asked, uint64_t unknown)
 {
-	return unknown && referenced > hot && (referenced - hot) * 2 > unknown;
+	return asked * 8 < unknown && referenced > asked && (referenced - asked) * 2 > unknown;
 }
 
 /* ---- decay ---- */
@@ -78,6 +78,7 @@ uint64_t heat_work(struct tree *tree, uint64_t now)
 		if (!left)
 			return 0;
 		sweep->space--;
+		sweep->leaf = 0;
 	}
 	sweep->space = 0;
 	return sweep->due_ns - now;

@@ -78,9 +78,10 @@ uint8_t heat_decay(uint8_t heat, uint64_t sweep);
 /* The age that stands for so many ns: the first that is not younger, 1..7. */
 unsigned heat_age_of_ns(uint64_t ns);
 enum heat_class heat_classify(uint8_t heat, bool local, const struct heat_rule *rule);
-/* Of an area's resident pages `referenced` were used in the sampled time, `hot` are known to be hot, and nobody asked `unknown`
- * others (resident, no uses): are those to be called hot? More than half of them must have been used. */
-bool heat_area_speaks(uint64_t referenced, uint64_t hot, uint64_t unknown);
+/* Of an area's resident pages `referenced` were used in the sampled time, `asked` were touched in staging, `unknown` not: are these
+ * to be called hot? More than half of them must have been used, and few have been asked: where eviction is at work, staging knows
+ * better, since one use within the sample is not yet heat. */
+bool heat_area_speaks(uint64_t referenced, uint64_t asked, uint64_t unknown);
 
 /* ---- export ---- */
 
