@@ -170,6 +170,7 @@ static void print_snapshot_json(const struct snapshot_info *info, const struct m
 	json_object *instances = json_object_new_array();
 
 	add_number(snapshot, "own_bytes", info->own_pages * PAGE_BYTES);
+	add_number(snapshot, "stored_bytes", info->stored_bytes);
 	for (size_t i = 0; i < info->space_count; i++) {
 		json_object *space = json_object_new_object();
 
@@ -216,6 +217,7 @@ static void print_snapshot(const struct snapshot_info *info, const struct messag
 	printf("created    %s\n", format_time(info->created_unix_ns, text, sizeof(text)));
 	printf("pages      %s", format_size(info->stored_pages * PAGE_BYTES, text, sizeof(text)));
 	printf(" (own: %s)\n", format_size(info->own_pages * PAGE_BYTES, text, sizeof(text)));
+	printf("stored     %s\n", format_size(info->stored_bytes, text, sizeof(text)));
 	printf("skeleton   %s in %zu files\n", format_size(file_bytes, text, sizeof(text)), info->file_count);
 	printf("instances  %u\n", info->instances);
 	if (order->count)
@@ -290,7 +292,8 @@ static int show_status(struct client *client, const struct arguments *arguments,
 	if (arguments->json) {
 		json_object *object = schema_object("distriproc.pool.status/1");
 
-		add_number(object, "stored_bytes", status.page_slots_used * PAGE_BYTES);
+		add_number(object, "page_bytes", status.page_slots_used * PAGE_BYTES);
+		add_number(object, "stored_bytes", status.stored_bytes);
 		json_object_object_add(object, "free_bytes",
 				       status.page_slots_free == UINT64_MAX ?
 					       NULL :
@@ -306,7 +309,8 @@ static int show_status(struct client *client, const struct arguments *arguments,
 		cli_print_json(object);
 		return 0;
 	}
-	printf("stored       %s\n", format_size(status.page_slots_used * PAGE_BYTES, text, sizeof(text)));
+	printf("pages        %s\n", format_size(status.page_slots_used * PAGE_BYTES, text, sizeof(text)));
+	printf("stored       %s\n", format_size(status.stored_bytes, text, sizeof(text)));
 	printf("free         %s\n", status.page_slots_free == UINT64_MAX ?
 					    "as memory goes" :
 					    format_size(status.page_slots_free * PAGE_BYTES, text, sizeof(text)));

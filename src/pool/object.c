@@ -185,6 +185,30 @@ uint64_t object_own_pages(const struct object *object)
 	return pages;
 }
 
+struct stored {
+	struct store *store;
+	uint64_t bytes;
+};
+
+static int add_stored(void *context, uint64_t pgno, uint64_t slot)
+{
+	struct stored *stored = context;
+
+	stored->bytes += stored->store->ops->stored_bytes(stored->store, slot);
+	return 0;
+}
+
+uint64_t object_stored_bytes(const struct pool *pool, const struct object *object)
+{
+	struct stored stored = { .store = pool->store };
+
+	if (!pool->store->ops->stored_bytes)
+		return object_pages(object) * PAGE_BYTES;
+	for (const struct space *space = object->spaces; space; space = space->next)
+		pagemap_walk(&space->map, add_stored, &stored);
+	return stored.bytes;
+}
+
 int pool_open(struct pool **result, struct store *store, struct dp_err *err)
 {
 	struct pool *pool = calloc(1, sizeof(*pool));

@@ -119,6 +119,8 @@ int pool_snapshot_remove(struct pool *pool, const char *name, bool force, struct
 const struct pool_file *pool_file_find(const struct object *snapshot, const char *name);
 uint64_t object_pages(const struct object *object);
 uint64_t object_own_pages(const struct object *object);
+/* What its pages take in the store. Walks them all where the store packs. */
+uint64_t object_stored_bytes(const struct pool *pool, const struct object *object);
 
 /* ---- recorded orders (order.c) ---- */
 /* Of an instance's snapshot; `bytes` have been checked. Durable where the store is. -ENOENT, -ESTALE, -ENOMEM, or the store's. */

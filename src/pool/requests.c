@@ -88,6 +88,7 @@ static int handle_status(struct request *request)
 		.bytes_out = shared->bytes_out,
 		.requests = shared->requests,
 		.uptime_ns = clock_now_ns() - shared->started_ns,
+		.stored_bytes = capacity.stored_bytes,
 	};
 
 	reply->head_bytes =
@@ -203,6 +204,7 @@ static int answer_info(struct request *request, const struct object *snapshot, b
 	struct message_info info = { .created_unix_ns = snapshot->created_unix_ns,
 				     .stored_pages = object_pages(snapshot),
 				     .own_pages = sharing ? object_own_pages(snapshot) : UINT64_MAX,
+				     .stored_bytes = sharing ? object_stored_bytes(request->pool, snapshot) : UINT64_MAX,
 				     .instances = snapshot->instances,
 				     .file_count = lists ? (uint32_t)snapshot->file_count : 0,
 				     .space_count = lists ? snapshot->space_count : 0,

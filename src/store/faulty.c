@@ -246,7 +246,7 @@ int store_faulty_open(struct store **store, const char *rest, bool create, struc
 		if (take_option(faulty, option) < 0)
 			result = dp_fail(err, EINVAL, "bad option '%s' in store fault:%.100s", option, rest);
 	if (result == 0)
-		result = store_open(&faulty->lower, colon + 1, create, err);
+		result = store_open_plain(&faulty->lower, colon + 1, create, err);
 	if (result < 0) {
 		free(faulty);
 		return result;

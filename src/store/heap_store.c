@@ -54,7 +54,8 @@ void heap_store_capacity(struct store *store, struct store_capacity *capacity)
 	const struct heap *heap = heap_of(store);
 	struct statvfs file_system;
 
-	*capacity = (struct store_capacity){ .used_pages = heap->used_slots, .free_pages = UINT64_MAX, .end_slot = heap->found_end };
+	*capacity = (struct store_capacity){ .used_pages = heap->used_slots, .stored_bytes = heap->used_slots * PAGE_BYTES,
+					     .free_pages = UINT64_MAX, .end_slot = heap->found_end };
 	if (heap->limit_slots != UINT64_MAX)
 		capacity->free_pages = heap->limit_slots - heap->used_slots;
 	else if (heap->fd >= 0 && fstatvfs(heap->fd, &file_system) == 0)

@@ -7,7 +7,41 @@
 
 #include "base/base.h"
 
+/* Takes `?compress=CODEC` off the end. NULL where memory is out. */
+static char *split_codec(const char *uri, const char **codec)
+{
+	static const char key[] = "compress=";
+	const char *end = strrchr(uri, '?');
+	const char *last = strrchr(uri, '&');
+
+	if (!end || (last && last > end))
+		end = last;
+	*codec = end && strncmp(end + 1, key, strlen(key)) == 0 ? end + 1 + strlen(key) : NULL;
+	return *codec ? strndup(uri, (size_t)(end - uri)) : strdup(uri);
+}
+
 int store_open(struct store **store, const char *uri, bool create, struct dp_err *err)
+{
+	const char *codec;
+	cleanup_free char *plain = split_codec(uri, &codec);
+	struct store *lower;
+
+	*store = NULL;
+	if (!plain)
+		return dp_fail_errno(err, ENOMEM, "open store");
+	int result = store_open_plain(&lower, plain, create, err);
+
+	if (result == 0)
+		result = store_packed_open(store, lower, codec, err);
+	if (result < 0) {
+		store_close(*store);
+		*store = NULL;
+		return result;
+	}
+	return 0;
+}
+
+int store_open_plain(struct store **store, const char *uri, bool create, struct dp_err *err)
 {
 	*store = NULL;
 	if (strncmp(uri, "memory:", 7) == 0)

@@ -2,7 +2,7 @@
  * blobs (small, whole, put atomically). Everything about snapshots is in the pool; a store knows neither names nor spaces.
  *
  * A store is a table of functions. Engines keep bytes (memory:, dir:/path, file:/path); layers are stores over a store
- * (fault:..., later compress, dedup, mirror). All page calls are batches.
+ * (fault:..., ?compress=zstd, later dedup, mirror). All page calls are batches.
  *
  * Invariants: T1 slot 0 is never handed out; T2 a slot's bytes are what was last written to it, until it is freed; T3 after
  * blob_put returned 0 the blob and all pages written before the last `sync` survive a crash, before that the old blob does;
@@ -24,6 +24,7 @@ struct store;
 struct store_capacity {
 	uint64_t used_pages;
 	uint64_t free_pages; /* UINT64_MAX where no bound is known */
+	uint64_t stored_bytes; /* what used_pages take, packed or not */
 	uint64_t end_slot;   /* persistent: slots below this were there when the store was opened */
 };
 
@@ -38,6 +39,8 @@ struct store_ops {
 	int (*read)(struct store *store, const uint64_t *slots, void *const *pages, size_t count);
 	/* The slot's bytes in memory, readable until the slot is freed; NULL where this store must be read. */
 	const void *(*page)(struct store *store, uint64_t slot);
+	/* What the slot's page takes; NULL: 4096, all of them. */
+	uint32_t (*stored_bytes)(struct store *store, uint64_t slot);
 	/* Pages written so far are durable when it returns. The one call that may be made from another thread, at any time. */
 	int (*sync)(struct store *store);
 	/* Creates or replaces: atomic and durable. Names: [A-Za-z0-9._:%-]{1,220}, no dot in front. */
@@ -60,9 +63,12 @@ struct store {
 	bool persistent; /* blobs and pages outlive the process */
 };
 
-/* `memory:`, `memory:SIZE`, either with `?ready=SIZE`, `dir:/path`, `file:/path`, `fault:OPTIONS:STORE`. Directory and file stores are created where they
+/* `memory:`, `memory:SIZE`, either with `?ready=SIZE`, `dir:/path`, `file:/path`, `fault:OPTIONS:STORE`; behind each `?compress=zstd` or `?compress=lz4`: pages are
+ * packed (packed.h). A packed store is known as one. Directory and file stores are created where they
  * are absent if create, and locked: -EBUSY where another pool has the store open. */
 int store_open(struct store **store, const char *uri, bool create, struct dp_err *err);
+/* The same without a packed layer: for layers that are to lie below it. */
+int store_open_plain(struct store **store, const char *uri, bool create, struct dp_err *err);
 /* Takes NULL. */
 void store_close(struct store *store);
 bool store_blob_name_good(const char *name);
@@ -73,6 +79,8 @@ int store_sync_parent(const char *path);
 int store_memory_open(struct store **store, const char *size_text, struct dp_err *err);
 int store_dir_open(struct store **store, const char *path, bool create, struct dp_err *err);
 int store_file_open(struct store **store, const char *path, bool create, struct dp_err *err);
+/* Over `lower`, if it is a packed store or, with codec `zstd` or `lz4`, is new. *store is what is to be closed, also on failure. */
+int store_packed_open(struct store **store, struct store *lower, const char *codec, struct dp_err *err);
 int store_faulty_open(struct store **store, const char *rest, bool create, struct dp_err *err);
 
 #endif

@@ -117,6 +117,25 @@ static int take_authority(struct endpoint *endpoint, const char *at, size_t leng
 	return take_port(endpoint, rest + 1, (size_t)(end - rest - 1), err);
 }
 
+#define COMPRESS_KEY "?compress="
+
+/* How long the codec's name at the end of a store's path is; 0 where there is none. */
+static size_t take_codec(struct endpoint *endpoint, const char *at, size_t length)
+{
+	static const char *const codecs[] = { "zstd", "lz4" };
+
+	for (size_t i = 0; i < ARRAY_LENGTH(codecs) && endpoint->kind != ENDPOINT_UNIX; i++) {
+		size_t codec = strlen(codecs[i]), whole = strlen(COMPRESS_KEY) + codec;
+
+		if (length <= whole || strncmp(at + length - codec, codecs[i], codec) != 0 ||
+		    strncmp(at + length - whole, COMPRESS_KEY, strlen(COMPRESS_KEY)) != 0)
+			continue;
+		strcpy(endpoint->compress, codecs[i]);
+		return codec;
+	}
+	return 0;
+}
+
 /* /PATH or /PATH#NAME. '#' cannot be part of the path, also where no name may follow: clients could not write it. */
 static int take_path(struct endpoint *endpoint, const char *at, bool with_name, const char *uri, struct dp_err *err)
 {
@@ -127,6 +146,9 @@ static int take_path(struct endpoint *endpoint, const char *at, bool with_name, 
 		return dp_fail(err, EINVAL, "'%.200s' must be a path without #", uri);
 	if (length == 0 || at[0] != '/')
 		return dp_fail(err, EINVAL, "bad path in '%.200s': it must be absolute; " EXAMPLES, uri);
+	size_t codec = take_codec(endpoint, at, length);
+
+	length -= codec ? codec + strlen(COMPRESS_KEY) : 0;
 	/* Trailing slashes would make two names of one pool. */
 	while (length > 1 && at[length - 1] == '/')
 		length--;

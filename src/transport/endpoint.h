@@ -4,6 +4,7 @@
  *   dp+unix:///PATH#REPO:TAG         a pool on a Unix socket
  *   dir:/PATH#REPO:TAG               a directory store of this host; a captive pool serves it while it is needed
  *   file:/PATH#REPO:TAG              the same with a single-file store
+ *   dir:/PATH?compress=zstd#...      a store that packs its pages, if it is a new one (file: as well; or lz4)
  *   tcp://HOST:PORT, unix:///PATH    where `pool serve` listens
  * The name part may be left out where only the pool is meant. TAG defaults to `latest`. A name is
  * [a-z0-9][a-z0-9._/-]{0,127} for REPO and [A-Za-z0-9_][A-Za-z0-9._-]{0,63} for TAG; anything else is refused, `..` too. */
@@ -22,6 +23,7 @@ struct endpoint {
 	char host[256];  /* TCP: name or address, IPv6 without brackets */
 	uint16_t port;   /* TCP */
 	char path[1024]; /* Unix, dir, file: absolute path */
+	char compress[8]; /* dir, file: "zstd" or "lz4" where a new store is to be packed so; no part of the pool's name */
 	char name[256];  /* "repo:tag", or "" where the URI names a pool only */
 };
 

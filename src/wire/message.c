@@ -459,6 +459,7 @@ int message_info_encode(uint8_t *bytes, size_t size, const struct message_info *
 	bytes_put_u64(&out, info->created_unix_ns);
 	bytes_put_u64(&out, info->stored_pages);
 	bytes_put_u64(&out, info->own_pages);
+	bytes_put_u64(&out, info->stored_bytes);
 	bytes_put_u32(&out, info->instances);
 	bytes_put_u32(&out, info->file_count);
 	bytes_put_u32(&out, info->space_count);
@@ -506,6 +507,7 @@ int message_info_decode(const uint8_t *bytes, size_t length, struct message_info
 	info->created_unix_ns = bytes_get_u64(&in);
 	info->stored_pages = bytes_get_u64(&in);
 	info->own_pages = bytes_get_u64(&in);
+	info->stored_bytes = bytes_get_u64(&in);
 	info->instances = bytes_get_u32(&in);
 	info->file_count = bytes_get_u32(&in);
 	info->space_count = bytes_get_u32(&in);
@@ -558,13 +560,13 @@ struct message_info_space message_info_space_at(const uint8_t *spaces, uint32_t 
 					    .pages = bytes_load_u64(at + 16) };
 }
 
-/* Ten counters in the order of docs/protocol.md. */
+/* Eleven counters in the order of docs/protocol.md. */
 int message_status_encode(uint8_t *bytes, size_t size, const struct message_status *status)
 {
 	struct bytes_writer out = bytes_writer(bytes, size);
 	const uint64_t fields[] = { status->page_slots_used, status->page_slots_free, status->snapshots, status->instances,
 				    status->spaces,          status->connections,     status->bytes_in,  status->bytes_out,
-				    status->requests,        status->uptime_ns };
+				    status->requests,        status->uptime_ns,       status->stored_bytes };
 
 	for (size_t i = 0; i < ARRAY_LENGTH(fields); i++)
 		bytes_put_u64(&out, fields[i]);
@@ -576,7 +578,7 @@ int message_status_decode(const uint8_t *bytes, size_t length, struct message_st
 	struct bytes_reader in = reader_of(bytes, length);
 	uint64_t *fields[] = { &status->page_slots_used, &status->page_slots_free, &status->snapshots, &status->instances,
 			       &status->spaces,          &status->connections,     &status->bytes_in,  &status->bytes_out,
-			       &status->requests,        &status->uptime_ns };
+			       &status->requests,        &status->uptime_ns,       &status->stored_bytes };
 
 	for (size_t i = 0; i < ARRAY_LENGTH(fields); i++)
 		*fields[i] = bytes_get_u64(&in);

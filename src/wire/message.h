@@ -224,6 +224,7 @@ struct message_info_instance {
 };
 struct message_info {
 	uint64_t created_unix_ns, stored_pages, own_pages;
+	uint64_t stored_bytes; /* what stored_pages take in the store; UINT64_MAX where not counted, as own_pages */
 	uint32_t instances;
 	uint32_t file_count, space_count, list_count; /* list: live instances, where asked for (NAME_FLAG_SHARING) */
 	struct message_text name, meta;
@@ -245,6 +246,7 @@ struct message_info_space message_info_space_at(const uint8_t *spaces, uint32_t 
 struct message_status {
 	uint64_t page_slots_used, page_slots_free, snapshots, instances, spaces, connections;
 	uint64_t bytes_in, bytes_out, requests, uptime_ns;
+	uint64_t stored_bytes; /* what the page slots take, packed or not */
 };
 int message_status_encode(uint8_t *bytes, size_t size, const struct message_status *status);
 int message_status_decode(const uint8_t *bytes, size_t length, struct message_status *status);

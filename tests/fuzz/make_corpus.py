@@ -33,7 +33,7 @@ def spaces(*rows):
 PACKED, SEVENS = 0x40, bytes.fromhex("1a0000009d85b6741f070100fffffffffffffffffffffffffffffff6500707070707")  # a page of sevens: length, check, LZ4
 hello = message("hello", struct.pack("<IHHI", MAGIC, 1, 1, 1))
 name = struct.pack("<I", 0) + text(b"redis:prod")
-info = struct.pack("<QQQIIII", 1, 2, 3, 4, 2, 1, 1) + text(b"redis:prod") + struct.pack("<I", 2) + b"{}"
+info = struct.pack("<QQQQIIII", 1, 2, 3, 4096, 4, 2, 1, 1) + text(b"redis:prod") + struct.pack("<I", 2) + b"{}"
 info += text(b"pstree.img") + struct.pack("<Q", 9) + text(b"mm-1.img") + struct.pack("<Q", 10) + spaces((1, 2, 3)) + spaces((1, 2, 3)) + text(b"web-1")
 
 messages = {
@@ -52,7 +52,7 @@ messages = {
     "file": message("file", struct.pack("<QQ", 4, 0) + text(b"pstree.img") + b"tree", 1),
     "file-get": message("file_get", struct.pack("<QQ", 0, 4) + text(b"pstree.img"), 1),
     "info": message("info", info),
-    "status": message("status", struct.pack("<10Q", *range(10))),
+    "status": message("status", struct.pack("<11Q", *range(11))),
     "create": message("create", struct.pack("<I", 1) + text(b"redis:prod") + text(b"web-1")),
     "instance": message("instance", struct.pack("<II", 1, 0) + spaces((1, 2, 3))),
 }

@@ -30,6 +30,10 @@ static void endpoint_parse__every_form__is_taken_apart(void **state)
 		{ "dp+unix:///run/p.sock#a", ENDPOINT_UNIX, "", 0, "/run/p.sock", "a:latest", "dp+unix:///run/p.sock" },
 		{ "unix:///run/p.sock", ENDPOINT_UNIX, "", 0, "/run/p.sock", "", "dp+unix:///run/p.sock" },
 		{ "dir:/var/lib/pool/#r:t", ENDPOINT_DIR, "", 0, "/var/lib/pool", "r:t", "dir:/var/lib/pool" },
+		{ "dir:/var/lib/pool?compress=zstd#r:t", ENDPOINT_DIR, "", 0, "/var/lib/pool", "r:t", "dir:/var/lib/pool" },
+		{ "file:/x/y?compress=lz4", ENDPOINT_FILE, "", 0, "/x/y", "", "file:/x/y" },
+		{ "dir:/x?compress=other", ENDPOINT_DIR, "", 0, "/x?compress=other", "", "dir:/x?compress=other" },
+		{ "unix:///x?compress=lz4", ENDPOINT_UNIX, "", 0, "/x?compress=lz4", "", "dp+unix:///x?compress=lz4" },
 		{ "file:/x/y.pool#r:t", ENDPOINT_FILE, "", 0, "/x/y.pool", "r:t", "file:/x/y.pool" },
 	};
 

