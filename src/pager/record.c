@@ -185,7 +185,7 @@ static bool replay(struct tree *tree)
 	struct record *record = &tree->record;
 	if (tree->in_flight >= (tree->running ? AHEAD_RUNNING_PAGES : AHEAD_PAGES) || tree->request_free_count <= REQUESTS / 2)
 		return false;
-	if (!residency_has_room(&tree->budget, tree_used_pages(tree), REQUEST_PAGES)) {
+	if (residency_should_stage(&tree->budget, tree_used_pages(tree) + REQUEST_PAGES)) { /* more would push pages out */
 		log_info("%zu of %zu recorded runs fit the budget", record->at, record->order_runs);
 		record->order_runs = record->at;
 		return false;
