@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include <cmocka.h>
@@ -37,6 +38,73 @@ static void pid_gap__only_below_the_first__is_found(void **state)
 	assert_int_equal(plan_pid_gap(pids, ARRAY_LENGTH(pids), 700, 256), 1);
 	assert_int_equal(plan_pid_gap(pids, ARRAY_LENGTH(pids), 700, 600), 0);
 	assert_int_equal(plan_pid_gap(pids, 0, 32768, 256), 1);
+}
+
+static void gap__any_pid_in_it__is_not_free(void **state)
+{
+	static const pid_t pids[] = { 5, 1000, 1257, 2000 };
+	(void)state;
+	assert_true(plan_gap_is_free(pids, ARRAY_LENGTH(pids), 1000, 256));
+	assert_false(plan_gap_is_free(pids, ARRAY_LENGTH(pids), 1000, 257));
+	assert_false(plan_gap_is_free(pids, ARRAY_LENGTH(pids), 1999, 256));
+	assert_true(plan_gap_is_free(pids, ARRAY_LENGTH(pids), 2000, 256));
+	assert_true(plan_gap_is_free(NULL, 0, 1, 256));
+}
+
+/* What CRIU does at the gate: plain open, read to the end. Tells by its exit code whether it got the image. */
+static pid_t start_reader(const char *directory)
+{
+	pid_t child = fork();
+	if (child == 0) {
+		char path[PATH_MAX], text[32] = "";
+		close_all_but((const int[]){ -1 }, 1); /* who holds the gate open waits for itself */
+		snprintf(path, sizeof(path), "%s/images/" GATED_IMAGE, directory);
+		int fd = open(path, O_RDONLY);
+		size_t used = 0;
+		for (ssize_t got = 1; got > 0; used += (size_t)DP_MAX(got, 0))
+			got = read(fd, text + used, sizeof(text) - 1 - used);
+		_exit(strcmp(text, "the image") ? 1 : 0);
+	}
+	return child;
+}
+
+static int code_of(pid_t child)
+{
+	int status;
+	assert_int_equal(waitpid(child, &status, 0), child);
+	return status;
+}
+
+static void gate__opened__hands_the_image_to_early_and_late(void **state)
+{
+	struct instance instance = { .directory = "/tmp/test-restore-XXXXXX" };
+	char path[PATH_MAX];
+	(void)state;
+	assert_non_null(mkdtemp(instance.directory));
+	assert_int_equal(mkdir(instance_path(&instance, "images", path, sizeof(path)), 0700), 0);
+	int gate_fd = gate_make(&instance, NULL);
+	assert_true(gate_fd >= 0);
+	pid_t early = start_reader(instance.directory);
+	assert_int_equal(io_write_file(instance_path(&instance, "images/" GATE_IMAGE, path, sizeof(path)), "the image", 9, 0600), 0);
+	assert_int_equal(waitpid(early, NULL, WNOHANG), 0);
+	assert_int_equal(gate_open(&instance, gate_fd, NULL), 0);
+	assert_int_equal(code_of(early), 0);
+	assert_int_equal(code_of(start_reader(instance.directory)), 0);
+	assert_int_equal(remove_tree(instance.directory), 0);
+}
+
+static void gate__no_image__is_an_error(void **state)
+{
+	struct instance instance = { .directory = "/tmp/test-restore-XXXXXX" };
+	struct dp_err err;
+	char path[PATH_MAX];
+	(void)state;
+	assert_non_null(mkdtemp(instance.directory));
+	assert_int_equal(mkdir(instance_path(&instance, "images", path, sizeof(path)), 0700), 0);
+	int gate_fd = gate_make(&instance, NULL);
+	assert_int_equal(gate_open(&instance, gate_fd, &err), -ENOENT);
+	assert_non_null(strstr(err.text, GATED_IMAGE));
+	assert_int_equal(remove_tree(instance.directory), 0);
 }
 
 static void used_pids__one_in_use__is_named(void **state)
@@ -172,6 +240,9 @@ int main(void)
 		cmocka_unit_test(pid_gap__behind_the_last__is_taken),
 		cmocka_unit_test(pid_gap__end_is_full__lies_between),
 		cmocka_unit_test(pid_gap__only_below_the_first__is_found),
+		cmocka_unit_test(gap__any_pid_in_it__is_not_free),
+		cmocka_unit_test(gate__opened__hands_the_image_to_early_and_late),
+		cmocka_unit_test(gate__no_image__is_an_error),
 		cmocka_unit_test(used_pids__one_in_use__is_named),
 		cmocka_unit_test(pids__core_images_and_sessions__are_all_found),
 		cmocka_unit_test(budget__share_and_size__are_bytes),
