@@ -16,30 +16,59 @@ uint8_t compress_sent(struct compress_meter *meter, uint64_t pages)
 
 static void turn(struct compress_meter *meter, bool on, enum compress_phase phase)
 {
-	if (meter->on != on)
+	if (meter->on != on) {
 		meter->turn++;
+		meter->start_ns = 0;
+	}
 	meter->on = on;
 	meter->phase = phase;
-	meter->windows = phase == COMPRESS_SETTLED ? COMPRESS_VERDICT_WINDOWS : 0;
-	if (phase == COMPRESS_PLAIN)
-		meter->plain_bytes_per_second = 0;
+	meter->windows = 0;
+	meter->phase_ns = 0;
+	meter->phase_pages = 0;
+	meter->packed_pages = meter->packed_bytes = 0;
 }
 
-static void judge(struct compress_meter *meter, uint64_t bytes_per_second)
+static uint64_t rate(uint64_t pages, uint64_t ns)
 {
+	return (uint64_t)((double)(pages * PAGE_BYTES) * 1e9 / (double)DP_MAX(ns, UINT64_C(1)));
+}
+
+void compress_packed(struct compress_meter *meter, uint64_t pages, uint64_t bytes)
+{
+	meter->packed_pages += pages;
+	meter->packed_bytes += bytes;
+}
+
+static bool shrinks(const struct compress_meter *meter)
+{
+	return meter->packed_bytes <= meter->packed_pages * (PAGE_BYTES / 8 * 7);
+}
+
+/* A window has ended: it took so long. */
+static void judge(struct compress_meter *meter, uint64_t ns)
+{
+	uint64_t now = rate(meter->pages, ns), whole;
+
+	meter->windows++;
+	meter->phase_ns += ns;
+	meter->phase_pages += meter->pages;
+	whole = rate(meter->phase_pages, meter->phase_ns);
 	switch (meter->phase) {
 	case COMPRESS_PLAIN:
-		meter->plain_bytes_per_second = DP_MAX(meter->plain_bytes_per_second, bytes_per_second);
-		if (bytes_per_second >= COMPRESS_FAST_BYTES_PER_SECOND)
+		if (now >= COMPRESS_FAST_BYTES_PER_SECOND) {
 			turn(meter, false, COMPRESS_PLAIN);
-		else if (++meter->windows == COMPRESS_PLAIN_WINDOWS)
+		} else if (meter->windows == COMPRESS_PLAIN_WINDOWS) {
+			meter->plain_bytes_per_second = whole;
 			turn(meter, true, COMPRESS_TRIAL);
+		}
 		break;
 	case COMPRESS_TRIAL:
-		turn(meter, bytes_per_second > meter->plain_bytes_per_second + meter->plain_bytes_per_second / 5, COMPRESS_SETTLED);
+		if (meter->windows == COMPRESS_TRIAL_WINDOWS)
+			turn(meter, shrinks(meter) && whole > meter->plain_bytes_per_second + meter->plain_bytes_per_second / 5,
+			     COMPRESS_SETTLED);
 		break;
 	case COMPRESS_SETTLED:
-		if (--meter->windows == 0 || (meter->on && bytes_per_second < meter->plain_bytes_per_second))
+		if (meter->windows == COMPRESS_VERDICT_WINDOWS || (meter->on && now < meter->plain_bytes_per_second / 2))
 			turn(meter, false, COMPRESS_PLAIN);
 		break;
 	}
@@ -67,8 +96,10 @@ void compress_answered(struct compress_meter *meter, uint8_t sent_turn, uint64_t
 	meter->pages += pages;
 	if (meter->pages < COMPRESS_WINDOW_PAGES)
 		return;
-	uint64_t ns = DP_MAX(now_ns - meter->start_ns, UINT64_C(1));
+	uint64_t ns = now_ns - meter->start_ns;
 
-	meter->start_ns = 0;
-	judge(meter, (uint64_t)((double)(meter->pages * PAGE_BYTES) * 1e9 / (double)ns));
+	/* The next window begins where this one ends: answers that come in bursts even out over several. */
+	meter->start_ns = now_ns;
+	judge(meter, ns);
+	meter->pages = 0;
 }

@@ -257,6 +257,7 @@ static int deliver_data(struct client *client, const struct client_handler *hand
 		    pack_unpack(&packed, client->unpacked) < 0)
 			return connection_fail(client, -EPROTO);
 		pages = client->unpacked;
+		compress_packed(&client->get_meter, data.data_pages, header->length);
 	} else {
 		if (message_data_decode(payload, header->length, &data) < 0)
 			return connection_fail(client, -EPROTO);

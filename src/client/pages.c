@@ -211,6 +211,7 @@ int client_put(struct client *client, uint64_t space, uint64_t epoch, const stru
 		data = &packed;
 		data_count = 1;
 		bytes = packed.iov_len;
+		compress_packed(&client->put_meter, pages, bytes);
 	}
 	return send_change(client, &header, payload, payload_bytes, data, data_count, bytes, pages, cookie);
 }

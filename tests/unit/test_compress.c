@@ -155,6 +155,8 @@ static void run_link(struct link *link, struct compress_meter *meter, unsigned r
 		if (i < requests) {
 			way[at].packed = meter->on;
 			way[at].turn = compress_sent(meter, 32);
+			if (meter->on)
+				compress_packed(meter, 32, (uint64_t)(32 * PAGE_BYTES * link->ratio));
 		}
 	}
 	assert_int_equal(meter->pages_under_way, 0);
