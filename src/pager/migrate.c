@@ -10,6 +10,7 @@
 #define IMMEDIATE_CHUNKS 2u /* of a source that answers at once, then the faults are looked at again */
 #define PAUSE_NS (1000u * 1000)
 #define HINT_STEPS 17u      /* leaves looked at around a fault: eight before, eight behind */
+#define SAMPLE_NS (50u * 1000 * 1000)
 #define LOOKS 64u           /* leaves looked at for one chunk */
 
 _Static_assert(MIGRATE_CHUNKS == REQUESTS, "a chunk is a request");
@@ -85,6 +86,41 @@ static uint64_t gather(const struct space *space, uint64_t pgno, uint64_t end, s
 	return pgno;
 }
 
+/* An order may name a page twice, by whatever made it; a request may not. */
+static bool is_taken(const struct chunk *chunk, const struct order_run *run)
+{
+	for (size_t i = 0; i < chunk->count; i++)
+		if (run->pgno < chunk->ranges[i].pgno + chunk->ranges[i].pages && chunk->ranges[i].pgno < run->pgno + run->pages)
+			return true;
+	return false;
+}
+
+/* In the order of an earlier run. Its replay goes on by itself, a little at a time; what it has asked for is not remote any more. */
+static struct space *in_recorded_order(struct tree *tree, struct chunk *chunk)
+{
+	struct migration *migration = &tree->migration;
+	const struct record *record = &tree->record;
+	struct space *chosen = NULL;
+	for (unsigned looks = 0; migration->order_at < record->order_runs && looks < LOOKS; looks++) {
+		const struct order_run *run = &record->order[migration->order_at];
+		struct space *space = tree->spaces;
+		while (space && (space->closed || space->vpid <= 0 || (uint64_t)space->vpid != run->label))
+			space = space->next;
+		if (chosen && space && (space != chosen || chunk->pages == REQUEST_PAGES || is_taken(chunk, run)))
+			break;
+		uint64_t end = run->pgno + run->pages, at = run->pgno + migration->order_page;
+		at = space ? gather(space, at, end, chunk) : end;
+		if (chunk->pages)
+			chosen = space ? space : chosen;
+		migration->order_page = at - run->pgno;
+		if (at < end)
+			break; /* the chunk is full */
+		migration->order_at++;
+		migration->order_page = 0;
+	}
+	return chunk->pages ? chosen : NULL;
+}
+
 static struct space *space_by_number(const struct tree *tree, uint32_t number)
 {
 	for (struct space *space = tree->spaces; space; space = space->next)
@@ -118,20 +154,21 @@ static struct space *around_faults(struct tree *tree, struct chunk *chunk)
 }
 
 /* Beside pages that were touched: leaves exist only where something happened, the newest last. */
+/* true: there is more to look at. */
 static bool beside_touched(struct space *space, struct chunk *chunk)
 {
 	const struct table *table = &space->table;
 	if (!space->fill_begun)
 		space->fill_leaf = table->leaf_top;
 	space->fill_begun = true;
-	for (unsigned looks = 0; space->fill_leaf && looks < LOOKS; looks++) {
-		const struct leaf *leaf = &table->leaves[--space->fill_leaf];
-		if (leaf->pgno != UINT64_MAX && leaf->nonzero)
-			gather(space, leaf->pgno, leaf->pgno + LEAF_PAGES, chunk);
-		if (chunk->pages)
-			return true;
+	for (unsigned looks = 0; space->fill_leaf && chunk->pages < REQUEST_PAGES && looks < LOOKS; looks++) {
+		const struct leaf *leaf = &table->leaves[space->fill_leaf - 1];
+		uint64_t end = leaf->pgno + LEAF_PAGES;
+		bool used = leaf->pgno != UINT64_MAX && leaf->nonzero;
+		if (!used || gather(space, leaf->pgno, end, chunk) >= end)
+			space->fill_leaf--; /* else the chunk is full: the rest of it is next */
 	}
-	return space->fill_leaf > 0; /* more to look at: the rest waits */
+	return space->fill_leaf > 0;
 }
 
 static void by_address(struct space *space, struct chunk *chunk)
@@ -155,21 +192,22 @@ static bool children_wait(const struct tree *tree)
 /* The space whose turn it is, with the pages to ask for; NULL: nothing is left, or (*more) nothing was found so soon. */
 static struct space *choose(struct tree *tree, struct chunk *chunk, bool *more)
 {
+	const struct migration *migration = &tree->migration;
 	bool first_only = children_wait(tree);
 	chunk->count = chunk->pages = 0;
 	struct space *space = around_faults(tree, chunk);
+	if (!space)
+		space = in_recorded_order(tree, chunk);
 	if (space)
 		return space;
+	*more = migration->order_at < tree->record.order_runs;
 	for (space = tree->spaces; space; space = space->next) {
 		if (space->closed || (first_only && !space->vpid) || !space->table.counts[PAGE_REMOTE])
 			continue;
 		*more = true;
-		if (beside_touched(space, chunk)) {
-			if (chunk->pages)
-				return space;
-			continue;
-		}
-		by_address(space, chunk);
+		bool searching = beside_touched(space, chunk);
+		if (!searching && !chunk->pages)
+			by_address(space, chunk);
 		if (chunk->pages)
 			return space;
 	}
@@ -178,11 +216,15 @@ static struct space *choose(struct tree *tree, struct chunk *chunk, bool *more)
 
 /* ---- how much ---- */
 
-/* Below the edge at which eviction would begin to prepare. */
-static bool has_room(const struct tree *tree)
+/* Below the edge at which eviction would begin to prepare, and some room for what the tree itself adds. What is not in the tables
+ * (program text, shared memory) is looked at more often meanwhile. */
+static bool has_room(struct tree *tree, uint64_t now)
 {
 	const struct residency_budget *budget = &tree->budget;
-	return !budget->budget_pages || !residency_should_stage(budget, tree_used_pages(tree) + REQUEST_PAGES);
+	if (!budget->budget_pages)
+		return true;
+	tree->next_sample_ns = DP_MIN(tree->next_sample_ns, now + DP_MAX(SAMPLE_NS, 8 * tree->sample_cost_ns));
+	return !residency_should_stage(budget, tree_used_pages(tree) + REQUEST_PAGES + budget->budget_pages / 32);
 }
 
 static bool wardens_left(struct tree *tree)
@@ -247,7 +289,7 @@ static uint64_t must_wait(struct tree *tree, uint64_t now)
 		return UINT64_MAX;
 	if (tree->request_free_count <= REQUESTS / 4) /* kept for demand */
 		return UINT64_MAX;
-	if (!has_room(tree)) {
+	if (!has_room(tree, now)) {
 		set_state(tree, MIGRATE_AT_BUDGET);
 		return UINT64_MAX;
 	}

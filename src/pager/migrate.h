@@ -1,8 +1,8 @@
 /* migrate: pages come in unasked, hot ones first, until everything is local or the budget is full.
  *
- * Order: what lies around the latest faults; then whatever lies beside pages that were touched since the restore, the last touched
- * regions first; then the rest by address. Speed: see pace.h. Demand goes first: little is under way at a time, and each turn of the
- * loop looks at the faults before more is asked for.
+ * Order: what lies around the latest faults; then what an earlier run wanted, in its order; then whatever lies beside pages that were
+ * touched since the restore, the last touched regions first; then the rest by address. Speed: see pace.h. Demand goes first: little
+ * is under way at a time, and each turn of the loop looks at the faults before more is asked for.
  *
  * With a budget the transfer stops at its edge, where eviction would begin to prepare; it never pushes a page out, stays, and
  * goes on when room appears. Without one it can finish: a space of which nothing is missing, staged or on its way is closed, and the
@@ -13,6 +13,7 @@
 #define DP_PAGER_MIGRATE_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "pager/pace.h"
@@ -38,6 +39,8 @@ struct migration {
 	uint64_t bytes_under_way;
 	struct migrate_hint hint[MIGRATE_HINTS]; /* stack that forgets its oldest */
 	uint32_t hint_top, hint_count;
+	size_t order_at;     /* run of the recorded order, and so many of its pages, that were looked at */
+	uint64_t order_page;
 	uint32_t whole_spaces; /* closed because nothing of them was missing */
 };
 
