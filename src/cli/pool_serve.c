@@ -25,6 +25,7 @@ static const char usage[] =
 	"\n"
 	"  --store URI         where pages are kept: memory:, memory:4G (at most 4 GiB), dir:/path, file:/path\n"
 	"                      (made where absent; also reachable by its own name, dir:/path#NAME)\n"
+	"                      dir:/path?compress=zstd (or lz4) makes a store that keeps its pages packed\n"
 	"                      memory:4G?ready=1G keeps 1 GiB touched ahead of need (default 256M)\n"
 	"  --listen URI        tcp://127.0.0.1:7400 (port 0 picks one) or unix:///run/pool.sock; may be repeated\n"
 	"  --allow-plaintext   listen beyond loopback although nothing is encrypted\n"
