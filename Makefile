@@ -1,7 +1,7 @@
 # The front door. The build itself is Meson's; `meson setup build && ninja -C build` does as well.
 #
 #   make         build                        make test     install what is missing, build, run all tests
-#   make demo    install, build, show it      make bench    measure
+#   make demo    install, build, show it      make bench    measure beside the peers; FULL=1: all sizes
 #   make install PREFIX=/usr/local            make soak     an hour at 10 % local memory (SOAK_SECONDS=3600)
 #   make fuzz    FUZZ_SECONDS=60 a parser     make lint     rules of the house
 #   make clean
@@ -14,8 +14,7 @@ SOAK_SECONDS ?= 3600
 FUZZ_SECONDS ?= 60
 DISTRI_PROC_PREFIX ?= /opt/distri-proc
 export DISTRI_PROC_PREFIX
-# every executable script in bench/ is one
-BENCHES ?= $(shell find bench -maxdepth 1 -type f -perm -u+x | sort)
+FULL ?=
 MESON_FLAGS ?=
 MESON_SETUP = meson setup --prefix=$(PREFIX) -Dcriu_prefix=$(DISTRI_PROC_PREFIX) $(MESON_FLAGS)
 
@@ -53,8 +52,7 @@ test: setup
 
 bench: setup
 	@$(MAKE) --no-print-directory build-plain
-	@mkdir -p bench/results
-	@for bench in $(BENCHES); do DP_BUILD=$(abspath $(BUILD)) $$bench || exit 1; done
+	@DP_BUILD=$(abspath $(BUILD)) bench/run $(if $(FULL),--full,--quick)
 
 soak: setup
 	@$(MAKE) --no-print-directory build-plain
