@@ -2,7 +2,7 @@
  * Usage: pool-bench URI [PAGES]. Makes a snapshot bench:tmp in the pool, reads it back, removes it. For dir: and file: pools
  * DISTRI_PROC names the program that is to serve them.
  * With a third argument, FAR, the same pool by another way (through a proxy, say): writes by URI and reads by FAR, with
- * 1, 4, 16, ... pages asked for and not answered yet, two seconds each; one JSON object a line. */
+ * 1, 4, 16, ... pages asked for and not answered yet, a second each; one JSON object a line. */
 #include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
@@ -17,7 +17,7 @@
 
 #define LATENCY_ROUNDS 20000
 #define IN_FLIGHT 8
-#define WINDOW_NS 2000000000u
+#define WINDOW_NS 1000000000u
 #define WINDOW_MOST_PAGES 4096
 
 static struct client *client;
@@ -137,7 +137,7 @@ static void bench_latency(uint64_t space, uint64_t pages, bool spin)
 	       (double)times[LATENCY_ROUNDS / 1000 * 999] / 1000);
 }
 
-/* Requests of `part` pages, `in_flight` of them outstanding, for two seconds at most. */
+/* Requests of `part` pages, `in_flight` of them outstanding, for a second at most. */
 static void bench_window(uint64_t space, uint64_t pages, uint64_t part, unsigned in_flight)
 {
 	uint64_t start = clock_now_ns(), at = 0;

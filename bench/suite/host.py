@@ -74,7 +74,7 @@ class Host:
 		if not self.helps[command]:
 			return f"this build has no `distri-proc {command}`"
 		if option and option not in self.helps[command]:
-			return f"this build's `distri-proc {command}` has no {option}"
+			return f"this build's `distri-proc {command}` has no {option.strip()}"
 		return None
 
 	def facts(self):

@@ -65,7 +65,7 @@ def fresh(context, mib):
 
 
 def steady(context, mib):
-	seconds = 0.7 if context.quick else 2
+	seconds = 0.5 if context.quick else 2
 	table = context.report.table("steady", "In the steady state at 50 % local, pages coming and going", "peer",
 				     [*QUANTILES, "touches that waited", "touches/s"],
 				     {**dict.fromkeys(QUANTILES, "us"), "touches that waited": "%", "touches/s": "1/s"},
@@ -98,7 +98,7 @@ def steady(context, mib):
 					swap.turn_on("zram" if "zram" in row else "file")
 				with context.attempt(f"steady latency, {row}", *[(table, row, column) for column in table.columns]):
 					if turn == 0 or row.startswith("swap"):
-						line.run("uniform", seconds=1 if row.startswith("swap") and turn else 2, touches=mib * 512, writes=0.1, seed=99)
+						line.run("uniform", seconds=0.5 if turn else 1.5, touches=mib * 512, writes=0.1, seed=99 + turn)
 					answer = line.run("uniform", seconds=seconds, writes=0.1, seed=turn)
 					if turn:
 						add(table, row, answer)
@@ -107,7 +107,7 @@ def steady(context, mib):
 
 
 def run(context):
-	mib = 128 if context.quick else 1024
+	mib = 96 if context.quick else 1024
 	context.say("fault latency right after restore")
 	first = fresh(context, mib)
 	context.say("fault latency in the steady state")

@@ -59,7 +59,7 @@ def plot_line(number, panel, colours):
 			place = f"($1 + {-0.4 + width * (index + 0.5):.4f})"
 			parts.append(f"$data{number} using {place}:{median}:({width * 0.92:.4f}) with boxes fs solid 0.9 noborder "
 				     f"lc rgb '{colour}' title {quote(name)}")
-			parts.append(f"$data{number} using {place}:{median}:{median + 1}:{median + 2} with yerrorbars pt -1 lw 1 "
+			parts.append(f"$data{number} using {place}:{median}:{median + 1}:{median + 2} with yerrorbars pt 0 lw 1 "
 				     "lc rgb '#333333' notitle")
 	return "plot " + ", \\\n  ".join(parts)
 
@@ -67,7 +67,7 @@ def plot_line(number, panel, colours):
 def axes(panel, options):
 	lines = [f"set title {quote(panel.title)}", "unset logscale", "set autoscale"]
 	if panel.kind == "lines":
-		lines += ["set xtics auto norotate", "set xrange [*:*]"]
+		lines += ["set xtics auto norotate", "set xrange [*:*]", "set format x '%.0s%c'"]
 		if options["log_x"]:
 			lines += ["set logscale x 2" if options["log_x"] == 2 else "set logscale x"]
 		else:
@@ -77,7 +77,7 @@ def axes(panel, options):
 		turn = "rotate by -25" if longest * len(panel.labels) > (45 if options["grid"] else 110) else "norotate"
 		tics = ", ".join(f"{quote(label).replace('%', '%%')} {place}" for place, label in enumerate(panel.labels))
 		lines += [f"set xtics ({tics}) {turn}", f"set xrange [-0.6:{len(panel.labels) - 0.4}]", "set offsets 0, 0, 0, 0"]
-	lines.append("set logscale y" if options["log_y"] else "set yrange [0:*]")
+	lines += ["set logscale y", "set format y '%.0s%c'"] if options["log_y"] else ["set yrange [0:*]", "set format y '%g'"]
 	return lines
 
 
@@ -88,7 +88,9 @@ def script_of(title, panels, y_label, x_label, log_y, log_x, terminal, output):
 	columns = min(len(panels), 3)
 	lines_of_panels = -(-len(panels) // columns)
 	width = columns * PANEL_WIDTH if many else SINGLE_WIDTH
-	height = lines_of_panels * PANEL_HEIGHT + 60 if many else SINGLE_HEIGHT
+	key_columns = max(1, int(width / (70 + 7 * max(map(len, names)))))
+	key_height = 20 + 20 * -(-len(names) // key_columns)
+	height = lines_of_panels * PANEL_HEIGHT + 40 + key_height if many else SINGLE_HEIGHT
 	script = [f"set terminal {terminal} size {width},{height} font 'Sans,{10 if many else 11}'"
 		  + (" background rgb 'white'" if terminal.startswith(("png", "svg")) else ""),
 		  f"set output {quote(output)}", "set encoding utf8", "set border 3", "set tics nomirror", "set grid y lc rgb '#dddddd'",
@@ -97,7 +99,7 @@ def script_of(title, panels, y_label, x_label, log_y, log_x, terminal, output):
 	script += [data_block(number, panel) for number, panel in enumerate(panels)]
 	options = {"log_x": log_x, "log_y": log_y, "grid": many}
 	if many:  # one key for all, along the bottom: a plot of nothing but names
-		share = 40 / height
+		share = key_height / height
 		script.append(f"set multiplot title {quote(title)} font ',13'")
 		for number, panel in enumerate(panels):
 			column, line = number % columns, number // columns
@@ -106,7 +108,7 @@ def script_of(title, panels, y_label, x_label, log_y, log_x, terminal, output):
 				   f"set origin {column / columns:.4f},{share + (lines_of_panels - 1 - line) * panel_height:.4f}"]
 			script += axes(panel, options) + [plot_line(number, panel, colours)]
 		script += ["reset", f"set size 1,{share:.4f}", "set origin 0,0", "unset tics", "unset border",
-			   "set key center center horizontal", "set xrange [0:1]", "set yrange [0:1]",
+			   f"set key center center horizontal maxrows {-(-len(names) // key_columns)}", "set xrange [0:1]", "set yrange [0:1]",
 			   "plot " + ", ".join(f"-1 with boxes fs solid 0.9 lc rgb '{colours[name]}' title {quote(name)}" for name in names),
 			   "unset multiplot"]
 	else:

@@ -3,13 +3,13 @@ import contextlib
 import json
 
 from .context import VALUE_BYTES
-from .plots import Panel, draw
+from .plots import Panel, draw, panel_of
 from .process import run as run_command
 from .swap import Swap
 
 NAME, TITLE = "ycsb", "d. Redis under YCSB with a share of its memory local"
 LOCAL, OURS, ZRAM, FILE = "all local", "ours", "swap to zram", "swap to a file"
-WORKLOADS = {"A": "A: half updates", "B": "B: 5 % updates", "C": "C: reads", "F": "F: half read-modify-write", "U": "uniform reads"}
+WORKLOADS = {"A": "A, half updates", "B": "B, 5 % updates", "C": "C, reads", "F": "F, half read-modify-write", "U": "uniform reads"}
 OFFERED = 0.4  # of what all-local Redis reaches in the same run
 
 
@@ -35,14 +35,13 @@ class Peers:
 		return process
 
 	def share(self, stack, percent):
-		"""All peers at this share; ours is restored anew. Gives the instance."""
+		"""All peers at this share; ours is restored anew."""
 		for group in self.groups.values():
 			group.limit_bytes = self.rss * percent // 100 if percent < 100 else -1
 		self.swap.turn_off()
 		instance = self.context.restore(self.snapshot.uri("unix"), local=f"{percent}%")
 		stack.callback(instance.stop)
 		self.ports[OURS] = self.snapshot.port
-		return instance
 
 	def ask(self, name, workload, seconds, seed, rate=0):
 		if name in self.groups:
@@ -55,25 +54,29 @@ class Peers:
 def one_share(context, peers, percent, tables, workloads, seconds):
 	speed, half, tail = tables
 	with contextlib.ExitStack() as stack:
-		instance = peers.share(stack, percent)
+		peers.share(stack, percent)
 		names = [LOCAL, OURS] + [name for name in (ZRAM, FILE) if name in peers.groups]
 		for turn in range(1, context.runs + 1):
-			for workload in workloads:
-				row, offered = WORKLOADS[workload], None
-				for name in names:
+			offered = {}  # by workload, from what all-local reaches in this turn
+			for name in names:  # a change of swap takes seconds, so all workloads of a peer follow each other
+				for workload in workloads:
+					row = WORKLOADS[workload]
 					with context.attempt(f"YCSB {workload}, {percent} %, {name}", *[(table, row, name) for table in tables]):
 						if name != LOCAL:
 							peers.ask(name, workload, seconds, 1000 + turn)  # into its steady state
 						closed = peers.ask(name, workload, seconds, turn)
+						offered.setdefault(workload, closed["per_second"] * OFFERED)
+						opened = peers.ask(name, workload, seconds, 100 + turn, offered[workload])
 						speed.add(row, name, closed["per_second"])
-						offered = offered or closed["per_second"] * OFFERED
-						opened = peers.ask(name, workload, seconds, 100 + turn, offered)
 						half.add(row, name, opened["p50_us"])
 						tail.add(row, name, opened["p99_us"])
-		return instance.stats()
 
 
 def plot(context, results, file, title, unit, number, log_y):
+	if len(results) < 3:  # too few for lines: the workloads beside each other
+		draw(context, file, title, [panel_of(tables[number], f"{percent} % local") for percent, tables in results.items()], y_label=unit,
+		     log_y=log_y)
+		return
 	panels = []
 	for row in WORKLOADS.values():
 		series = {}
@@ -82,7 +85,7 @@ def plot(context, results, file, title, unit, number, log_y):
 				cell = tables[number].cells.get((row, name))
 				if cell and cell.values:
 					series.setdefault(name, {})[str(percent)] = (cell.median, min(cell.values), max(cell.values))
-		panels.append(Panel(row, [str(percent) for percent in results], series, "lines" if len(results) > 2 else "bars"))
+		panels.append(Panel(row, [str(percent) for percent in results], series, "lines"))
 	draw(context, file, title, panels, y_label=unit, x_label="% local", log_y=log_y)
 
 
@@ -107,7 +110,7 @@ def targets(context, results):
 def run(context):
 	reason = context.host.lacks("redis")
 	percents = [25, 50] if context.quick else [10, 25, 30, 50, 70, 100]
-	megabytes, seconds = (100, 0.3) if context.quick else (500, 1.5)
+	megabytes, seconds = (100, 0.25) if context.quick else (500, 1.5)
 	results = {}
 	if reason:
 		table = context.report.table("ycsb", "Throughput", "workload", [OURS], "1/s")
