@@ -77,7 +77,7 @@ static void fault(struct run *run, uint64_t pgno)
 		uint32_t asked = 0;
 		for (uint32_t i = 0; i < wish->pages; i++)
 			asked += fetch_ahead(run, wish->pgno + (uint64_t)(wish->stride * i), &trigger, wish->trigger);
-		prefetch_asked(run->prefetcher, &advice, wish, asked, trigger);
+		prefetch_asked(run->prefetcher, &advice, wish, &(struct prefetch_asked){ asked, trigger, UINT64_MAX });
 	}
 }
 

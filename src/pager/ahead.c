@@ -66,58 +66,78 @@ static void guess_add(struct guess *guess, uint64_t pgno)
 		guess->range[guess->ranges++] = (struct page_range){ pgno, 1 };
 }
 
-static bool may_guess(const struct tree *tree, uint64_t pages)
+/* How many pages more the budget has room for, but for a few that faults may need meanwhile. */
+static uint64_t room(const struct tree *tree)
 {
-	return tree->request_free_count > FREE_REQUESTS && residency_has_room(&tree->budget, tree_used_pages(tree), pages);
+	uint64_t used = tree_used_pages(tree) + tree->budget.headroom_pages / 8, budget = tree->budget.budget_pages;
+	return !budget ? UINT64_MAX : budget > used ? budget - used : 0;
 }
 
-/* Sends what was gathered. Returns how many pages were asked for; an error other than -EAGAIN ends the tree. */
-static uint32_t guess_send(struct space *space, struct guess *guess)
+/* Sends what was gathered. false: not now; an error other than that ends the tree. */
+static bool guess_send(struct space *space, struct guess *guess)
 {
-	uint32_t pages = guess->pages;
-	int ret = pages && may_guess(space->tree, pages) ? install_ahead(space, guess->range, guess->ranges) : -EAGAIN;
+	if (!guess->pages)
+		return true;
+	int ret = space->tree->request_free_count > FREE_REQUESTS ? install_ahead(space, guess->range, guess->ranges) : -EAGAIN;
 	if (ret && ret != -EAGAIN)
 		tree_fail(space->tree, ret, "fetch pages ahead");
 	for (uint32_t i = 0; !ret && i < guess->ranges; i++)
 		record_note(space, &space->tree->record, guess->range[i].pgno, guess->range[i].pages);
 	guess->ranges = guess->pages = 0;
-	return ret ? 0 : pages;
+	return !ret;
 }
 
-/* Asks for what is remote of a run. `asked` of its pages have been asked for with the demanded page. */
-static void follow_run(struct space *space, const struct prefetch_advice *advice, const struct prefetch_run *run, uint32_t asked)
+/* Asks for what is remote of a run. `joined` of its pages have been asked for with the demanded page. false: there was no room for
+ * all of it; the stream goes on where it was cut. */
+static bool follow_run(struct space *space, const struct prefetch_advice *advice, const struct prefetch_run *run, uint32_t joined)
 {
 	struct guess guess = { .ranges = 0 };
-	uint64_t trigger = UINT64_MAX;
-	uint32_t sent = asked;
-	for (uint32_t i = asked; i < run->pages && !space->closed; i++) {
+	struct prefetch_asked asked = { .pages = joined, .trigger = UINT64_MAX, .cut = UINT64_MAX };
+	uint64_t left = room(space->tree);
+	uint32_t from = joined; /* what is gathered begins here */
+	for (uint32_t i = joined; i < run->pages && !space->closed; i++) {
 		uint64_t pgno = run->pgno + (uint64_t)(run->stride * i);
 		if (table_state(&space->table, pgno) != PAGE_REMOTE)
 			continue;
-		if (run->trigger && trigger == UINT64_MAX) {
-			trigger = pgno;
+		if (run->trigger && asked.trigger == UINT64_MAX) {
+			asked.trigger = pgno;
 			continue;
 		}
+		if (!left--) {
+			asked.cut = pgno;
+			break;
+		}
 		guess_add(&guess, pgno);
-		if (guess.pages == REQUEST_PAGES)
-			sent += guess_send(space, &guess);
+		uint32_t pages = guess.pages;
+		if (pages == REQUEST_PAGES) {
+			if (!guess_send(space, &guess)) {
+				asked.cut = run->pgno + (uint64_t)(run->stride * from);
+				break;
+			}
+			asked.pages += pages;
+			from = i + 1;
+		}
 	}
-	if (!space->closed)
-		sent += guess_send(space, &guess);
-	prefetch_asked(&space->prefetcher, advice, run, sent, trigger);
-	space->tree->stats->prefetched_by[advice->owner] += sent;
+	uint32_t pages = guess.pages;
+	if (!space->closed && guess_send(space, &guess))
+		asked.pages += pages;
+	else
+		asked.cut = run->pgno + (uint64_t)(run->stride * from);
+	prefetch_asked(&space->prefetcher, advice, run, &asked);
+	space->tree->stats->prefetched_by[advice->owner] += asked.pages;
+	return asked.cut == UINT64_MAX;
 }
 
 /* How many pages of a forward run may go with the faulting page: one request, one copy, one waking. */
 static uint32_t joined_pages(struct space *space, const struct prefetch_run *run, uint64_t pgno)
 {
-	struct tree *tree = space->tree;
 	uint32_t pages = 0;
 	if (run->stride != 1 || run->trigger || run->pgno != pgno + 1)
 		return 0;
-	while (pages < run->pages && pages < REQUEST_PAGES - 1 && table_state(&space->table, run->pgno + pages) == PAGE_REMOTE)
+	uint64_t limit = DP_MIN(room(space->tree), (uint64_t)REQUEST_PAGES);
+	while (pages < run->pages && pages + 1 < limit && table_state(&space->table, run->pgno + pages) == PAGE_REMOTE)
 		pages++;
-	return residency_has_room(&tree->budget, tree_used_pages(tree), pages + 1) ? pages : 0;
+	return pages;
 }
 
 int ahead_fault(struct space *space, uint64_t pgno, uint64_t read_ns)
@@ -137,6 +157,7 @@ int ahead_fault(struct space *space, uint64_t pgno, uint64_t read_ns)
 	if (!ret)
 		record_note(space, &space->tree->record, pgno, 1 + joined);
 	for (uint32_t i = 0; !ret && i < advice.runs && !space->closed; i++)
-		follow_run(space, &advice, &advice.run[i], i == 0 ? joined : 0);
+		if (!follow_run(space, &advice, &advice.run[i], i == 0 ? joined : 0))
+			break;
 	return ret;
 }

@@ -156,6 +156,15 @@ struct batch {
 	uint64_t pages;
 };
 
+/* An order may name a page twice, by whatever made it; a request may not. */
+static bool is_taken(const struct batch *batch, uint64_t pgno, uint64_t pages)
+{
+	for (size_t i = 0; i < batch->ranges; i++)
+		if (pgno < batch->range[i].pgno + batch->range[i].pages && batch->range[i].pgno < pgno + pages)
+			return true;
+	return false;
+}
+
 /* The next remote pages of the order, all of one space. */
 static void gather(struct tree *tree, struct batch *batch)
 {
@@ -172,6 +181,8 @@ static void gather(struct tree *tree, struct batch *batch)
 			record->at_page = 0;
 			continue;
 		}
+		if (is_taken(batch, pgno, pages))
+			return; /* the next request finds it on its way */
 		batch->space = space;
 		batch->range[batch->ranges++] = (struct page_range){ pgno, pages };
 		batch->pages += pages;

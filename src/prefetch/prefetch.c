@@ -147,16 +147,22 @@ void prefetch_fault(struct prefetcher *prefetcher, uint64_t area_start, uint64_t
 		follow(prefetcher, area, pgno, advice);
 }
 
-void prefetch_asked(struct prefetcher *prefetcher, const struct prefetch_advice *advice, const struct prefetch_run *run, uint32_t pages,
-		    uint64_t trigger)
+void prefetch_asked(struct prefetcher *prefetcher, const struct prefetch_advice *advice, const struct prefetch_run *run,
+		    const struct prefetch_asked *asked)
 {
-	prefetcher->detector[advice->owner].asked_pages += pages;
+	prefetcher->detector[advice->owner].asked_pages += asked->pages;
 	if (advice->stream >= 0) {
-		prefetcher->stream[advice->stream].asked[run->chunk] += pages;
-		if (trigger != UINT64_MAX && run->chunk)
-			prefetcher->stream[advice->stream].trigger = trigger;
+		struct prefetch_stream *stream = &prefetcher->stream[advice->stream];
+		stream->asked[run->chunk] += asked->pages;
+		if (asked->trigger != UINT64_MAX && run->chunk)
+			stream->trigger = asked->trigger;
+		if (asked->cut != UINT64_MAX) { /* its fault goes on with the stream, and so does the trigger's, if there is one before it */
+			stream->front = (int64_t)asked->cut;
+			if (!run->chunk || asked->trigger == UINT64_MAX)
+				stream->trigger = asked->cut;
+		}
 	} else if (advice->stream <= -2) {
-		prefetcher->area[-2 - advice->stream].chain_pages += pages;
+		prefetcher->area[-2 - advice->stream].chain_pages += asked->pages;
 	}
 }
 

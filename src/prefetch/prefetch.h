@@ -118,10 +118,15 @@ struct prefetch_advice {
 void prefetch_init(struct prefetcher *prefetcher, enum prefetch_policy policy);
 /* A fault in page `pgno` of the area that starts at page `area`. Fills advice. */
 void prefetch_fault(struct prefetcher *prefetcher, uint64_t area, uint64_t pgno, struct prefetch_advice *advice);
-/* Of this run of the advice so many pages were asked for (others were there, or had no room); `trigger` is the page that was left
- * out in its stead, UINT64_MAX where there was none. */
-void prefetch_asked(struct prefetcher *prefetcher, const struct prefetch_advice *advice, const struct prefetch_run *run, uint32_t pages,
-		    uint64_t trigger);
+/* What was made of a run of the advice. */
+struct prefetch_asked {
+	uint32_t pages;   /* asked for; others were there */
+	uint64_t trigger; /* the page that was left to fault, where one was to be; UINT64_MAX: none */
+	uint64_t cut;     /* from this page on nothing was asked for, for want of room; UINT64_MAX: all was */
+};
+/* Runs are told in order, until one was cut. */
+void prefetch_asked(struct prefetcher *prefetcher, const struct prefetch_advice *advice, const struct prefetch_run *run,
+		    const struct prefetch_asked *asked);
 /* A page was touched while it was on its way: its stream is faster than the pages come. */
 void prefetch_late(struct prefetcher *prefetcher, uint64_t pgno);
 /* Pages that were fetched ahead turned out to be used, or left untouched. */

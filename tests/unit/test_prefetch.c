@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "base/base.h"
+#include "prefetch/order.h"
 #include "prefetch/prefetch.h"
 
 /* A memory of PAGES pages from BASE on, all remote at first; every page that is touched or fetched ahead stays, so that each touch
@@ -51,7 +52,7 @@ static void fetch_run(struct memory *memory, const struct prefetch_advice *advic
 		asked++;
 	}
 	memory->ahead += asked;
-	prefetch_asked(&memory->prefetcher, advice, run, asked, trigger);
+	prefetch_asked(&memory->prefetcher, advice, run, &(struct prefetch_asked){ asked, trigger, UINT64_MAX });
 }
 
 static void touch(struct memory *memory, uint64_t page)
@@ -137,6 +138,39 @@ static void stride__pages_that_are_there_already__are_stepped_over(void **state)
 	free(memory);
 }
 
+/* Memory is short: of each run a part is asked for. The stream goes on at the cut. */
+static void stream__runs_are_cut__leaves_no_hole(void **state)
+{
+	(void)state;
+	struct prefetcher prefetcher;
+	struct prefetch_advice advice;
+	uint8_t *local = calloc(PAGES, 1);
+	uint64_t faults = 0;
+	prefetch_init(&prefetcher, PREFETCH_ADAPTIVE);
+	for (uint64_t page = 0; page < 30000; page++) {
+		if (local[page])
+			continue;
+		uint32_t left = (uint32_t)(faults++ * 7 % 60);
+		prefetch_fault(&prefetcher, BASE, BASE + page, &advice);
+		bool cut = false;
+		for (uint32_t r = 0; r < advice.runs && !cut; r++) {
+			const struct prefetch_run *run = &advice.run[r];
+			struct prefetch_asked asked = { 0, run->trigger ? run->pgno : UINT64_MAX, UINT64_MAX };
+			for (uint32_t i = run->trigger; i < run->pages && !cut; i++) {
+				uint64_t at = run->pgno + (uint64_t)(run->stride * i);
+				cut = !left;
+				if (cut)
+					asked.cut = at;
+				else
+					asked.pages++, left--, local[at - BASE] = 1;
+			}
+			prefetch_asked(&prefetcher, &advice, run, &asked);
+		}
+	}
+	assert_true(faults < 30000 / 20); /* about 30 pages for each fault are allowed */
+	free(local);
+}
+
 static void random__uniform__is_left_alone(void **state)
 {
 	(void)state;
@@ -218,8 +252,9 @@ static void late__pages_on_their_way__window_stays_one_chunk(void **state)
 		next = pgno + 1;
 		for (uint32_t i = 0; i < advice.runs; i++) {
 			widest = DP_MAX(widest, advice.run[i].pages);
-			prefetch_asked(&prefetcher, &advice, &advice.run[i], advice.run[i].pages - advice.run[i].trigger,
-				       advice.run[i].trigger ? advice.run[i].pgno : UINT64_MAX);
+			const struct prefetch_asked asked = { advice.run[i].pages - advice.run[i].trigger,
+							      advice.run[i].trigger ? advice.run[i].pgno : UINT64_MAX, UINT64_MAX };
+			prefetch_asked(&prefetcher, &advice, &advice.run[i], &asked);
 			next = advice.run[i].trigger ? advice.run[i].pgno : advice.run[i].pgno + advice.run[i].pages;
 		}
 		prefetch_late(&prefetcher, pgno + 1);
@@ -290,8 +325,9 @@ static void every_policy__any_history__bounded_and_repeatable(void **state)
 				for (uint32_t r = 0; r < one.runs; r++) {
 					assert_int_equal(one.run[r].pgno, two.run[r].pgno);
 					assert_int_equal(one.run[r].pages, two.run[r].pages);
-					prefetch_asked(first, &one, &one.run[r], one.run[r].pages, UINT64_MAX);
-					prefetch_asked(second, &two, &two.run[r], two.run[r].pages, UINT64_MAX);
+					const struct prefetch_asked asked = { one.run[r].pages, UINT64_MAX, n % 3 ? UINT64_MAX : one.run[r].pgno };
+					prefetch_asked(first, &one, &one.run[r], &asked);
+					prefetch_asked(second, &two, &two.run[r], &asked);
 				}
 			}
 			if (n % 5 == 0) {
@@ -313,6 +349,34 @@ static void names__each__is_found(void **state)
 	assert_true(prefetch_policy_replays(PREFETCH_RECORDED) && !prefetch_policy_replays(PREFETCH_NONE));
 }
 
+/* Nothing is lost or made up; neighbours are joined; the first pages stay first. */
+static void order__arranged__same_pages_in_fewer_runs(void **state)
+{
+	(void)state;
+	enum { RUNS = 5000 };
+	struct order_run *runs = calloc(RUNS, sizeof(*runs));
+	uint8_t *seen = calloc(RUNS, 1);
+	for (uint32_t i = 0; i < RUNS; i++) /* all pages of two spaces, in a jumbled order */
+		runs[i] = (struct order_run){ 1 + i % 2, 7919ull * (i / 2) % (RUNS / 2), 1 };
+	uint64_t first = runs[0].pgno;
+	size_t kept = order_arrange(runs, RUNS), pages = 0;
+	bool early = false;
+	assert_true(kept < RUNS / 2);
+	for (size_t i = 0; i < kept; i++)
+		for (uint64_t n = 0; n < runs[i].pages; n++) {
+			uint64_t place = (runs[i].pgno + n) * 2 + runs[i].label - 1;
+			assert_true(place < RUNS && !seen[place]);
+			seen[place] = 1;
+			early |= pages++ < 64 && runs[i].label == 1 && runs[i].pgno + n == first;
+		}
+	assert_int_equal(pages, RUNS);
+	assert_true(early);
+	assert_int_equal(order_arrange(runs, 0), 0);
+	assert_int_equal(order_arrange(NULL, 0), 0);
+	free(runs);
+	free(seen);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -320,6 +384,7 @@ int main(void)
 		cmocka_unit_test(stride__any_distance_and_direction__nearly_no_faults),
 		cmocka_unit_test(stride__interleaved_with_others_and_noise__is_followed),
 		cmocka_unit_test(stride__pages_that_are_there_already__are_stepped_over),
+		cmocka_unit_test(stream__runs_are_cut__leaves_no_hole),
 		cmocka_unit_test(random__uniform__is_left_alone),
 		cmocka_unit_test(random__pairs__adaptive_grows_patient),
 		cmocka_unit_test(learned__records__are_foretold),
@@ -327,6 +392,7 @@ int main(void)
 		cmocka_unit_test(late__pages_on_their_way__window_stays_one_chunk),
 		cmocka_unit_test(every_policy__any_history__bounded_and_repeatable),
 		cmocka_unit_test(names__each__is_found),
+		cmocka_unit_test(order__arranged__same_pages_in_fewer_runs),
 	};
 	return cmocka_run_group_tests_name("prefetch", tests, NULL, NULL);
 }
