@@ -278,7 +278,7 @@ static bool evict_step(struct space *space, uint64_t excess, uint64_t used)
 			unshare(space);
 			return did(tree, began);
 		}
-		uint64_t ready = staging_droppable(space, staging->capacity / 4);
+		uint64_t ready = urgent || room < MOVE_LEAST ? staging_droppable(space, staging->capacity / 4) : 0;
 		if (ready && ((urgent && ready >= DP_MIN(64, excess)) || room < MOVE_LEAST)) {
 			uint64_t began = cpu_now_ns();
 			drop_out(space, DP_MIN(ready, DP_MAX(excess, MOVE_PAGES)));

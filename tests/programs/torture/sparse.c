@@ -151,17 +151,24 @@ static bool big_round(struct worker *worker)
 	return true;
 }
 
-/* Areas of two pages: every other one is read-only, so the kernel cannot merge them. */
+/* Areas of two pages: every other one is left out of core dumps or, some, read-only, so the kernel cannot merge them. */
 #define AREA_PAGES 2
+static bool area_is_read_only(uint64_t area)
+{
+	return area % 64 == 1;
+}
+
 static bool areas_start(struct worker *worker)
 {
 	worker->region = region_new("areas", (uint64_t)options.areas * AREA_PAGES, (uint64_t)options.areas * AREA_PAGES, 0);
 	if (!worker->region)
 		return false;
 	region_write_all(worker->region);
-	for (uint64_t area = 1; area < options.areas; area += 2)
-		if (mprotect(region_page(worker->region, area * AREA_PAGES), AREA_PAGES * PAGE_BYTES, PROT_READ))
-			return torture_fail("areas: mprotect of area %llu: %s (raise vm.max_map_count)", (unsigned long long)area, strerror(errno));
+	for (uint64_t area = 1; area < options.areas; area += 2) {
+		void *pages = region_page(worker->region, area * AREA_PAGES);
+		if (area_is_read_only(area) ? mprotect(pages, AREA_PAGES * PAGE_BYTES, PROT_READ) : madvise(pages, AREA_PAGES * PAGE_BYTES, MADV_DONTDUMP))
+			return torture_fail("areas: split off area %llu: %s (raise vm.max_map_count)", (unsigned long long)area, strerror(errno));
+	}
 	return true;
 }
 
@@ -175,7 +182,7 @@ static bool areas_round(struct worker *worker)
 
 		pthread_rwlock_rdlock(&world);
 		good = region_check(worker->region, index);
-		if (good && area % 2 == 0)
+		if (good && !area_is_read_only(area))
 			region_write(worker->region, index);
 		pthread_rwlock_unlock(&world);
 	}
