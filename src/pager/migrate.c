@@ -6,7 +6,7 @@
 #include "base/log.h"
 #include "pager/tree.h"
 
-#define CHUNK_BYTES ((uint64_t)REQUEST_PAGES * PAGE_BYTES)
+#define CHUNK_LEAST_PAGES 32u
 #define IMMEDIATE_CHUNKS 2u /* of a source that answers at once, then the faults are looked at again */
 #define PAUSE_NS (1000u * 1000)
 #define HINT_STEPS 17u      /* leaves looked at around a fault: eight before, eight behind */
@@ -32,7 +32,7 @@ void migrate_start(struct tree *tree, uint64_t rate_bytes)
 	struct migration *migration = &tree->migration;
 	uint64_t now = clock_now_ns();
 	if (!migration->known) {
-		pace_init(&migration->pace, CHUNK_BYTES, rate_bytes, now);
+		pace_init(&migration->pace, CHUNK_LEAST_PAGES * PAGE_BYTES, REQUEST_PAGES * PAGE_BYTES, rate_bytes, now);
 		migration->known = true;
 	}
 	pace_set_rate(&migration->pace, rate_bytes, now);
@@ -69,14 +69,14 @@ void migrate_lift_budget(struct tree *tree)
 struct chunk {
 	struct page_range ranges[REQUEST_PAGES];
 	size_t count;
-	uint64_t pages;
+	uint64_t pages, most; /* so many at most */
 };
 
 /* Adds the remote pages of [pgno, end) as far as there is room. Returns where it stopped. */
 static uint64_t gather(const struct space *space, uint64_t pgno, uint64_t end, struct chunk *chunk)
 {
-	while (pgno < end && chunk->pages < REQUEST_PAGES) {
-		uint64_t pages = table_next_run(&space->table, PAGE_REMOTE, &pgno, end, REQUEST_PAGES - chunk->pages);
+	while (pgno < end && chunk->pages < chunk->most) {
+		uint64_t pages = table_next_run(&space->table, PAGE_REMOTE, &pgno, end, chunk->most - chunk->pages);
 		if (!pages)
 			return end;
 		chunk->ranges[chunk->count++] = (struct page_range){ pgno, pages };
@@ -106,7 +106,7 @@ static struct space *in_recorded_order(struct tree *tree, struct chunk *chunk)
 		struct space *space = tree->spaces;
 		while (space && (space->closed || space->vpid <= 0 || (uint64_t)space->vpid != run->label))
 			space = space->next;
-		if (chosen && space && (space != chosen || chunk->pages == REQUEST_PAGES || is_taken(chunk, run)))
+		if (chosen && space && (space != chosen || chunk->pages == chunk->most || is_taken(chunk, run)))
 			break;
 		uint64_t end = run->pgno + run->pages, at = run->pgno + migration->order_page;
 		at = space ? gather(space, at, end, chunk) : end;
@@ -161,7 +161,7 @@ static bool beside_touched(struct space *space, struct chunk *chunk)
 	if (!space->fill_begun)
 		space->fill_leaf = table->leaf_top;
 	space->fill_begun = true;
-	for (unsigned looks = 0; space->fill_leaf && chunk->pages < REQUEST_PAGES && looks < LOOKS; looks++) {
+	for (unsigned looks = 0; space->fill_leaf && chunk->pages < chunk->most && looks < LOOKS; looks++) {
 		const struct leaf *leaf = &table->leaves[space->fill_leaf - 1];
 		uint64_t end = leaf->pgno + LEAF_PAGES;
 		bool used = leaf->pgno != UINT64_MAX && leaf->nonzero;
@@ -195,6 +195,7 @@ static struct space *choose(struct tree *tree, struct chunk *chunk, bool *more)
 	const struct migration *migration = &tree->migration;
 	bool first_only = children_wait(tree);
 	chunk->count = chunk->pages = 0;
+	chunk->most = pace_chunk_bytes(&migration->pace) / PAGE_BYTES;
 	struct space *space = around_faults(tree, chunk);
 	if (!space)
 		space = in_recorded_order(tree, chunk);
@@ -277,7 +278,7 @@ static void nothing_left(struct tree *tree)
 		return;
 	set_state(tree, MIGRATE_DONE);
 	log_info("transfer done: %lu pages in %.3f s, %.3f s of processor time, window %lu KiB, backed off %lu times", stats->migrated_pages - stats->migrate_from_pages,
-		 (double)(clock_now_ns() - stats->migrate_started_ns) / 1e9, (double)(processor_ns() - tree->migration.processor_ns) / 1e9, pace_window_bytes(&tree->migration.pace) >> 10,
+		 (double)(clock_now_ns() - stats->migrate_started_ns) / 1e9, (double)(processor_ns() - tree->migration.processor_ns) / 1e9, pace_window_bytes(&tree->migration.pace, clock_now_ns()) >> 10,
 		 tree->migration.pace.backed_off);
 }
 
@@ -285,7 +286,10 @@ static void nothing_left(struct tree *tree)
 static uint64_t must_wait(struct tree *tree, uint64_t now)
 {
 	struct migration *migration = &tree->migration;
-	if (migration->bytes_under_way && migration->bytes_under_way + CHUNK_BYTES > pace_window_bytes(&migration->pace))
+	if (migration->faults_seen != migration->hint_top)
+		pace_fault(&migration->pace, now);
+	migration->faults_seen = migration->hint_top;
+	if (migration->bytes_under_way && migration->bytes_under_way + pace_chunk_bytes(&migration->pace) > pace_window_bytes(&migration->pace, now))
 		return UINT64_MAX;
 	if (tree->request_free_count <= REQUESTS / 4) /* kept for demand */
 		return UINT64_MAX;
@@ -336,10 +340,11 @@ uint64_t migrate_work(struct tree *tree)
 	}
 	if (!migration->on)
 		return UINT64_MAX;
-	pace_faults(&migration->pace, stats->fault_remote.count, stats->fault_remote.sum_ns, clock_now_ns());
+	uint64_t now = clock_now_ns();
+	pace_faults(&migration->pace, stats->fault_remote.count, stats->fault_remote.sum_ns, now);
 	stats->migrate_share = migration->pace.share;
 	stats->migrate_backed_off = migration->pace.backed_off;
-	stats->migrate_window_bytes = pace_window_bytes(&migration->pace);
+	stats->migrate_window_bytes = pace_window_bytes(&migration->pace, now);
 	return transfer(tree);
 }
 

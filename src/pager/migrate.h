@@ -38,7 +38,7 @@ struct migration {
 	struct pace_chunk chunk[MIGRATE_CHUNKS]; /* by request; bytes 0: not ours */
 	uint64_t bytes_under_way;
 	struct migrate_hint hint[MIGRATE_HINTS]; /* stack that forgets its oldest */
-	uint32_t hint_top, hint_count;
+	uint32_t hint_top, hint_count, faults_seen;
 	size_t order_at;     /* run of the recorded order, and so many of its pages, that were looked at */
 	uint64_t order_page;
 	uint32_t whole_spaces; /* closed because nothing of them was missing */

@@ -10,6 +10,7 @@
 #define INTERVAL_NS (50u * 1000 * 1000)
 #define FAULTS_LEAST 4u
 #define PLATEAUS 3u
+#define GENTLE_NS (2u * 1000 * 1000)
 
 /* bytes * ns beyond 2^64 are common: 128-bit products. */
 static uint64_t bytes_in(uint64_t bytes_a_second, uint64_t ns)
@@ -33,10 +34,11 @@ static uint64_t round_trip(const struct pace *pace)
 	return seen[0] && seen[1] ? DP_MIN(seen[0], seen[1]) : DP_MAX(seen[0], seen[1]);
 }
 
-void pace_init(struct pace *pace, uint64_t chunk_bytes, uint64_t rate_bytes, uint64_t now_ns)
+void pace_init(struct pace *pace, uint64_t least_bytes, uint64_t most_bytes, uint64_t rate_bytes, uint64_t now_ns)
 {
 	memset(pace, 0, sizeof(*pace));
-	pace->chunk_bytes = chunk_bytes;
+	pace->least_bytes = least_bytes;
+	pace->most_bytes = most_bytes;
 	pace->share = PACE_SHARE_FULL;
 	pace->period_ns = pace->looked_ns = pace->interval_ns = now_ns;
 	pace_set_rate(pace, rate_bytes, now_ns);
@@ -51,18 +53,41 @@ void pace_set_rate(struct pace *pace, uint64_t rate_bytes, uint64_t now_ns)
 
 /* ---- window ---- */
 
-uint64_t pace_window_bytes(const struct pace *pace)
+/* What the link holds, a chunk on its way included; while it starts up, twice that. */
+static uint64_t held_bytes(const struct pace *pace)
 {
-	uint64_t held = bytes_in(bandwidth(pace), round_trip(pace));
-	if (pace->plateaus < PLATEAUS)
-		held *= 2;
-	return held + pace->chunk_bytes * (held ? 1 : 2);
+	return bytes_in(bandwidth(pace), round_trip(pace)) * (pace->plateaus < PLATEAUS ? 2 : 1);
+}
+
+uint64_t pace_chunk_bytes(const struct pace *pace)
+{
+	return DP_MIN(DP_MAX(held_bytes(pace) / 8, pace->least_bytes), pace->most_bytes);
+}
+
+static bool is_gentle(const struct pace *pace, uint64_t now_ns)
+{
+	return pace->plateaus == PLATEAUS && pace->fault_ns && now_ns - pace->fault_ns < GENTLE_NS;
+}
+
+uint64_t pace_window_bytes(const struct pace *pace, uint64_t now_ns)
+{
+	uint64_t held = held_bytes(pace), chunk = pace_chunk_bytes(pace);
+	if (is_gentle(pace, now_ns))
+		return held > 2 * chunk ? held - chunk : chunk;
+	return held + chunk * (held ? 1 : 2);
+}
+
+void pace_fault(struct pace *pace, uint64_t now_ns)
+{
+	pace->fault_ns = now_ns;
 }
 
 /* Old estimates are forgotten after one to two periods: the link may have changed. */
 static void turn_period(struct pace *pace, uint64_t now_ns)
 {
 	uint64_t length = DP_MAX(PERIOD_NS, 8 * round_trip(pace));
+	if (is_gentle(pace, now_ns)) /* what is delivered now says less than the link can */
+		pace->period_ns = now_ns;
 	if (now_ns - pace->period_ns < length)
 		return;
 	pace->period_ns = now_ns;
@@ -99,7 +124,7 @@ void pace_delivered(struct pace *pace, struct pace_chunk chunk, uint64_t now_ns)
 	uint64_t took = DP_MAX(now_ns - chunk.sent_ns, 1u);
 	pace->delivered_bytes += chunk.bytes;
 	turn_period(pace, now_ns);
-	if (chunk.bytes >= pace->chunk_bytes / 2) { /* a short one says little about the link */
+	if (chunk.bytes >= pace->least_bytes / 2) { /* a short one says little about the link */
 		uint64_t rate = (pace->delivered_bytes - chunk.delivered_bytes) * SECOND_NS / took;
 		pace->bandwidth[0] = DP_MAX(pace->bandwidth[0], rate);
 		if (!pace->round_trip_ns[0] || took < pace->round_trip_ns[0])
@@ -126,7 +151,7 @@ uint64_t pace_wait_ns(struct pace *pace, uint64_t now_ns)
 		pace->filled_ns = now_ns;
 		return 0;
 	}
-	uint64_t depth = DP_MAX(bytes_in(rate, BURST_NS), pace->chunk_bytes);
+	uint64_t depth = DP_MAX(bytes_in(rate, BURST_NS), pace_chunk_bytes(pace));
 	uint64_t since = DP_MIN(now_ns - pace->filled_ns, SECOND_NS); /* a second fills any bucket, and nothing overflows */
 	pace->tokens_bytes = DP_MIN(pace->tokens_bytes + (int64_t)bytes_in(rate, since), (int64_t)depth);
 	pace->filled_ns = now_ns;
@@ -146,7 +171,7 @@ void pace_faults(struct pace *pace, uint64_t count, uint64_t sum_ns, uint64_t no
 		pace->baseline_ns += pace->baseline_ns / 256;
 	if (mean && (!pace->baseline_ns || mean < pace->baseline_ns))
 		pace->baseline_ns = mean;
-	uint64_t chunk_ns = bandwidth(pace) ? time_of(pace->chunk_bytes, bandwidth(pace)) : 0;
+	uint64_t chunk_ns = bandwidth(pace) ? time_of(pace_chunk_bytes(pace), bandwidth(pace)) : 0;
 	if (mean > 2 * pace->baseline_ns + chunk_ns) {
 		pace->backed_off++;
 		pace->share = DP_MAX(pace->share / 2, PACE_SHARE_LEAST);
