@@ -27,6 +27,7 @@ static const struct replacement_options policies[] = {
 	{ "S3 10 %, ghost 1/2, skips 1-3", REPLACE_QUEUES, false, S16, 0.1, 0.5, 3, false },
 	{ "S3 10 %, ghost 2, skips 1-3", REPLACE_QUEUES, false, S16, 0.1, 2, 3, false },
 	{ "S3 2 %, ghost 1/4, skips 1-3", REPLACE_QUEUES, false, S16, 0.02, 0.25, 3, false },
+	{ "S3 5 %, ghost 1/2, skips 1-3", REPLACE_QUEUES, false, S16, 0.05, 0.5, 3, false },
 	{ "S3 5 %, ghost 1/4, skips 1-3", REPLACE_QUEUES, false, S16, 0.05, 0.25, 3, false },
 	{ "S3 20 %, ghost 1/4, skips 1-3", REPLACE_QUEUES, false, S16, 0.2, 0.25, 3, false },
 	{ "S3 30 %, ghost 1/4, skips 1-3", REPLACE_QUEUES, false, S16, 0.3, 0.25, 3, false },
