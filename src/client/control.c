@@ -212,7 +212,7 @@ int client_snapshot_file(struct client *client, uint64_t draft, const char *name
 		uint8_t head[256];
 		uint64_t part = DP_MIN(bytes - offset, (uint64_t)FILE_PART_LIMIT);
 		const struct message_file file = { .total = bytes, .offset = offset, .name = text_of(name) };
-		const struct iovec data = { (uint8_t *)content + offset, part };
+		const struct iovec data = { part ? (uint8_t *)content + offset : NULL, part };
 		struct message_header request = { .type = MESSAGE_SNAPSHOT_FILE, .object = draft };
 
 		result = call_ok(client, &request, head, message_file_encode(head, sizeof(head), &file), part ? &data : NULL, part,

@@ -198,7 +198,7 @@ void expect_pages(struct client *client, uint64_t space, uint64_t pgno, uint64_t
 
 void make_snapshot(struct client *client, const char *name, uint64_t pages)
 {
-	uint64_t draft, space;
+	uint64_t draft, space = 0;
 	struct dp_err err;
 
 	if (client_snapshot_begin(client, name, false, &draft, &err) < 0 || client_snapshot_space(client, draft, 1, &space, &err) < 0)
