@@ -94,9 +94,10 @@ void compress_answered(struct compress_meter *meter, uint8_t sent_turn, uint64_t
 		return;
 	}
 	meter->pages += pages;
-	if (meter->pages < COMPRESS_WINDOW_PAGES)
-		return;
 	uint64_t ns = now_ns - meter->start_ns;
+
+	if (meter->pages < COMPRESS_WINDOW_PAGES && (ns < COMPRESS_WINDOW_NS || meter->pages < COMPRESS_BUSY_PAGES))
+		return;
 
 	/* The next window begins where this one ends: answers that come in bursts even out over several. */
 	meter->start_ns = now_ns;

@@ -1,10 +1,10 @@
 /* client/compress: whether packing pages makes this link carry more. Pure functions over numbers; one meter a direction.
  *
- * The rule of `auto`: while the link is busy (64 pages and more under way all the time), take the time of 512 pages, four times. If one
- * of the four went at 300 MB/s or more, a core that packs would be the bottleneck: nothing is tried. Else the next 1024 pages go
- * packed, and if they shrink and flow faster than the four did by a fifth, packing stays, as long as no window falls to half of that; if not,
- * it does not. Either verdict holds for 64 windows, then it is measured anew. So a link that is slow for want of CPU, or slow for
- * a moment, or pages that do not shrink, leave packing off by themselves.
+ * The rule of `auto`: while the link is busy (64 pages and more under way all the time), take the time of four windows of 512 pages, or
+ * of what comes in 100 ms. If one of them went at 300 MB/s or more, a core that packs would be the bottleneck: nothing is tried.
+ * Else the pages of two more windows go packed; if they shrink, and flow faster than before by a fifth, packing stays, as long as
+ * no window falls to half of what it was without; if not, it does not. Either verdict holds for 64 windows, then it is measured
+ * anew. So a link that is slow for want of CPU, or slow for a moment, or pages that do not shrink, leave packing off by themselves.
  * Requests carry the meter's turn at their sending, so that a window counts only answers to requests made its own way.
  * Thread rule: the client's thread. */
 #ifndef DP_CLIENT_COMPRESS_H
@@ -16,7 +16,8 @@
 #include "client/client.h"
 
 #define COMPRESS_BUSY_PAGES 64
-#define COMPRESS_WINDOW_PAGES 512
+#define COMPRESS_WINDOW_PAGES 512 /* or what comes in COMPRESS_WINDOW_NS, if that is less */
+#define COMPRESS_WINDOW_NS UINT64_C(100000000)
 #define COMPRESS_PLAIN_WINDOWS 4
 #define COMPRESS_TRIAL_WINDOWS 2
 #define COMPRESS_VERDICT_WINDOWS 64
