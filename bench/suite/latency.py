@@ -11,6 +11,7 @@ QUANTILES = ["p50", "p99", "p99.9"]
 STOCK = {"CRIU lazy, local images": "lazy", "CRIU lazy, page server (TCP)": "page-server"}
 TRANSPORTS = {"dir": "ours, embedded store (dir:)", "unix": "ours, Unix socket", "tcp": "ours, TCP"}
 FILL = ", while all is filled"
+NO_GUESSES = {"--prefetch-policy": ["--prefetch-policy", "none"], "--record": ["--record=no"]}  # a fault is to be a fault
 FRESH_BASE = "CRIU lazy, page server (TCP)"
 
 
@@ -45,22 +46,55 @@ def fresh(context, mib):
 				     {**dict.fromkeys(QUANTILES, "us"), "touches that waited": "%"}, baseline_row=FRESH_BASE, better="lower",
 				     rows=[*STOCK, *TRANSPORTS.values()],
 				     note=f"{mib} MiB, {touches} touches at random pages; latencies of those that took more than 1 us. Stock "
-				     "CRIU always brings all memory in the background; ours only where it says so.")
+				     "CRIU always brings all memory in the background; ours only where it says so. Ours fetches nothing ahead here "
+				     "(--prefetch-policy none), and no recorded order.")
 	ways = {name: lambda mode=mode: fresh_stock(context, context.touch_snapshot(mib), mode, touches) for name, mode in STOCK.items()}
 	reason = context.host.lacks_option("restore", "--migrate")
+	plain = [word for option, words in NO_GUESSES.items() if not context.host.lacks_option("restore", option) for word in words]
 	for transport, name in TRANSPORTS.items():
-		ways[name] = lambda t=transport: fresh_ours(context, context.touch_snapshot(mib), t, touches, [])
+		ways[name] = lambda t=transport: fresh_ours(context, context.touch_snapshot(mib), t, touches, plain)
 	for transport in ("unix", "tcp"):
 		row = TRANSPORTS[transport] + FILL
 		if reason:
 			for column in table.columns:
 				table.skip(row, column, reason)
 		else:
-			ways[row] = lambda t=transport: fresh_ours(context, context.touch_snapshot(mib), t, touches, ["--migrate"])
+			ways[row] = lambda t=transport: fresh_ours(context, context.touch_snapshot(mib), t, touches, ["--migrate", *plain])
 	for _ in range(context.runs):
 		for row, way in ways.items():
 			with context.attempt(f"fault latency, {row}", *[(table, row, column) for column in table.columns]):
 				add(table, row, way())
+	return table
+
+
+def recorded(context):
+	"""The same touches of the same snapshot, three times: the first restore records its order."""
+	columns, first, stream, before_run = ["faults", "gone", "touches that waited"], "first", "second, as a stream", "second, before it runs"
+	table = context.report.table("recorded", "The recorded order of an earlier run", "restore", columns,
+				     {"faults": "", "gone": "%", "touches that waited": "%"}, better="lower", rows=[first, stream, before_run],
+				     note="64 MiB, 4000 touches at random pages, the same ones in each restore. Faults: those that the pool was asked for.")
+	reason = context.host.lacks_option("restore", "--record") or context.host.lacks_option("restore", "--prefetch ")
+	if reason:
+		for row in table.rows:
+			for column in columns:
+				table.skip(row, column, reason)
+		return table
+	for turn in range(context.runs):
+		with context.attempt("recorded order", *[(table, row, column) for row in table.rows for column in columns]):
+			counts = {}
+			for row, options in ((first, ["--record"]), (stream, ["--prefetch", "stream"]), (before_run, ["--prefetch", "working-set"])):
+				with contextlib.ExitStack() as stack:
+					instance = context.restore(context.touch_snapshot(64).uri("unix"), *options)
+					stack.callback(instance.stop)
+					line = Touch(context.touch_snapshot(64).port)
+					stack.callback(line.close)
+					answer = line.run("uniform", touches=4000, seed=turn)
+					counts[row] = instance.stats()["faults"]["remote"]
+				table.add(row, "faults", counts[row])
+				table.add(row, "touches that waited", 100 * answer["slow"] / answer["touches"])
+				if row != first:
+					table.add(row, "gone", 100 * (1 - counts[row] / max(1, counts[first])))
+	context.report.target("recorded order, second restore: faults gone", table.median(before_run, "gone"), ">=", 97, "%")
 	return table
 
 
@@ -110,6 +144,8 @@ def run(context):
 	mib = 96 if context.quick else 1024
 	context.say("fault latency right after restore")
 	first = fresh(context, mib)
+	context.say("recorded order")
+	recorded(context)
 	context.say("fault latency in the steady state")
 	second = steady(context, min(mib, 256))
 	draw(context, "latency", "Fault latency, us (random touches)",

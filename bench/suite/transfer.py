@@ -151,7 +151,7 @@ def run(context):
 	context.say("checkpoint")
 	with context.attempt("checkpoint"):
 		save = checkpoints(context, mib)
-	panels = [panel_of(table, title, columns=["rate"]) for table, title in ((fill, "background fill"), (save, "checkpoint")) if table]
+	panels = [panel_of(table, title, columns=["rate"], by_column=False, rename={"rate": " "}) for table, title in ((fill, "background fill"), (save, "checkpoint")) if table]
 	draw(context, "transfer", "Whole memories", panels, y_label="GB/s")
 	report = context.report
 	report.target("fill over TCP loopback", (fill and (fill.median(OUR_TCP, "rate") or fill.median(OUR_DAEMON_TCP, "rate"))), ">=", 2, "GB/s")

@@ -10,6 +10,7 @@ from .swap import Swap
 NAME, TITLE = "ycsb", "d. Redis under YCSB with a share of its memory local"
 LOCAL, OURS, ZRAM, FILE = "all local", "ours", "swap to zram", "swap to a file"
 WORKLOADS = {"A": "A, half updates", "B": "B, 5 % updates", "C": "C, reads", "F": "F, half read-modify-write", "U": "uniform reads"}
+SHORT = {row: row.split(",")[0].removesuffix(" reads") for row in WORKLOADS.values()}  # in plots
 OFFERED = 0.4  # of what all-local Redis reaches in the same run
 
 
@@ -74,7 +75,7 @@ def one_share(context, peers, percent, tables, workloads, seconds):
 
 def plot(context, results, file, title, unit, number, log_y):
 	if len(results) < 3:  # too few for lines: the workloads beside each other
-		draw(context, file, title, [panel_of(tables[number], f"{percent} % local") for percent, tables in results.items()], y_label=unit,
+		draw(context, file, title, [panel_of(tables[number], f"{percent} % local", rename=SHORT) for percent, tables in results.items()], y_label=unit,
 		     log_y=log_y)
 		return
 	panels = []
