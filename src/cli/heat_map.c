@@ -179,17 +179,21 @@ static uint64_t bare_run(const struct heat_process *process, size_t *leaf, uint6
 }
 
 void heat_map_each(const struct heat_map *map, const struct heat_process *process,
-		   void (*each)(void *context, const struct heat_area *area, uint64_t pgno, uint64_t pages, bool local, enum heat_class class),
-		   void *context)
+		   void (*each)(void *context, struct heat_area *area, const struct heat_run *run), void *context)
 {
 	size_t cursor = 0, leaf_cursor = 0;
-	const struct heat_area *area;
+	struct heat_area *area;
 	for (size_t n = 0; n < process->leaf_count; n++) {
 		const struct heat_leaf *leaf = &process->leaves[n];
 		for (unsigned i = 0; i < LEAF_PAGES; i++) {
 			bool local = leaf->local >> i & 1;
-			if ((local || leaf->remote >> i & 1) && (area = area_of(process, leaf->pgno + i, &cursor)))
-				each(context, area, leaf->pgno + i, 1, local, class_of(map, area, leaf->pgno + i, leaf->heat[i], local));
+			if (!local && !(leaf->remote >> i & 1))
+				continue;
+			struct heat_run run = { .pgno = leaf->pgno + i, .pages = 1, .local = local };
+			if ((area = area_of(process, run.pgno, &cursor))) {
+				run.class = class_of(map, area, run.pgno, leaf->heat[i], local);
+				each(context, area, &run);
+			}
 		}
 	}
 	cursor = 0;
@@ -200,7 +204,7 @@ void heat_map_each(const struct heat_map *map, const struct heat_process *proces
 			uint64_t pages = bare_run(process, &leaf_cursor, &at, end);
 			if (pages && (area = area_of(process, at, &cursor))) {
 				pages = DP_MIN(pages, (area->end >> PAGE_SHIFT) - at);
-				each(context, area, at, pages, false, HEAT_COLD);
+				each(context, area, &(struct heat_run){ at, pages, false, HEAT_COLD });
 			}
 			at += pages;
 		}
@@ -213,19 +217,18 @@ static unsigned cell_of(const struct heat_area *area, uint64_t pgno)
 	return (unsigned)((pgno - (area->start >> PAGE_SHIFT)) * HEAT_CELLS / pages);
 }
 
-static void count_page(void *context, const struct heat_area *area, uint64_t pgno, uint64_t pages, bool local, enum heat_class class)
+static void count_run(void *context, struct heat_area *area, const struct heat_run *run)
 {
-	struct heat_area *to = (struct heat_area *)area;
 	(void)context;
-	*(local ? &to->local_pages : &to->remote_pages) += pages;
-	to->class_pages[class] += pages;
-	for (uint64_t done = 0; done < pages;) {
+	*(run->local ? &area->local_pages : &area->remote_pages) += run->pages;
+	area->class_pages[run->class] += run->pages;
+	for (uint64_t done = 0; done < run->pages;) {
 		/* A long run is spread over the cells it crosses. */
-		unsigned cell = cell_of(area, pgno + done);
+		unsigned cell = cell_of(area, run->pgno + done);
 		uint64_t next = 1;
-		while (done + next < pages && cell_of(area, pgno + done + next) == cell)
+		while (done + next < run->pages && cell_of(area, run->pgno + done + next) == cell)
 			next++;
-		to->cell[cell].pages[class] += (uint32_t)next;
+		area->cell[cell].pages[run->class] += (uint32_t)next;
 		done += next;
 	}
 }
@@ -247,9 +250,10 @@ static void classify(struct heat_map *map, struct heat_process *process)
 	count_asked(process);
 	for (size_t i = 0; i < process->area_count; i++) {
 		struct heat_area *area = &process->areas[i];
-		area->speaks = map->by_area && heat_area_speaks(area->referenced_bytes / PAGE_BYTES, area->asked_pages, area->unknown_pages);
+		uint64_t referenced = area->referenced_bytes / PAGE_BYTES;
+		area->speaks = map->by_area && heat_area_speaks(referenced, area->asked_pages, area->unknown_pages);
 	}
-	heat_map_each(map, process, count_page, NULL);
+	heat_map_each(map, process, count_run, NULL);
 }
 
 int heat_map_take(struct heat_map *map, const struct instance *instance, const struct heat_options *options, struct dp_err *err)

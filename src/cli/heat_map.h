@@ -1,8 +1,8 @@
 /* heat_map: which pages of an instance are hot, warm and cold, gathered for `stats --heat`; and drawn. Only for this room.
  *
- * Evidence, the strongest first: the kernel's idle-page bitmap where there is one; the pager's own of each page (heat.h); the kernel's
- * Referenced of the area for resident pages about which the pager knows nothing. Sampling is done here, in the caller's process: it
- * costs the pager nothing but the export's pieces. */
+ * Evidence, the strongest first: the kernel's idle-page bitmap where there is one; the pager's own of each page (heat.h); the
+ * kernel's Referenced of the area for resident pages about which the pager knows nothing. Sampling is done here, in the caller's
+ * process: it costs the pager nothing but the export's pieces. */
 #ifndef DP_CLI_HEAT_MAP_H
 #define DP_CLI_HEAT_MAP_H
 
@@ -57,10 +57,15 @@ struct heat_map {
 /* Samples, exports, classifies. Blocks for options->sample_ns and a little. -errno with err set. */
 int heat_map_take(struct heat_map *map, const struct instance *instance, const struct heat_options *options, struct dp_err *err);
 void heat_map_done(struct heat_map *map);
-/* Calls `each` for every tracked page of the process in ascending order. */
+/* Neighbours of one class. */
+struct heat_run {
+	uint64_t pgno, pages;
+	bool local;
+	enum heat_class class;
+};
+/* Calls `each` for every tracked page of the process; those that were ever touched first, ascending, then the rest. */
 void heat_map_each(const struct heat_map *map, const struct heat_process *process,
-		   void (*each)(void *context, const struct heat_area *area, uint64_t pgno, uint64_t pages, bool local, enum heat_class class),
-		   void *context);
+		   void (*each)(void *context, struct heat_area *area, const struct heat_run *run), void *context);
 
 /* ---- heat_show.c ---- */
 void heat_show_text(const struct heat_map *map, const struct instance *instance);

@@ -1,6 +1,5 @@
 #include <errno.h>
 #include <json-c/json.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -30,16 +29,25 @@ static char mark_of(const struct heat_cell *cell)
 	return (hot + warm) * 2 >= all ? '-' : '.';
 }
 
+/* Size, and the shares of it that are local, hot, warm, cold. */
+static void print_shares(const struct heat_area *area)
+{
+	char size[32];
+	double all = (double)DP_MAX(area_pages(area), 1u) / 100;
+	printf("%10s  %4.0f", format_size(area_pages(area) * PAGE_BYTES, size, sizeof(size)), (double)area->local_pages / all);
+	for (int class = 0; class < HEAT_CLASSES; class++)
+		printf("  %4.0f", (double)area->class_pages[class] / all);
+}
+
 static void print_row(const struct heat_area *area)
 {
-	char bar[HEAT_CELLS + 1], size[32];
-	double all = (double)area_pages(area) / 100;
+	char bar[HEAT_CELLS + 1];
 	for (unsigned i = 0; i < HEAT_CELLS; i++)
 		bar[i] = mark_of(&area->cell[i]);
 	bar[HEAT_CELLS] = 0;
-	printf("%012lx  %10s  %4.0f  %4.0f  %4.0f  %4.0f  |%s|  %s\n", area->start, format_size(area_pages(area) * PAGE_BYTES, size, sizeof(size)),
-	       (double)area->local_pages / all, (double)area->class_pages[HEAT_HOT] / all, (double)area->class_pages[HEAT_WARM] / all,
-	       (double)area->class_pages[HEAT_COLD] / all, bar, area->name);
+	printf("%012lx  ", area->start);
+	print_shares(area);
+	printf("  |%s|  %s\n", bar, area->name);
 }
 
 static int larger_first(const void *first, const void *second)
@@ -73,8 +81,7 @@ static void print_process(const struct heat_process *process)
 	struct heat_area rest = { .start = 0 }, all = { .start = 0 };
 	uint64_t least = least_shown(process);
 	size_t others = 0;
-	char size[32];
-	printf("process %d\n%-12s  %10s  %4s  %4s  %4s  %4s\n", process->pid, "  address", "size", "loc%", "hot%", "wrm%", "cld%");
+	printf("process %d\n  address           size  loc%%  hot%%  wrm%%  cld%%\n", process->pid);
 	for (size_t i = 0; i < process->area_count; i++) {
 		const struct heat_area *area = &process->areas[i];
 		add_up(&all, area);
@@ -83,13 +90,14 @@ static void print_process(const struct heat_process *process)
 		else if (area_pages(area))
 			add_up(&rest, area), others++;
 	}
-	if (others)
-		printf("%zu smaller areas: %s, %.0f %% hot\n", others, format_size(area_pages(&rest) * PAGE_BYTES, size, sizeof(size)),
-		       100.0 * (double)rest.class_pages[HEAT_HOT] / (double)area_pages(&rest));
-	double whole = (double)DP_MAX(area_pages(&all), 1u) / 100;
-	printf("in all        %10s  %4.0f  %4.0f  %4.0f  %4.0f\n", format_size(area_pages(&all) * PAGE_BYTES, size, sizeof(size)),
-	       (double)all.local_pages / whole, (double)all.class_pages[HEAT_HOT] / whole, (double)all.class_pages[HEAT_WARM] / whole,
-	       (double)all.class_pages[HEAT_COLD] / whole);
+	if (others) {
+		printf("%4zu smaller  ", others);
+		print_shares(&rest);
+		printf("\n");
+	}
+	printf("in all        ");
+	print_shares(&all);
+	printf("\n");
 }
 
 static const char *evidence_text(const struct heat_map *map)
@@ -101,8 +109,8 @@ static const char *evidence_text(const struct heat_map *map)
 
 void heat_show_text(const struct heat_map *map, const struct instance *instance)
 {
-	printf("%s (%s)   hot: touched %u times in staging   cold: not used for %.0f s   evidence: %s\n", instance->id, instance->name,
-	       map->options->rule.hot_uses, (double)map->options->cold_after_ns / 1e9, evidence_text(map));
+	printf("%s (%s)   hot: touched %u times in staging   cold: not used for %.0f s   evidence: %s\n", instance->id,
+	       instance->name, map->options->rule.hot_uses, (double)map->options->cold_after_ns / 1e9, evidence_text(map));
 	for (size_t i = 0; i < map->process_count; i++)
 		print_process(&map->processes[i]);
 	printf("bar: # half or more of it hot   + an eighth hot   - warm   . cold\n");
@@ -116,23 +124,22 @@ struct hot_runs {
 	uint64_t next;
 };
 
-static void add_hot(void *context, const struct heat_area *area, uint64_t pgno, uint64_t pages, bool local, enum heat_class class)
+static void add_hot(void *context, struct heat_area *area, const struct heat_run *run)
 {
 	struct hot_runs *runs = context;
 	(void)area;
-	(void)local;
-	if (class != HEAT_HOT)
+	if (run->class != HEAT_HOT)
 		return;
-	if (runs->last && runs->next == pgno) {
+	if (runs->last && runs->next == run->pgno) {
 		json_object *length = json_object_array_get_idx(runs->last, 1);
-		json_object_set_uint64(length, json_object_get_uint64(length) + pages);
+		json_object_set_uint64(length, json_object_get_uint64(length) + run->pages);
 	} else {
 		runs->last = json_object_new_array();
-		json_object_array_add(runs->last, json_object_new_uint64(pgno));
-		json_object_array_add(runs->last, json_object_new_uint64(pages));
+		json_object_array_add(runs->last, json_object_new_uint64(run->pgno));
+		json_object_array_add(runs->last, json_object_new_uint64(run->pages));
 		json_object_array_add(runs->list, runs->last);
 	}
-	runs->next = pgno + pages;
+	runs->next = run->pgno + run->pages;
 }
 
 static json_object *area_json(const struct heat_area *area)
@@ -196,16 +203,16 @@ struct raster {
 	uint64_t count[PLOT_WIDTH * PLOT_HEIGHT];
 };
 
-static void add_to_raster(void *context, const struct heat_area *area, uint64_t pgno, uint64_t pages, bool local, enum heat_class class)
+static void add_to_raster(void *context, struct heat_area *area, const struct heat_run *run)
 {
 	struct raster *raster = context;
+	double heat = run->class == HEAT_HOT ? 3 : run->class == HEAT_WARM ? 2 : run->local ? 1 : 0;
 	(void)area;
-	(void)pgno;
-	for (uint64_t done = 0; done < pages;) {
-		uint64_t cell = raster->at / raster->pages_a_cell, next = DP_MIN((cell + 1) * raster->pages_a_cell - raster->at, pages - done);
+	for (uint64_t done = 0; done < run->pages;) {
+		uint64_t cell = raster->at / raster->pages_a_cell, next = (cell + 1) * raster->pages_a_cell - raster->at;
 		if (cell >= PLOT_WIDTH * PLOT_HEIGHT)
 			return;
-		double heat = class == HEAT_HOT ? 3 : class == HEAT_WARM ? 2 : local ? 1 : 0;
+		next = DP_MIN(next, run->pages - done);
 		raster->sum[cell] += heat * (double)next;
 		raster->count[cell] += next;
 		raster->at += next;
@@ -213,19 +220,21 @@ static void add_to_raster(void *context, const struct heat_area *area, uint64_t 
 	}
 }
 
-static void write_plot(FILE *out, const struct heat_map *map, const struct instance *instance, const struct raster *raster, uint64_t rows)
+static void write_plot(FILE *out, const char *path, const char *name, const struct raster *raster, uint64_t rows)
 {
-	const char *dot = strrchr(map->options->plot, '.');
+	const char *dot = strrchr(path, '.');
 	char cell[32];
-	fprintf(out, "set terminal %s\nset output '", dot && !strcmp(dot, ".svg") ? "svg size 960,600 font 'sans,12'" : "pngcairo size 960,600 font 'sans,11'");
-	for (const char *at = map->options->plot; *at; at++)
+	bool svg = dot && !strcmp(dot, ".svg");
+	fprintf(out, "set terminal %s size 960,600 font 'sans,%d'\nset output '", svg ? "svg" : "pngcairo", svg ? 12 : 11);
+	for (const char *at = path; *at; at++)
 		fprintf(out, *at == '\'' ? "''" : "%c", *at);
-	fprintf(out, "'\nset title \"%s: heat of %lu pages, in the order of their addresses (a cell is %s)\" noenhanced\n", instance->name, raster->at,
-		format_size(raster->pages_a_cell * PAGE_BYTES, cell, sizeof(cell)));
+	format_size(raster->pages_a_cell * PAGE_BYTES, cell, sizeof(cell));
+	fprintf(out, "'\nset title \"%s: heat of %lu pages, in the order of their addresses (a cell is %s)\" noenhanced\n", name,
+		raster->at, cell);
 	fprintf(out, "set palette defined (0 '#e8eef4', 1 '#8fb4d9', 2 '#f6c667', 3 '#c8302c')\nset cbrange [0:3]\n"
-		     "set cbtics ('remote, cold' 0, 'local, cold' 1, 'warm' 2, 'hot' 3)\nset rmargin 18\nset xrange [-0.5:%u.5]\nset yrange [%lu.5:-0.5]\n"
-		     "set xlabel 'address, row by row'\nunset ytics\nset xtics format ''\n"
-		     "plot '-' matrix with image notitle\n", PLOT_WIDTH - 1, rows - 1);
+		     "set cbtics ('remote, cold' 0, 'local, cold' 1, 'warm' 2, 'hot' 3)\nset rmargin 18\n"
+		     "set xrange [-0.5:%u.5]\nset yrange [%lu.5:-0.5]\nset xlabel 'address, row by row'\n"
+		     "unset ytics\nset xtics format ''\nplot '-' matrix with image notitle\n", PLOT_WIDTH - 1, rows - 1);
 	for (uint64_t y = 0; y < rows; y++) {
 		for (unsigned x = 0; x < PLOT_WIDTH; x++) {
 			uint64_t i = y * PLOT_WIDTH + x;
@@ -255,9 +264,10 @@ int heat_show_plot(const struct heat_map *map, const struct instance *instance, 
 	FILE *gnuplot = popen("gnuplot", "we");
 	if (!gnuplot)
 		return dp_fail_errno(err, errno, "start gnuplot");
-	write_plot(gnuplot, map, instance, raster, DP_MAX((cells + PLOT_WIDTH - 1) / PLOT_WIDTH, 1u));
+	write_plot(gnuplot, map->options->plot, instance->name, raster, DP_MAX((cells + PLOT_WIDTH - 1) / PLOT_WIDTH, 1u));
 	int status = pclose(gnuplot);
 	if (status)
-		return dp_fail(err, EIO, "gnuplot could not draw %s; is it installed, and the file's folder there?", map->options->plot);
+		return dp_fail(err, EIO, "gnuplot could not draw %s; is it installed, and the file's folder there?",
+			       map->options->plot);
 	return 0;
 }

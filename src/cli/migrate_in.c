@@ -186,7 +186,8 @@ static int migrate(const struct settings *settings, const struct instance *insta
 	if (settings->json)
 		print_json(&progress, instance);
 	else if (ret == 1)
-		printf("\n%s goes on in the background; `distri-proc migrate-in --stop %s` stops it\n", instance->name, instance->name);
+		printf("\n%s goes on in the background; `distri-proc migrate-in --stop %s` stops it\n", instance->name,
+		       instance->name);
 	else if (settings->stop)
 		printf("%s: stopped; what has come stays, the rest comes when it is touched\n", instance->name);
 	else if (!settings->detach)

@@ -152,10 +152,12 @@ static void print_fault_row(const char *name, uint64_t now, uint64_t before, dou
 static const char *transfer_state(const struct pager_stats *stats)
 {
 	static const char *const names[] = {
-		[MIGRATE_NONE] = "", [MIGRATE_RUNNING] = "running", [MIGRATE_AT_BUDGET] = "at the budget", [MIGRATE_STOPPED] = "stopped",
-		[MIGRATE_DONE] = "done",
+		[MIGRATE_NONE] = "", [MIGRATE_RUNNING] = "running", [MIGRATE_AT_BUDGET] = "at the budget",
+		[MIGRATE_STOPPED] = "stopped", [MIGRATE_DONE] = "done",
 	};
-	return stats->left_ns ? "all is local, the pager has left" : stats->migrate_state < ARRAY_LENGTH(names) ? names[stats->migrate_state] : "";
+	if (stats->left_ns)
+		return "all is local, the pager has left";
+	return stats->migrate_state < ARRAY_LENGTH(names) ? names[stats->migrate_state] : "";
 }
 
 static void print_counters(const struct pager_stats *now, const struct pager_stats *before, double seconds)
@@ -172,12 +174,14 @@ static void print_counters(const struct pager_stats *now, const struct pager_sta
 	printf("           moved %s   busy %llu   unshared %llu   stalls %llu\n", pages_text(now->moved_pages, a),
 	       (unsigned long long)now->busy_pages, (unsigned long long)now->unshared_pages, (unsigned long long)now->stalls);
 	printf("prefetch   %s   used %s   wasted %s   replayed %s\n", pages_text(now->prefetched_pages, a),
-	       pages_text(now->prefetch_used_pages, b), pages_text(now->prefetch_wasted_pages, c), pages_text(now->replayed_pages, d));
+	       pages_text(now->prefetch_used_pages, b), pages_text(now->prefetch_wasted_pages, c),
+	       pages_text(now->replayed_pages, d));
 	printf("installed  %s   zero-filled %s   retries %llu\n", pages_text(now->installed_pages, a),
 	       pages_text(now->zero_filled_pages, b), (unsigned long long)now->copy_retries);
 	if (now->migrate_state)
-		printf("transfer   fetched %s (%s/s)   window %s   share %.0f %%   backed off %llu   %s\n", pages_text(now->migrated_pages, a),
-		       format_size((uint64_t)rate(now->migrated_pages, before->migrated_pages, seconds) * PAGE_BYTES, b, sizeof(b)),
+		printf("transfer   fetched %s (%s/s)   window %s   share %.0f %%   backed off %llu   %s\n",
+		       pages_text(now->migrated_pages, a),
+		       pages_text((uint64_t)rate(now->migrated_pages, before->migrated_pages, seconds), b),
 		       format_size(now->migrate_window_bytes, c, sizeof(c)), (double)now->migrate_share / 10.24,
 		       (unsigned long long)now->migrate_backed_off, transfer_state(now));
 	printf("events     fork %llu   remap %llu   remove %llu   unmap %llu   areas found %llu\n",
@@ -301,7 +305,8 @@ static int take_heat_option(struct settings *settings, const char *command, int 
 		return 0;
 	}
 	case 'C':
-		if (parse_duration(optarg, &heat->cold_after_ns) || heat->cold_after_ns < 2000000000u || heat->cold_after_ns > 128000000000u)
+		if (parse_duration(optarg, &heat->cold_after_ns) || heat->cold_after_ns < 2000000000u ||
+		    heat->cold_after_ns > 128000000000u)
 			return cli_usage_error(command, "--cold-after takes a time from 2s to 2m");
 		heat->rule.cold_age = heat_age_of_ns(heat->cold_after_ns);
 		return 0;
@@ -378,5 +383,6 @@ int cmd_stats(int argc, char **argv)
 	} else if (argc - optind != 1) {
 		return cli_usage_error(argv[0], "which instance? `distri-proc ps` lists them");
 	}
-	return show(instance_root(settings.root), argv[at], settings.interval_ns, settings.json, settings.heat ? &settings.heat_map : NULL);
+	return show(instance_root(settings.root), argv[at], settings.interval_ns, settings.json,
+		    settings.heat ? &settings.heat_map : NULL);
 }

@@ -1,7 +1,7 @@
 /* The control socket: both its ends. A request is a word with numbers behind it (`freeze`, `export`, `thaw`, `migrate RATE LIFT`,
- * `migrate-stop`, `heat SPACE AT`); the answer is `ok` or an error text, with `export` beside it a memfd that holds the page maps (laid
- * out as struct export_head and its followers), and to `heat` a struct heat_piece. A few connections at a time; when the one that
- * froze the tree ends, it is thawed. */
+ * `migrate-stop`, `heat SPACE AT`); the answer is `ok` or an error text, with `export` beside it a memfd that holds the page maps
+ * (laid out as struct export_head and its followers), and to `heat` a struct heat_piece. A few connections at a time; when the
+ * one that froze the tree ends, it is thawed. */
 #include "pager/control.h"
 
 #include <errno.h>
@@ -61,22 +61,29 @@ static void export_copy(void *context, uint32_t page, uint64_t pgno)
 		fwrite(&(struct control_copy){ pgno, *table_hash(table, page) }, sizeof(struct control_copy), 1, exporting->file);
 }
 
+/* Runs of pages in a state. */
+static uint64_t export_runs(FILE *file, const struct table *table, enum page_state state, bool write)
+{
+	uint64_t runs = 0;
+	if (!table->counts[state])
+		return 0;
+	for (uint64_t at = 0, pages; (pages = table_next_run(table, state, &at, UINT64_MAX, UINT64_MAX)); at += pages) {
+		runs++;
+		if (write)
+			fwrite(&(struct page_range){ at, pages }, sizeof(struct page_range), 1, file);
+	}
+	return runs;
+}
+
 static void export_one(FILE *file, struct space *space)
 {
 	struct table *table = &space->table;
 	struct export_space head = { .vpid = own_pid(space->pid), .pool_space = space->source_space };
 	/* Pages on their way in are the pool's too. */
 	for (int pass = 0; pass < 2; pass++) {
-		for (uint64_t at = 0, pages; (pages = table_next_run(table, PAGE_REMOTE, &at, UINT64_MAX, UINT64_MAX)); at += pages) {
-			head.remote_count += pass == 0;
-			if (pass)
-				fwrite(&(struct page_range){ at, pages }, sizeof(struct page_range), 1, file);
-		}
-		for (uint64_t at = 0, pages; table->counts[PAGE_IN_FLIGHT] && (pages = table_next_run(table, PAGE_IN_FLIGHT, &at, UINT64_MAX, UINT64_MAX)); at += pages) {
-			head.remote_count += pass == 0;
-			if (pass)
-				fwrite(&(struct page_range){ at, pages }, sizeof(struct page_range), 1, file);
-		}
+		uint64_t runs = export_runs(file, table, PAGE_REMOTE, pass == 1);
+		runs += export_runs(file, table, PAGE_IN_FLIGHT, pass == 1);
+		head.remote_count += pass == 0 ? runs : 0;
 		if (pass)
 			break;
 		struct exporting count = { file, space, 0, false };

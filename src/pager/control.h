@@ -1,5 +1,5 @@
-/* control: what `checkpoint`, `migrate-in` and `stats --heat` ask of the pager of a running instance, over its control socket (AF_UNIX, SEQPACKET). Client side;
- * the server is control.c of the same room. A checkpoint of an instance goes
+/* control: what `checkpoint`, `migrate-in` and `stats --heat` ask of the pager of a running instance, over its control socket
+ * (AF_UNIX, SEQPACKET). Client side; the server is control.c of the same room. A checkpoint of an instance goes
  *     control_freeze -> CRIU dumps (the pager goes on answering faults) -> control_export -> commit -> control_thaw
  * Calls block (freeze until the wardens have left: milliseconds); if the caller dies, the pager thaws by itself when the
  * connection ends, so the same connection is used for all three. Thread rule: one thread per connection. */
@@ -43,7 +43,8 @@ int control_export(int connection, struct control_export *out, struct dp_err *er
 void control_export_done(struct control_export *out);
 int control_thaw(int connection, struct dp_err *err);
 
-/* Begins a background transfer, or changes its rate (bytes a second, 0: none). `lift_budget`: the tree may keep everything from now on. */
+/* Begins a background transfer, or changes its rate (bytes a second, 0: none). `lift_budget`: the tree may keep everything from
+ * now on. */
 int control_migrate(int connection, uint64_t rate_bytes, bool lift_budget, struct dp_err *err);
 int control_migrate_stop(int connection, struct dp_err *err);
 /* One piece of the pages' heat, see heat.h; begin with (UINT64_MAX, 0), go on with what the piece says. */

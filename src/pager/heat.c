@@ -117,7 +117,8 @@ static bool export_space(const struct space *space, uint64_t *at, struct heat_pi
 		const struct range *range = &initial->ranges[*at - RANGES_FROM];
 		if (piece->count == HEAT_PIECE_LEAVES)
 			return false;
-		piece->leaf[piece->count++] = (struct heat_leaf){ .pgno = range->start, .pages = range->end - range->start, .range = true };
+		uint64_t pages = range->end - range->start;
+		piece->leaf[piece->count++] = (struct heat_leaf){ .pgno = range->start, .pages = pages, .range = true };
 	}
 	return true;
 }

@@ -1,13 +1,14 @@
 /* heat: which pages are hot, which are cold.
  *
  * User space sees no accessed bits, so evidence is what happens to pass by: a page that is fetched or zero-filled is used at that
- * moment (youth); a page that is touched while it waits in staging was in use although it was taken for cold (one more use); a page
- * that leaves staging untouched was not (no uses). One byte a page in the table holds it:
- *     bits 0-1  touches, eviction's own (table.h)
+ * moment (youth); a page that is touched while it waits in staging was in use although it was taken for cold (one more use); a
+ * page that leaves staging untouched was not (no uses). One byte a page in the table holds it:
+ *     bits 0-1  eviction's own (table.h)
  *     bits 2-4  uses: touches in staging in a row, at most 7
  *     bits 5-7  youth: 7 just used, one less each time the time since then doubles; 0: for two minutes or never
- * A sweep over the leaves, every two seconds and in bounded pieces, lets youth decay: in the n-th sweep pages whose age (7 - youth)
- * is at most the number of trailing zero bits of n grow older, so age k means about 2^k seconds. Old pages lose a use with each step.
+ * A sweep over the leaves, every two seconds and in bounded pieces, lets youth decay: in the n-th sweep pages whose age (7 -
+ * youth) is at most the number of trailing zero bits of n grow older, so age k means about 2^k seconds. Old pages lose a use with
+ * each step.
  *
  * Classes: hot is what has `hot_uses` uses and is not cold by age; cold is what was not seen used for `cold_after`, and what left
  * untouched; the rest is warm. Evidence of whole areas (the kernel's Referenced) speaks for resident pages that nobody asked: see
@@ -78,9 +79,9 @@ uint8_t heat_decay(uint8_t heat, uint64_t sweep);
 /* The age that stands for so many ns: the first that is not younger, 1..7. */
 unsigned heat_age_of_ns(uint64_t ns);
 enum heat_class heat_classify(uint8_t heat, bool local, const struct heat_rule *rule);
-/* Of an area's resident pages `referenced` were used in the sampled time, `asked` were touched in staging, `unknown` not: are these
- * to be called hot? More than half of them must have been used, and few have been asked: where eviction is at work, staging knows
- * better, since one use within the sample is not yet heat. */
+/* Of an area's resident pages `referenced` were used in the sampled time, `asked` were touched in staging, `unknown` not: are
+ * these to be called hot? More than half of them must have been used, and few have been asked: where eviction is at work, staging
+ * knows better, since one use within the sample is not yet heat. */
 bool heat_area_speaks(uint64_t referenced, uint64_t asked, uint64_t unknown);
 
 /* ---- export ---- */

@@ -95,7 +95,8 @@ static bool is_taken(const struct chunk *chunk, const struct order_run *run)
 	return false;
 }
 
-/* In the order of an earlier run. Its replay goes on by itself, a little at a time; what it has asked for is not remote any more. */
+/* In the order of an earlier run. Its replay goes on by itself, a little at a time; what it has asked for is not remote any more.
+ * */
 static struct space *in_recorded_order(struct tree *tree, struct chunk *chunk)
 {
 	struct migration *migration = &tree->migration;
@@ -277,9 +278,11 @@ static void nothing_left(struct tree *tree)
 	if (under_way || stats->migrate_state == MIGRATE_DONE)
 		return;
 	set_state(tree, MIGRATE_DONE);
-	log_info("transfer done: %lu pages in %.3f s, %.3f s of processor time, window %lu KiB, backed off %lu times", stats->migrated_pages - stats->migrate_from_pages,
-		 (double)(clock_now_ns() - stats->migrate_started_ns) / 1e9, (double)(processor_ns() - tree->migration.processor_ns) / 1e9, pace_window_bytes(&tree->migration.pace, clock_now_ns()) >> 10,
-		 tree->migration.pace.backed_off);
+	uint64_t now = clock_now_ns();
+	log_info("transfer done: %lu pages in %.3f s, %.3f s of processor time, window %lu KiB, backed off %lu times",
+		 stats->migrated_pages - stats->migrate_from_pages, (double)(now - stats->migrate_started_ns) / 1e9,
+		 (double)(processor_ns() - tree->migration.processor_ns) / 1e9,
+		 pace_window_bytes(&tree->migration.pace, now) >> 10, tree->migration.pace.backed_off);
 }
 
 /* Whether one more chunk may be asked for now: 0, or ns to wait (UINT64_MAX: an answer or a turn of the loop tells). */
@@ -289,7 +292,8 @@ static uint64_t must_wait(struct tree *tree, uint64_t now)
 	if (migration->faults_seen != migration->hint_top)
 		pace_fault(&migration->pace, now);
 	migration->faults_seen = migration->hint_top;
-	if (migration->bytes_under_way && migration->bytes_under_way + pace_chunk_bytes(&migration->pace) > pace_window_bytes(&migration->pace, now))
+	uint64_t next = migration->bytes_under_way + pace_chunk_bytes(&migration->pace);
+	if (migration->bytes_under_way && next > pace_window_bytes(&migration->pace, now))
 		return UINT64_MAX;
 	if (tree->request_free_count <= REQUESTS / 4) /* kept for demand */
 		return UINT64_MAX;

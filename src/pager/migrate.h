@@ -1,12 +1,12 @@
 /* migrate: pages come in unasked, hot ones first, until everything is local or the budget is full.
  *
- * Order: what lies around the latest faults; then what an earlier run wanted, in its order; then whatever lies beside pages that were
- * touched since the restore, the last touched regions first; then the rest by address. Speed: see pace.h. Demand goes first: little
- * is under way at a time, and each turn of the loop looks at the faults before more is asked for.
+ * Order: what lies around the latest faults; then what an earlier run wanted, in its order; then whatever lies beside pages that
+ * were touched since the restore, the last touched regions first; then the rest by address. Speed: see pace.h. Demand goes first:
+ * little is under way at a time, and each turn of the loop looks at the faults before more is asked for.
  *
  * With a budget the transfer stops at its edge, where eviction would begin to prepare; it never pushes a page out, stays, and
- * goes on when room appears. Without one it can finish: a space of which nothing is missing, staged or on its way is closed, and the
- * process is an ordinary one again (the kernel itself fills what is zero, which is right). When the last is closed the pager
+ * goes on when room appears. Without one it can finish: a space of which nothing is missing, staged or on its way is closed, and
+ * the process is an ordinary one again (the kernel itself fills what is zero, which is right). When the last is closed the pager
  * notes that in the statistics (`left_ns`) and leaves; supervisor and init read it there.
  * Thread rule: the fault thread. */
 #ifndef DP_PAGER_MIGRATE_H

@@ -137,7 +137,7 @@ void pace_delivered(struct pace *pace, struct pace_chunk chunk, uint64_t now_ns)
 
 static uint64_t allowed_bytes(const struct pace *pace)
 {
-	uint64_t left = pace->share < PACE_SHARE_FULL && bandwidth(pace) ? DP_MAX(bandwidth(pace) / PACE_SHARE_FULL * pace->share, 1u) : 0;
+	uint64_t left = pace->share < PACE_SHARE_FULL ? bandwidth(pace) / PACE_SHARE_FULL * pace->share : 0; /* 0: no limit */
 	if (left && pace->rate_bytes)
 		return DP_MIN(left, pace->rate_bytes);
 	return left ? left : pace->rate_bytes;

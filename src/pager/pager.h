@@ -20,7 +20,7 @@ struct pager_config {
 	const char *pool_uri;     /* where the instance's pages live, told to a checkpoint; NULL where it is no pool. Borrowed */
 	const char *stats_path;   /* file of struct pager_stats, or NULL */
 	uint64_t budget_bytes;    /* 0: no budget, nothing is ever evicted */
-	bool fill;                /* fetch everything in the background; without a budget the pager ends when all is local, as the stock daemon does */
+	bool fill;                /* fetch everything in the background; without a budget the pager ends when all is local */
 	uint64_t fill_rate_bytes; /* a second, at most; 0: no limit */
 	enum prefetch_policy prefetch_policy; /* 0: adaptive */
 	struct order_run *order;  /* an earlier run's, arranged (order.h), to be replayed; NULL: none. Borrowed */

@@ -1,9 +1,9 @@
-/* hotset: a process whose hot pages are known. It owns a region of patterned memory, of which a share is hot: pages picked by a fixed
- * rule, scattered over it, that get most of the touches; the others get the rest, evenly.
+/* hotset: a process whose hot pages are known. It owns a region of patterned memory, of which a share is hot: pages picked by a
+ * fixed rule, scattered over it, that get most of the touches; the others get the rest, evenly.
  *
  *   hotset --memory 64M --hot 20 --share 95 --rate 200000 --status FILE
- * On SIGUSR1 it writes FILE: `region START PAGES touches N`, then one character a page, 1 for hot and 0 for cold. Every touch checks a
- * word of the page's pattern, and some write to it; the first wrong one is told in FILE and ends it with 1. */
+ * On SIGUSR1 it writes FILE: `region START PAGES touches N`, then one character a page, 1 for hot and 0 for cold. Every touch
+ * checks a word of the page's pattern, and some write to it; the first wrong one is told in FILE and ends it with 1. */
 #include <fcntl.h>
 #include <getopt.h>
 #include <signal.h>
@@ -116,7 +116,8 @@ int main(int argc, char **argv)
 	clock_gettime(CLOCK_MONOTONIC, &due);
 	for (;;) {
 		for (unsigned i = 0; i < BATCH; i++)
-			touch(next_random() % 100 < share ? hot[next_random() % hot_pages] : cold[next_random() % (pages - hot_pages)]);
+			touch(next_random() % 100 < share ? hot[next_random() % hot_pages]
+							  : cold[next_random() % (pages - hot_pages)]);
 		if (asked) {
 			asked = 0;
 			write_status(NULL);

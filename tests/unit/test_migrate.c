@@ -31,7 +31,8 @@ static uint64_t link_queue_ns(const struct link *link, uint64_t now)
 }
 
 /* One step of `step` ns: what has come is delivered, what may go is sent. */
-static void run(struct link *link, struct pace *pace, uint64_t *now, uint64_t for_ns, uint64_t step, void (*each)(struct link *, struct pace *, uint64_t))
+static void run(struct link *link, struct pace *pace, uint64_t *now, uint64_t for_ns, uint64_t step,
+		void (*each)(struct link *, struct pace *, uint64_t))
 {
 	for (uint64_t end = *now + for_ns; *now < end; *now += step) {
 		while (link->count && link->under_way[link->first].due_ns <= *now) {
@@ -43,8 +44,8 @@ static void run(struct link *link, struct pace *pace, uint64_t *now, uint64_t fo
 		}
 		if (each)
 			each(link, pace, *now);
-		while (link->count < 256 && (!link->count || link->bytes + pace_chunk_bytes(pace) <= pace_window_bytes(pace, *now)) &&
-		       !pace_wait_ns(pace, *now)) {
+		while (link->count < 256 && !pace_wait_ns(pace, *now) &&
+		       (!link->count || link->bytes + pace_chunk_bytes(pace) <= pace_window_bytes(pace, *now))) {
 			unsigned at = (link->first + link->count++) % 256;
 			uint64_t bytes = pace_chunk_bytes(pace);
 			link->free_ns = DP_MAX(link->free_ns, *now) + bytes * S / link->bandwidth;
@@ -73,8 +74,10 @@ static void check_link(uint64_t bandwidth, uint64_t delay_ns, uint64_t step)
 		worst_queue = DP_MAX(worst_queue, link_queue_ns(&link, now));
 	}
 	double used = used_of(&link, before, 2 * S);
-	print_message("%5.0f MB/s, %3.0f ms: %.0f %% used, window %.1f chunks of %lu pages, queue at most %.1f chunks\n", (double)bandwidth / 1e6,
-		      (double)delay_ns / 1e6, 100 * used, (double)pace_window_bytes(&pace, now) / (double)pace_chunk_bytes(&pace), pace_chunk_bytes(&pace) / 4096, (double)worst_queue / (double)chunk_ns);
+	double window = (double)pace_window_bytes(&pace, now) / (double)pace_chunk_bytes(&pace);
+	print_message("%5.0f MB/s, %3.0f ms: %.0f %% used, window %.1f chunks of %lu pages, queue at most %.1f chunks\n",
+		      (double)bandwidth / 1e6, (double)delay_ns / 1e6, 100 * used, window, pace_chunk_bytes(&pace) / 4096,
+		      (double)worst_queue / (double)chunk_ns);
 	assert_true(used > 0.9);
 	assert_true(worst_queue <= 3 * chunk_ns); /* the one that is being sent, one more, and one of rounding */
 }
@@ -118,8 +121,9 @@ static void window__faults_come_all_the_time__one_waits_for_one_chunk(void **sta
 		gentle_worst = 0;
 		run(&link, &pace, &now, 2 * S, links[i].step, faulting);
 		double used = used_of(&link, before, 2 * S);
-		print_message("%5.0f MB/s, %3.0f ms, with faults: %.0f %% used, queue at most %.1f chunks\n", (double)link.bandwidth / 1e6,
-			      (double)link.delay_ns / 1e6, 100 * used, (double)gentle_worst / (double)chunk_ns);
+		print_message("%5.0f MB/s, %3.0f ms, with faults: %.0f %% used, queue at most %.1f chunks\n",
+			      (double)link.bandwidth / 1e6, (double)link.delay_ns / 1e6, 100 * used,
+			      (double)gentle_worst / (double)chunk_ns);
 		assert_true(gentle_worst <= chunk_ns + links[i].step);
 		assert_true(used > 0.25);
 	}
