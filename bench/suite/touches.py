@@ -134,7 +134,7 @@ def plot(context, speeds):
 
 def run(context):
 	shares = [50] if context.quick else [10, 25, 50, 75]
-	mib, seconds = (96, 0.15) if context.quick else (256, 0.6)
+	mib, seconds = (96, 0.15) if context.quick else (256, 0.4)
 	speeds, sights = {}, {}
 	for share in shares:
 		context.say(f"touches with {share} % local: {len(PATTERNS)} patterns, 4 peers, {context.runs} runs")
@@ -142,7 +142,7 @@ def run(context):
 			speeds[share], sights[share] = one_share(context, share, mib, seconds)
 	if not context.quick:
 		context.say("prefetch policies")
-		policies(context, mib, seconds)
+		policies(context, mib, seconds / 2)
 	plot(context, speeds)
 	if 50 in sights:
 		draw(context, "prefetch", "Ours at 50 % local: touches served without a fault",

@@ -36,7 +36,7 @@ def fill_share(context, snapshot, uri, mbit, options):
 		instance = context.restore(uri, *options)
 		stack.callback(instance.stop)
 		before, began = instance.stats(), time.monotonic()
-		time.sleep(min(1.5 if context.quick else 4, snapshot.rss_bytes * 8 / (mbit * 1e6) * 0.7))  # a part of the way is enough to see its speed
+		time.sleep(min(1.5 if context.quick else 2.5, snapshot.rss_bytes * 8 / (mbit * 1e6) * 0.7))  # a part of the way is enough to see its speed
 		after, took = instance.stats(), time.monotonic() - began
 		return 100 * (after["installed_pages"] - before["installed_pages"]) * 4096 * 8 / took / (mbit * 1e6)
 
@@ -62,7 +62,7 @@ def links(context):
 				table.skip(row, column, reasons[column])
 		with contextlib.ExitStack() as stack, context.attempt(f"link of {row}", *[(table, row, column) for column in usable]):
 			uri = f"dp://127.0.0.1:{far_port(context, stack, rtt_ms, mbit)}/{snapshot.name}" if usable else ""
-			for _ in range(1 if context.quick else min(context.runs, 3)):
+			for _ in range(1 if context.quick else min(context.runs, 2)):
 				for column in usable:
 					with context.attempt(f"link of {row}, {column}", (table, row, column)):
 						table.add(row, column, fill_share(context, snapshot, uri, mbit, options[column]) if column in (FILL, FILL_PLAIN)
@@ -78,7 +78,7 @@ def windows(context):
 		with contextlib.ExitStack() as stack, context.attempt(f"window, {name}"):
 			rtt_ms, mbit = LINKS[name]
 			port = far_port(context, stack, rtt_ms, mbit)
-			for _ in range(1 if context.quick else min(context.runs, 3)):
+			for _ in range(1 if context.quick else min(context.runs, 2)):
 				text = run_command(context.host.programs / "pool-bench", f"dp://127.0.0.1:{context.pool.port}", 49152,
 						   f"dp://127.0.0.1:{port}", timeout=120)
 				for line in text.strip().splitlines():
@@ -111,13 +111,13 @@ def crowd(context, count, table, mib, seconds):
 
 
 def crowds(context):
-	mib, seconds = 24, 1.0 if context.quick else 4.0
+	mib, seconds = 24, 1.0 if context.quick else 2.0
 	counts = [1, 8, 32] if context.quick else [1, 2, 4, 8, 16, 32, 64]
 	units = {"restore": "ms", "touches/s, all": "1/s", "touches/s, slowest": "1/s", "pool's memory": "KiB an instance"}
 	table = context.report.table("crowd", "Instances of one snapshot on one pool", "instances", list(units), units,
 				     note=f"{mib} MiB each, half of it local, random reads, all at the same time. Pool's memory: what it "
 				     "grew by for each instance.")
-	for _ in range(1 if context.quick else min(context.runs, 3)):
+	for _ in range(1 if context.quick else min(context.runs, 2)):
 		for count in counts:
 			with context.attempt(f"{count} instances", *[(table, str(count), column) for column in units]):
 				crowd(context, count, table, mib, seconds)
