@@ -55,8 +55,8 @@ static uint32_t choose_victims(struct space *space, uint64_t *victims, uint32_t 
 			break;
 		if ((*table_page(table, page) & PAGE_STATE_MASK) != PAGE_LOCAL)
 			continue;
-		if (!small && *table_heat(table, page) & HEAT_TOUCHES) { /* it was touched the last times: not asked again this round */
-			*table_heat(table, page) -= 1;
+		if (!small && *table_heat(table, page) & HEAT_TOUCHED) { /* not asked again this round */
+			*table_heat(table, page) &= (uint8_t)~HEAT_TOUCHED;
 			table_enqueue(table, page, QUEUE_MAIN);
 			continue;
 		}
@@ -279,7 +279,9 @@ static bool evict_step(struct space *space, uint64_t excess, uint64_t used)
 			return did(tree, began);
 		}
 		uint64_t ready = urgent || room < MOVE_LEAST ? staging_droppable(space, staging->capacity / 4) : 0;
-		if (ready && ((urgent && ready >= DP_MIN(64, excess)) || room < MOVE_LEAST)) {
+		/* A DROP ends where the ring does: then a few are worth one too. */
+		bool worth = ready >= DP_MIN(MOVE_LEAST, excess) || (staging->tail + ready) % staging->capacity == 0;
+		if (ready && ((urgent && worth) || room < MOVE_LEAST)) {
 			uint64_t began = cpu_now_ns();
 			drop_out(space, DP_MIN(ready, DP_MAX(excess, MOVE_PAGES)));
 			return did(tree, began);

@@ -68,8 +68,7 @@ static void serve_staged(struct space *space, uint64_t pgno, uint32_t page, bool
 	ahead_used(space, page);
 	staging_release(space, page, PAGE_LOCAL);
 	table_change(&space->table, page, PAGE_LOCAL, PAGE_MAIN, 0);
-	if ((*table_heat(&space->table, page) & HEAT_TOUCHES) < HEAT_TOUCHES)
-		*table_heat(&space->table, page) += 1;
+	*table_heat(&space->table, page) |= HEAT_TOUCHED;
 	heat_touched(&space->table, page);
 	table_enqueue(&space->table, page, QUEUE_MAIN);
 	tree->stats->second_chance_pages++;

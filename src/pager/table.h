@@ -32,7 +32,7 @@ enum page_state {
 #define PAGE_DEMANDED 0x80u   /* in flight and waited for */
 
 /* heat[]: evidence of use, outlives evictions as long as the leaf does */
-#define HEAT_TOUCHES 0x03u /* touched in staging this many times lately: so many rounds of the main queue are skipped */
+#define HEAT_TOUCHED 0x01u /* touched when it was last staged: skips a round of the main queue (pager/heat.h has the other bits) */
 
 #define LEAF_PAGES 64u
 #define NO_PAGE UINT32_MAX

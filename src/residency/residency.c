@@ -41,10 +41,10 @@ bool residency_has_room(const struct residency_budget *plan, uint64_t used_pages
 
 bool residency_take_small(uint64_t small_length, uint64_t main_length)
 {
-	return small_length > (small_length + main_length) / 10 || !main_length;
+	return small_length > (small_length + main_length) / 20 || !main_length;
 }
 
 bool residency_remembered(uint32_t then, uint32_t now, uint64_t local_pages)
 {
-	return (uint32_t)(now - then) < local_pages;
+	return (uint32_t)(now - then) < local_pages / 2;
 }

@@ -2,7 +2,8 @@
  *
  * Shape of S3-FIFO (Yang et al., SOSP'23): new pages enter a small queue; a page that is touched while it waits in staging has
  * shown that it is wanted and comes back through the main queue; a page that was evicted not long ago enters the main queue
- * at once. Staging takes the part of the "accessed" bit, which user space does not have. */
+ * at once; a page that was touched in staging is left alone for one round of the main queue. Small queue 5 %, memory of evicted pages half of
+ * what is local: docs/policies.md says why. Staging takes the part of the "accessed" bit, which user space does not have. */
 #ifndef DP_RESIDENCY_RESIDENCY_H
 #define DP_RESIDENCY_RESIDENCY_H
 
