@@ -11,6 +11,7 @@
 #include "sys/proc.h"
 #include "sys/uffd.h"
 
+#define TICK_SHARED_NS (2u * 1000 * 1000) /* copies are made fast */
 #define TICK_ACTIVE_NS (4u * 1000 * 1000)
 #define TICK_IDLE_NS (20u * 1000 * 1000)
 #define ACTIVE_FOR_NS (200u * 1000 * 1000)
@@ -279,20 +280,21 @@ static uint64_t fault_count(const struct tree *tree)
 	return total;
 }
 
-/* Between samples: every fault of relatives that we did not resolve may have copied a page that fork had shared. */
-static void estimate_copies(struct tree *tree)
+/* Between samples: every fault of relatives that we did not resolve may have copied a page that fork had shared. false: there are none. */
+static bool estimate_copies(struct tree *tree)
 {
 	bool shared = false;
 	for (const struct space *space = tree->spaces; space; space = space->next)
 		shared |= !space->closed && space->shared;
 	tree->copied_pages = 0;
 	if (!shared)
-		return;
+		return false;
 	uint64_t faults = fault_count(tree), ours = install_count(tree) - tree->sampled_installs;
 	if (faults > tree->sampled_faults + ours)
 		tree->copied_pages = faults - tree->sampled_faults - ours;
 	if (tree->copied_pages > tree->budget.reserve_pages / 4)
 		tree->next_sample_ns = 0;
+	return true;
 }
 
 static void take_sample(struct tree *tree, uint64_t now)
@@ -367,10 +369,9 @@ uint64_t watch_work(struct tree *tree, uint64_t now)
 		if (watch_space(space))
 			tree->last_active_ns = now;
 	}
-	if (tree->budget.budget_pages)
-		estimate_copies(tree);
+	bool shared = tree->budget.budget_pages && estimate_copies(tree);
 	if (now >= tree->next_sample_ns && (tree->budget.budget_pages || tree->config->stats_path))
 		take_sample(tree, now);
-	tree->next_watch_ns = now + (active ? TICK_ACTIVE_NS : TICK_IDLE_NS);
+	tree->next_watch_ns = now + (shared ? TICK_SHARED_NS : active ? TICK_ACTIVE_NS : TICK_IDLE_NS);
 	return tree->next_watch_ns - now;
 }
