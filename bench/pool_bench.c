@@ -127,7 +127,9 @@ static void bench_latency(uint64_t space, uint64_t pages, bool spin)
 		uint64_t start = clock_now_ns();
 
 		answers = 0;
-		check(client_get(client, CLASS_DEMAND, space, &(struct page_range){ (i * UINT64_C(7919)) % pages, 1 }, 1, 0), "get");
+		struct page_range page = { (i * UINT64_C(7919)) % pages, 1 };
+
+		check(client_get(client, CLASS_DEMAND, space, &page, 1, 0), "get");
 		wait_for(1, spin);
 		times[i] = clock_now_ns() - start;
 	}

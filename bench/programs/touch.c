@@ -164,7 +164,8 @@ static int listen_on_loopback(void)
 	char text[32];
 
 	if (fd < 0 || (options.one_connection && setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one))) ||
-	    bind(fd, (struct sockaddr *)&address, bytes) || getsockname(fd, (struct sockaddr *)&address, &bytes) || listen(fd, 64))
+	    bind(fd, (struct sockaddr *)&address, bytes) || getsockname(fd, (struct sockaddr *)&address, &bytes) ||
+	    listen(fd, 64))
 		return -1;
 	int file = open(options.port_file, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
 	int length = snprintf(text, sizeof(text), "%u\n", ntohs(address.sin_port));
@@ -176,14 +177,14 @@ static int listen_on_loopback(void)
 static void usage(void)
 {
 	printf("usage: touch-pages --port-file FILE [--mib N] [--processes N] [--seed N] [--one-connection]\n"
-	       "Fills N MiB (64), spread over a tree of N processes (1), listens on a port of loopback that it writes to FILE, and\n"
-	       "touches its pages as it is told. --one-connection: it serves one connection and then ends, and instances of one\n"
-	       "snapshot share the port: each connection reaches another one.\n");
+	       "Fills N MiB (64), spread over a tree of N processes (1), listens on a port of loopback that it writes to FILE,\n"
+	       "and touches its pages as it is told. --one-connection: it serves one connection and then ends, and instances of\n"
+	       "one snapshot share the port: each connection reaches another one.\n");
 }
 
 static bool parse_options(int argc, char **argv)
 {
-	static const struct option names[] = {{"mib", 1, NULL, 'm'},  {"processes", 1, NULL, 'p'},      {"port-file", 1, NULL, 'f'},
+	static const struct option names[] = {{"mib", 1, NULL, 'm'},	 {"processes", 1, NULL, 'p'}, {"port-file", 1, NULL, 'f'},
 					      {"seed", 1, NULL, 's'}, {"one-connection", 0, NULL, 'o'}, {"help", 0, NULL, 'h'},
 					      {NULL, 0, NULL, 0}};
 	int option;

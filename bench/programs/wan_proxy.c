@@ -79,11 +79,12 @@ static void connection_end(struct connection *connection)
 	connection->used = false;
 }
 
-/* What each side is waited for: reading while there is room, writing never: the timer drives it, and a full socket is tried again. */
+/* Reading is waited for while there is room, writing never: the timer drives it, and a full socket is tried again. */
 static void watch(struct connection *connection, int side)
 {
 	struct lane *lane = &connection->lane[side];
-	bool room = !lane->ended && lane->head - lane->tail + CHUNK_BYTES <= ring_bytes && lane->chunk_head - lane->chunk_tail < CHUNKS;
+	bool room = !lane->ended && lane->head - lane->tail + CHUNK_BYTES <= ring_bytes &&
+		    lane->chunk_head - lane->chunk_tail < CHUNKS;
 	struct epoll_event event = {.events = room ? EPOLLIN : 0,
 				    .data.u64 = (uint64_t)(connection - connections) * 2 + (uint64_t)side + 2};
 
@@ -219,14 +220,15 @@ static int serve(int listener)
 static void usage(void)
 {
 	printf("usage: wan-proxy --to HOST:PORT --port-file FILE [--listen PORT] [--rtt-ms N] [--mbit N]\n"
-	       "Listens on loopback (its port goes to FILE) and forwards to an IPv4 address, with a round-trip time (10 ms) and a\n"
-	       "bandwidth in each direction (100 Mbit/s) that all connections share. Ends on SIGTERM.\n");
+	       "Listens on loopback (its port goes to FILE) and forwards to an IPv4 address, with a round-trip time (10 ms) and\n"
+	       "a bandwidth in each direction (100 Mbit/s) that all connections share. Ends on SIGTERM.\n");
 }
 
 static bool parse_options(int argc, char **argv)
 {
-	static const struct option names[] = {{"to", 1, NULL, 't'},   {"listen", 1, NULL, 'l'}, {"port-file", 1, NULL, 'f'}, {"rtt-ms", 1, NULL, 'r'},
-					      {"mbit", 1, NULL, 'm'}, {"help", 0, NULL, 'h'},	{NULL, 0, NULL, 0}};
+	static const struct option names[] = {{"to", 1, NULL, 't'},	 {"listen", 1, NULL, 'l'}, {"port-file", 1, NULL, 'f'},
+					      {"rtt-ms", 1, NULL, 'r'}, {"mbit", 1, NULL, 'm'},	  {"help", 0, NULL, 'h'},
+					      {NULL, 0, NULL, 0}};
 	char host[64] = "";
 	unsigned port = 0;
 	int option;
@@ -244,7 +246,8 @@ static bool parse_options(int argc, char **argv)
 		default: return false;
 		}
 	options.to = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
-	return options.port_file && port && options.rtt_ms >= 0 && options.mbit > 0 && inet_pton(AF_INET, host, &options.to.sin_addr) == 1;
+	return options.port_file && port && options.rtt_ms >= 0 && options.mbit > 0 &&
+	       inet_pton(AF_INET, host, &options.to.sin_addr) == 1;
 }
 
 int main(int argc, char **argv)

@@ -6,7 +6,7 @@
  * server does; one that finds no idle connection waits, and its latency counts from the time it was due. So a server that stands
  * still for a second shows in all the operations of that second (no coordinated omission).
  *
- * Values carry one of VERSIONS known contents of their key, so that each answer can be checked without a model of who wrote last. */
+ * Values carry one of VERSIONS known contents of their key, so each answer can be checked without a model of who wrote last. */
 #include <errno.h>
 #include <getopt.h>
 #include <hiredis/hiredis.h>
@@ -130,7 +130,8 @@ static void check_reply(const struct client *client, const redisReply *reply)
 	else if (reply->type == REDIS_REPLY_NIL)
 		missing++;
 	else
-		wrong += reply->type != REDIS_REPLY_STRING || reply->len != options.value_bytes || !value_is_good(client, reply->str);
+		wrong += reply->type != REDIS_REPLY_STRING || reply->len != options.value_bytes ||
+			 !value_is_good(client, reply->str);
 }
 
 /* Takes an answer if it is whole. true: the operation is done. */
@@ -286,8 +287,8 @@ int main(int argc, char **argv)
 		zipf_init(&zipf, options.keys);
 	connect_all();
 	double seconds = (double)run() / 1e9;
-	printf("{\"workload\": \"%s\", \"operations\": %llu, \"seconds\": %.4f, \"per_second\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, "
-	       "\"p999_us\": %.1f, \"max_us\": %.1f, \"wrong\": %llu, \"missing\": %llu}\n",
+	printf("{\"workload\": \"%s\", \"operations\": %llu, \"seconds\": %.4f, \"per_second\": %.1f, \"p50_us\": %.1f, "
+	       "\"p99_us\": %.1f, \"p999_us\": %.1f, \"max_us\": %.1f, \"wrong\": %llu, \"missing\": %llu}\n",
 	       options.workload, (unsigned long long)finished, seconds, (double)finished / seconds,
 	       latency_quantile_ns(&latency, 0.5) / 1e3, latency_quantile_ns(&latency, 0.99) / 1e3,
 	       latency_quantile_ns(&latency, 0.999) / 1e3, (double)latency.max_ns / 1e3, (unsigned long long)wrong,

@@ -6,8 +6,8 @@ from .plots import draw, panel_of
 from .process import cpu_ns, parent_of, processes
 
 NAME, TITLE = "eviction", "f. Eviction"
-COLUMNS = {"CPU": "us", "of it warden": "us", "written back": "bytes", "all CPU of the pager": "us", "second chances": "%", "stood still": "ms/s",
-	   "longest": "us", "stalls": "1/1000 faults"}
+COLUMNS = {"CPU": "us", "of it warden": "us", "written back": "bytes", "all CPU of the pager": "us", "second chances": "%",
+	   "stood still": "ms/s", "longest": "us", "stalls": "1/1000 faults"}
 MIXES = {"reads": 0, "10 % writes": 0.1, "all writes": 1}
 ALONE = "a local process"
 
@@ -57,7 +57,8 @@ def add_stillness(table, row, answer):
 
 def run(context):
 	mib, seconds = (96, 0.4) if context.quick else (512, 2)
-	table = context.report.table("eviction", "A process at 50 % local, random touches", "touches", list(COLUMNS), dict(COLUMNS), better="lower",
+	table = context.report.table("eviction", "A process at 50 % local, random touches", "touches", list(COLUMNS), dict(COLUMNS),
+				     better="lower",
 				     note=f"{mib} MiB, pool in memory on a Unix socket; CPU, bytes and all CPU are for each page evicted. CPU: what the "
 				     "pager spent on moving pages out (evict_cpu_ns of its statistics) and all of the warden. All CPU of the pager "
 				     "is beside it, fetching included. Stood still: gaps above 100 us of a second thread of the target that touches "

@@ -3,7 +3,6 @@ import contextlib
 
 from .context import StockRestore, Touch
 from .plots import draw, panel_of
-from .process import wait_for
 from .swap import Swap
 
 NAME, TITLE = "latency", "b. Fault latency"
@@ -69,10 +68,12 @@ def fresh(context, mib):
 
 def recorded(context):
 	"""The same touches of the same snapshot, three times: the first restore records its order."""
-	columns, first, stream, before_run = ["faults", "gone", "touches that waited"], "first", "second, as a stream", "second, before it runs"
+	columns = ["faults", "gone", "touches that waited"]
+	first, stream, before_run = "first", "second, as a stream", "second, before it runs"
 	table = context.report.table("recorded", "The recorded order of an earlier run", "restore", columns,
 				     {"faults": "", "gone": "%", "touches that waited": "%"}, better="lower", rows=[first, stream, before_run],
-				     note="64 MiB, 4000 touches at random pages, the same ones in each restore. Faults: those that the pool was asked for.")
+				     note="64 MiB, 4000 touches at random pages, the same ones in each restore. Faults: those for which the "
+				     "pool was asked.")
 	reason = context.host.lacks_option("restore", "--record") or context.host.lacks_option("restore", "--prefetch ")
 	if reason:
 		for row in table.rows:

@@ -3,7 +3,8 @@ import subprocess
 
 from .process import Failed
 
-COLOURS = ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#76b7b2", "#9c755f", "#edc948", "#ff9da7", "#7f7f7f", "#1f6f5c", "#8c1c4b"]
+COLOURS = ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#76b7b2", "#9c755f", "#edc948",
+	   "#ff9da7", "#7f7f7f", "#1f6f5c", "#8c1c4b"]
 LINE_END = "\\n"  # as gnuplot reads it
 PANEL_WIDTH, PANEL_HEIGHT, SINGLE_WIDTH, SINGLE_HEIGHT = 430, 330, 960, 500
 
@@ -76,7 +77,8 @@ def axes(panel, options):
 	else:
 		longest = max((len(part) for label in panel.labels for part in str(label).split(", ")), default=0)
 		turn = "rotate by -25" if longest * len(panel.labels) > (45 if options["grid"] else 110) else "norotate"
-		tics = ", ".join(f"{quote(label).replace('%', '%%').replace(', ', ',' + LINE_END)} {place}" for place, label in enumerate(panel.labels))
+		texts = [quote(label).replace("%", "%%").replace(", ", "," + LINE_END) for label in panel.labels]
+		tics = ", ".join(f"{text} {place}" for place, text in enumerate(texts))
 		lines += [f"set xtics ({tics}) {turn}", f"set xrange [-0.6:{len(panel.labels) - 0.4}]", "set offsets 0, 0, 0, 0"]
 	lines += ["set logscale y", "set format y '%.0s%c'"] if options["log_y"] else ["set yrange [0:*]", "set format y '%g'"]
 	return lines
@@ -95,7 +97,8 @@ def script_of(title, panels, y_label, x_label, log_y, log_x, terminal, output):
 	script = [f"set terminal {terminal} size {width},{height} font 'Sans,{10 if many else 11}'"
 		  + (" background rgb 'white'" if terminal.startswith(("png", "svg")) else ""),
 		  f"set output {quote(output)}", "set encoding utf8", "set border 3", "set tics nomirror", "set grid y lc rgb '#dddddd'",
-		  "set errorbars small", "set datafile missing 'NaN'", f"set ylabel {quote(y_label)}", f"set xlabel {quote(x_label)} offset 0,0.5",
+		  "set errorbars small", "set datafile missing 'NaN'", f"set ylabel {quote(y_label)}",
+		  f"set xlabel {quote(x_label)} offset 0,0.5",
 		  "set key outside below center horizontal" if not many else "unset key"]
 	script += [data_block(number, panel) for number, panel in enumerate(panels)]
 	options = {"log_x": log_x, "log_y": log_y, "grid": many}

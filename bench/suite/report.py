@@ -151,7 +151,8 @@ class Report:
 			 f"{self.started}, mode {self.mode}, {self.runs} runs of each figure (median, smallest–largest). Linux {facts['kernel']}, "
 			 f"{facts['cpus']} CPUs ({facts['cpu']}), {facts['memory_bytes'] / 2**30:.0f} GiB, CRIU {facts['criu']}, "
 			 f"{facts['redis']}, {facts['distri_proc']} at {facts['commit']}. Load of the host: "
-			 f"{facts['load_before']:.1f} before, {facts.get('load_after', 0):.1f} after. `docs/benchmarks.md` says what each figure is.\n"]
+			 f"{facts['load_before']:.1f} before, {facts.get('load_after', 0):.1f} after. "
+			 "`docs/benchmarks.md` says what each figure is.\n"]
 		if self.targets:
 			parts.append(self.targets_markdown())
 		for name, title, tables in self.sections:

@@ -8,7 +8,8 @@ NAME, TITLE = "restore", "a. Restore to the first answered request"
 LAZY, SERVER = "CRIU lazy", "CRIU page server"
 SERVER_MEGABYTES = 1000
 STOCK = {LAZY: "lazy", "CRIU eager": "eager", SERVER: "page-server"}
-OURS = {"ours, unix": ("unix", []), "ours, tcp": ("tcp", []), "ours, dir:": ("dir", []), "ours, 50 %": ("unix", ["--local-memory", "50%"]),
+OURS = {"ours, unix": ("unix", []), "ours, tcp": ("tcp", []), "ours, dir:": ("dir", []),
+	"ours, 50 %": ("unix", ["--local-memory", "50%"]),
 	"ours, 50 %, working set": ("unix", ["--local-memory", "50%", "--prefetch", "working-set"])}
 
 

@@ -94,7 +94,8 @@ def one_figure(context, peers, name, row, turn, seconds, tables):
 def policies(context, mib, seconds):
 	"""The prefetchers beside each other, where this build lets one choose."""
 	columns = ["adaptive", "sequential", "stride", "trend", "recorded", "learned", "none"]
-	table = context.report.table("policies", "Ours at 50 % local, by prefetch policy", "pattern", columns, "1/s", baseline_column="adaptive")
+	table = context.report.table("policies", "Ours at 50 % local, by prefetch policy", "pattern", columns, "1/s",
+				     baseline_column="adaptive")
 	reason = context.host.lacks_option("restore", "--prefetch-policy")
 	for column in columns:
 		missing = reason or (None if column in context.host.helps["restore"] else f"no policy named {column}")

@@ -5,7 +5,7 @@ import statistics
 import time
 
 from .context import Touch
-from .plots import Panel, draw, panel_of
+from .plots import draw, panel_of
 from .process import resident_bytes, run as run_command, start, wait_for
 
 NAME, TITLE = "wan", "g. A long thin link; many instances"
@@ -16,8 +16,8 @@ FILL, FILL_PLAIN = "fill", "fill, not packed"
 
 def far_port(context, stack, rtt_ms, mbit):
 	port_file = context.work / f"{context.unique('wan')}.port"
-	start(stack, context.host.programs / "wan-proxy", "--to", f"127.0.0.1:{context.pool.port}", "--port-file", port_file, "--rtt-ms", rtt_ms,
-	      "--mbit", mbit)
+	start(stack, context.host.programs / "wan-proxy", "--to", f"127.0.0.1:{context.pool.port}", "--port-file", port_file,
+	      "--rtt-ms", rtt_ms, "--mbit", mbit)
 	wait_for("the proxy", lambda: port_file.exists() and port_file.read_text().endswith("\n"), 10)
 	return int(port_file.read_text())
 
@@ -36,7 +36,8 @@ def fill_share(context, snapshot, uri, mbit, options):
 		instance = context.restore(uri, *options)
 		stack.callback(instance.stop)
 		before, began = instance.stats(), time.monotonic()
-		time.sleep(min(1.5 if context.quick else 2.5, snapshot.rss_bytes * 8 / (mbit * 1e6) * 0.7))  # a part of the way is enough to see its speed
+		# a part of the way is enough to see its speed
+		time.sleep(min(1.5 if context.quick else 2.5, snapshot.rss_bytes * 8 / (mbit * 1e6) * 0.7))
 		after, took = instance.stats(), time.monotonic() - began
 		return 100 * (after["installed_pages"] - before["installed_pages"]) * 4096 * 8 / took / (mbit * 1e6)
 
@@ -47,7 +48,8 @@ def links(context):
 				     {FIRST: "ms", FIRST_SET: "ms", FIRST_PLAIN: "ms", FILL: "% of link", FILL_PLAIN: "% of link"},
 				     note="Redis with 0.1 GB in a pool behind bench/programs/wan_proxy.c. Fill: bytes of memory a second by the link's "
 				     "bandwidth; packed pages (the default on such links) may exceed it. Not packed: --compress off.")
-	reasons = {FIRST_SET: context.host.lacks_option("restore", "--prefetch "), FIRST_PLAIN: context.host.lacks_option("restore", "--compress"),
+	reasons = {FIRST_SET: context.host.lacks_option("restore", "--prefetch "),
+		   FIRST_PLAIN: context.host.lacks_option("restore", "--compress"),
 		   FILL: context.host.lacks_option("restore", "--migrate"),
 		   FILL_PLAIN: context.host.lacks_option("restore", "--migrate") or context.host.lacks_option("restore", "--compress")}
 	if context.host.lacks("redis"):

@@ -47,8 +47,8 @@ class Peers:
 	def ask(self, name, workload, seconds, seed, rate=0):
 		if name in self.groups:
 			self.swap.turn_on("zram" if name == ZRAM else "file")
-		return json.loads(run_command(self.context.host.programs / "ycsb", "--server", self.ports[name], "--workload", workload, "--keys",
-					      self.keys, "--value-bytes", VALUE_BYTES, "--seconds", seconds, "--rate", rate, "--seed", seed,
+		return json.loads(run_command(self.context.host.programs / "ycsb", "--server", self.ports[name], "--workload", workload,
+					      "--keys", self.keys, "--value-bytes", VALUE_BYTES, "--seconds", seconds, "--rate", rate, "--seed", seed,
 					      timeout=seconds * 20 + 90))
 
 
@@ -75,8 +75,8 @@ def one_share(context, peers, percent, tables, workloads, seconds):
 
 def plot(context, results, file, title, unit, number, log_y):
 	if len(results) < 3:  # too few for lines: the workloads beside each other
-		draw(context, file, title, [panel_of(tables[number], f"{percent} % local", rename=SHORT) for percent, tables in results.items()], y_label=unit,
-		     log_y=log_y)
+		panels = [panel_of(tables[number], f"{percent} % local", rename=SHORT) for percent, tables in results.items()]
+		draw(context, file, title, panels, y_label=unit, log_y=log_y)
 		return
 	panels = []
 	for row in WORKLOADS.values():

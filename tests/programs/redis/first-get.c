@@ -59,8 +59,8 @@ static int ask(const struct options *options, const char *request, size_t reques
 static void usage(void)
 {
 	printf("usage: first-get (--port N | --socket PATH) [--host ADDRESS] [--index I] [--version V] [--value-bytes N]\n"
-	       "                 [--model FILE] [--since NS] [--timeout-ms N] [--request LINE --answer LINE] [--command-log FILE]\n"
-	       "                 [--pidfile FILE] [-- COMMAND...]\n"
+	       "                 [--model FILE] [--since NS] [--timeout-ms N] [--request LINE --answer LINE]\n"
+	       "                 [--command-log FILE] [--pidfile FILE] [-- COMMAND...]\n"
 	       "Asks for key number I, as redis-load filled it, again and again until the right answer comes. Prints the ns since\n"
 	       "its start, or since the given time of CLOCK_MONOTONIC. Exits 1 on a wrong answer or after the timeout (30000 ms).\n"
 	       "The version is V (1), or what the model file of redis-load says. COMMAND is started when the clock starts, and left\n"
@@ -113,7 +113,8 @@ static bool parse_options(int argc, char **argv, struct options *options)
 		default: return false;
 		}
 	options->command = optind < argc ? argv + optind : NULL;
-	return options->value_bytes <= MOST_BYTES && !options->request == !options->answer && set_address(options, host, port, path);
+	return options->value_bytes <= MOST_BYTES && !options->request == !options->answer &&
+	       set_address(options, host, port, path);
 }
 
 static bool read_model(struct options *options)
