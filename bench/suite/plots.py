@@ -6,7 +6,7 @@ from .process import Failed
 COLOURS = ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#76b7b2", "#9c755f", "#edc948",
 	   "#ff9da7", "#7f7f7f", "#1f6f5c", "#8c1c4b"]
 LINE_END = "\\n"  # as gnuplot reads it
-PANEL_WIDTH, PANEL_HEIGHT, SINGLE_WIDTH, SINGLE_HEIGHT = 430, 330, 960, 500
+PANEL_WIDTH, PANEL_HEIGHT, SINGLE_WIDTH, SINGLE_HEIGHT = 430, 330, 960, 440
 
 
 class Panel:
@@ -84,6 +84,14 @@ def axes(panel, options):
 	return lines
 
 
+def key_of(names, colours, width, share):
+	"""One key for all panels, along the bottom: a plot of nothing but names."""
+	columns = max(1, int(width / (70 + 7 * max(map(len, names)))))
+	return ["reset", f"set size 1,{share:.4f}", "set origin 0,0", "unset tics", "unset border", "set xrange [0:1]", "set yrange [0:1]",
+		f"set key center center horizontal maxrows {-(-len(names) // columns)}",
+		"plot " + ", ".join(f"-1 with boxes fs solid 0.9 lc rgb '{colours[name]}' title {quote(name)}" for name in names)]
+
+
 def script_of(title, panels, y_label, x_label, log_y, log_x, terminal, output):
 	names = list(dict.fromkeys(name for panel in panels for name in panel.series))
 	colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
@@ -91,33 +99,23 @@ def script_of(title, panels, y_label, x_label, log_y, log_x, terminal, output):
 	columns = min(len(panels), 3)
 	lines_of_panels = -(-len(panels) // columns)
 	width = columns * PANEL_WIDTH if many else SINGLE_WIDTH
-	key_columns = max(1, int(width / (70 + 7 * max(map(len, names)))))
-	key_height = 20 + 20 * -(-len(names) // key_columns)
-	height = lines_of_panels * PANEL_HEIGHT + 40 + key_height if many else SINGLE_HEIGHT
-	script = [f"set terminal {terminal} size {width},{height} font 'Sans,{10 if many else 11}'"
-		  + (" background rgb 'white'" if terminal.startswith(("png", "svg")) else ""),
+	key_lines = -(-len(names) // max(1, int(width / (70 + 7 * max(map(len, names))))))
+	key_height = 20 + 20 * key_lines
+	height = lines_of_panels * (PANEL_HEIGHT if many else SINGLE_HEIGHT) + 40 + key_height
+	share = key_height / height
+	script = [f"set terminal {terminal} size {width},{height} font 'Sans,{10 if many else 11}' background rgb 'white'",
 		  f"set output {quote(output)}", "set encoding utf8", "set border 3", "set tics nomirror", "set grid y lc rgb '#dddddd'",
 		  "set errorbars small", "set datafile missing 'NaN'", f"set ylabel {quote(y_label)}",
-		  f"set xlabel {quote(x_label)} offset 0,0.5",
-		  "set key outside below center horizontal" if not many else "unset key"]
+		  f"set xlabel {quote(x_label)} offset 0,0.5", "unset key"]
 	script += [data_block(number, panel) for number, panel in enumerate(panels)]
-	options = {"log_x": log_x, "log_y": log_y, "grid": many}
-	if many:  # one key for all, along the bottom: a plot of nothing but names
-		share = key_height / height
-		script.append(f"set multiplot title {quote(title)} font ',13'")
-		for number, panel in enumerate(panels):
-			column, line = number % columns, number // columns
-			panel_height = (1 - share - 30 / height) / lines_of_panels
-			script += [f"set size {1 / columns:.4f},{panel_height:.4f}",
-				   f"set origin {column / columns:.4f},{share + (lines_of_panels - 1 - line) * panel_height:.4f}"]
-			script += axes(panel, options) + [plot_line(number, panel, colours)]
-		script += ["reset", f"set size 1,{share:.4f}", "set origin 0,0", "unset tics", "unset border",
-			   f"set key center center horizontal maxrows {-(-len(names) // key_columns)}", "set xrange [0:1]", "set yrange [0:1]",
-			   "plot " + ", ".join(f"-1 with boxes fs solid 0.9 lc rgb '{colours[name]}' title {quote(name)}" for name in names),
-			   "unset multiplot"]
-	else:
-		script += axes(panels[0], options) + [plot_line(0, panels[0], colours)]
-	return "\n".join(script) + "\n"
+	script.append(f"set multiplot title {quote(title)} font ',13'")
+	for number, panel in enumerate(panels):
+		column, line = number % columns, number // columns
+		panel_height = (1 - share - 30 / height) / lines_of_panels
+		script += [f"set size {1 / columns:.4f},{panel_height:.4f}",
+			   f"set origin {column / columns:.4f},{share + (lines_of_panels - 1 - line) * panel_height:.4f}"]
+		script += axes(panel, {"log_x": log_x, "log_y": log_y, "grid": many}) + [plot_line(number, panel, colours)]
+	return "\n".join(script + key_of(names, colours, width, share) + ["unset multiplot"]) + "\n"
 
 
 def draw(context, file, title, panels, y_label="", x_label="", log_y=False, log_x=False):
@@ -126,7 +124,7 @@ def draw(context, file, title, panels, y_label="", x_label="", log_y=False, log_
 	if not panels or context.host.lacks("gnuplot"):
 		return
 	if len(panels) == 1:
-		panels[0].title = title
+		panels[0].title = ""  # the whole plot has one
 	for terminal, ending in (("pngcairo", "png"), ("svg", "svg")):
 		script = script_of(title, panels, y_label, x_label, log_y, log_x, terminal, context.out / f"{file}.{ending}")
 		done = subprocess.run(["gnuplot"], input=script, capture_output=True, text=True, timeout=60)
