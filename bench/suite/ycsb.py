@@ -111,7 +111,7 @@ def targets(context, results):
 def run(context):
 	reason = context.host.lacks("redis")
 	percents = [25, 50] if context.quick else [10, 25, 30, 50, 70, 100]
-	megabytes, seconds = (100, 0.25) if context.quick else (500, 0.6)
+	megabytes, seconds = (100, 0.25) if context.quick else (500, 0.5)
 	results = {}
 	if reason:
 		table = context.report.table("ycsb", "Throughput", "workload", [OURS], "1/s")
