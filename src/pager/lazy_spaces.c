@@ -202,6 +202,11 @@ int lazy_spaces_move(struct lazy_spaces *spaces, uint64_t space, uint64_t from_p
 	return 0;
 }
 
+bool lazy_spaces_known(const struct lazy_spaces *spaces, uint64_t space)
+{
+	return space_at(spaces, space);
+}
+
 int lazy_spaces_find(const struct lazy_spaces *spaces, uint64_t space, struct page_range range, struct lazy_piece *piece)
 {
 	const struct lazy_space *at = space_at(spaces, space);

@@ -61,6 +61,8 @@ int lazy_spaces_open(struct lazy_spaces *spaces, int vpid, uint64_t *space, stru
 int lazy_spaces_fork(struct lazy_spaces *spaces, uint64_t parent, uint64_t *child);
 int lazy_spaces_move(struct lazy_spaces *spaces, uint64_t space, uint64_t from_pgno, uint64_t to_pgno, uint64_t pages);
 void lazy_spaces_free(struct lazy_spaces *spaces, uint64_t space);
+/* false: it was freed. */
+bool lazy_spaces_known(const struct lazy_spaces *spaces, uint64_t space);
 
 struct lazy_piece {
 	uint64_t pgno, pages;  /* current addresses */

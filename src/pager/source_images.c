@@ -159,6 +159,17 @@ static int load(const struct lazy_piece *piece)
 	return 0;
 }
 
+/* The request is answered to its end, by pages that are not looked at. */
+static int give_up_rest(struct source_images *images, uint64_t cookie, struct page_range left, const struct page_range *ranges, size_t count)
+{
+	struct source_handler *handler = &images->source.handler;
+	if (left.pages)
+		handler->on_pages(handler->context, cookie, left, NULL, count == 0);
+	for (size_t i = 0; i < count; i++)
+		handler->on_pages(handler->context, cookie, ranges[i], NULL, i + 1 == count);
+	return 0;
+}
+
 static int get(struct source *source, enum request_class class, uint64_t space, const struct page_range *ranges, size_t count,
 	       uint64_t cookie)
 {
@@ -177,6 +188,8 @@ static int get(struct source *source, enum request_class class, uint64_t space, 
 			images->bytes_in += piece.pages * PAGE_BYTES;
 			source->handler.on_pages(source->handler.context, cookie, (struct page_range){ piece.pgno, piece.pages }, piece.data,
 						 !left.pages && i + 1 == count);
+			if (!lazy_spaces_known(&images->spaces, space)) /* its process ended meanwhile: nobody wants the rest */
+				return give_up_rest(images, cookie, left, ranges + i + 1, count - i - 1);
 		}
 	}
 	return 0;
