@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 
-from .process import Failed, end, kill, reap, run, start, wait_for
+from .process import Failed, Lacking, end, kill, reap, run, start, wait_for
 from .host import meminfo
 
 KEY_BYTES = 1200     # what a record of 1000 bytes takes in Redis
@@ -152,6 +152,10 @@ class Context:
 		"""A measurement that may fail without ending the run: it is told, and stands in its cells (table, row, column)."""
 		try:
 			yield
+		except Lacking as lacking:
+			self.say(f"skipped {what}: {lacking}")
+			for table, row, column in cells:
+				table.skip(row, column, str(lacking))
 		except Failed as failure:
 			self.say(f"FAILED {what}: {failure}")
 			self.report.fail(what, str(failure))
@@ -211,7 +215,7 @@ class Context:
 	def need_memory(self, num_bytes):
 		available = meminfo("MemAvailable")
 		if num_bytes > available:
-			raise Failed(f"needs {num_bytes / 2**30:.1f} GiB of free memory, has {available / 2**30:.1f}")
+			raise Lacking(f"needs {num_bytes / 2**30:.1f} GiB of free memory, has {available / 2**30:.1f}")
 
 	def start_redis(self, stack, name, wrapper=()):
 		directory = self.work / name

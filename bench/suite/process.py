@@ -14,6 +14,10 @@ class Failed(Exception):
 	"""A measurement that could not be made; the text says why. The others go on."""
 
 
+class Lacking(Failed):
+	"""What the host has too little of; no failure of the run."""
+
+
 def adopt_orphans():
 	"""What daemonizes below us becomes our child, so that its end can be seen and reaped."""
 	ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
