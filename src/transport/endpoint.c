@@ -136,6 +136,14 @@ static size_t take_codec(struct endpoint *endpoint, const char *at, size_t lengt
 	return 0;
 }
 
+/* Trailing slashes would make two names of one pool. */
+static size_t without_slashes(const char *at, size_t length)
+{
+	while (length > 1 && at[length - 1] == '/')
+		length--;
+	return length;
+}
+
 /* /PATH or /PATH#NAME. '#' cannot be part of the path, also where no name may follow: clients could not write it. */
 static int take_path(struct endpoint *endpoint, const char *at, bool with_name, const char *uri, struct dp_err *err)
 {
@@ -146,12 +154,12 @@ static int take_path(struct endpoint *endpoint, const char *at, bool with_name, 
 		return dp_fail(err, EINVAL, "'%.200s' must be a path without #", uri);
 	if (length == 0 || at[0] != '/')
 		return dp_fail(err, EINVAL, "bad path in '%.200s': it must be absolute; " EXAMPLES, uri);
+	length = without_slashes(at, length);
 	size_t codec = take_codec(endpoint, at, length);
 
-	length -= codec ? codec + strlen(COMPRESS_KEY) : 0;
-	/* Trailing slashes would make two names of one pool. */
-	while (length > 1 && at[length - 1] == '/')
-		length--;
+	length = without_slashes(at, length - (codec ? codec + strlen(COMPRESS_KEY) : 0));
+	if (codec && take_codec(endpoint, at, length))
+		return dp_fail(err, EINVAL, "'%.200s' names two ways to compress", uri);
 	if (length >= sizeof(endpoint->path) || length == 1)
 		return dp_fail(err, EINVAL, "bad path in '%.200s': %s", uri, length == 1 ? "/ itself cannot be a pool" : "too long");
 	memcpy(endpoint->path, at, length);
