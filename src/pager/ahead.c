@@ -8,6 +8,8 @@
 
 /* Guesses may take this part of the requests and no more, so that demand and fill find some. */
 #define FREE_REQUESTS (REQUESTS / 2)
+#define OWED_PAGES 32u
+#define ROOM_WAIT_NS (500u * 1000)
 
 void ahead_used(struct space *space, uint32_t page)
 {
@@ -87,13 +89,32 @@ static bool guess_send(struct space *space, struct guess *guess)
 	return !ret;
 }
 
+/* The rest of the run is asked for when there is room, unless a fault comes first. Its first page is the trigger where none was left
+ * before it. */
+static void note_owed(struct space *space, const struct prefetch_advice *advice, const struct prefetch_run *run,
+		      const struct prefetch_asked *asked)
+{
+	bool is_trigger = !run->chunk || asked->trigger == UINT64_MAX;
+	uint32_t done = (uint32_t)((int64_t)(asked->cut - run->pgno) / run->stride) + is_trigger;
+	if (advice->stream < 0 || done >= run->pages)
+		return;
+	space->owed = *run;
+	space->owed.pgno += (uint64_t)(run->stride * done);
+	space->owed.pages -= done;
+	space->owed_advice.stream = advice->stream;
+	space->owed_advice.owner = advice->owner;
+}
+
 /* Asks for what is remote of a run. `joined` of its pages have been asked for with the demanded page. false: there was no room for
  * all of it; the stream goes on where it was cut. */
 static bool follow_run(struct space *space, const struct prefetch_advice *advice, const struct prefetch_run *run, uint32_t joined)
 {
 	struct guess guess = { .ranges = 0 };
 	struct prefetch_asked asked = { .pages = joined, .trigger = UINT64_MAX, .cut = UINT64_MAX };
-	uint64_t left = room(space->tree);
+	/* What is not wanted at once leaves half of the room to what will be. */
+	uint64_t left = run->trigger ? room(space->tree) / 2 : room(space->tree);
+	if (run->trigger && left < OWED_PAGES)
+		left = 0;
 	uint32_t from = joined; /* what is gathered begins here */
 	for (uint32_t i = joined; i < run->pages && !space->closed; i++) {
 		uint64_t pgno = run->pgno + (uint64_t)(run->stride * i);
@@ -125,7 +146,35 @@ static bool follow_run(struct space *space, const struct prefetch_advice *advice
 		asked.cut = run->pgno + (uint64_t)(run->stride * from);
 	prefetch_asked(&space->prefetcher, advice, run, &asked);
 	space->tree->stats->prefetched_by[advice->owner] += asked.pages;
+	if (asked.cut != UINT64_MAX)
+		note_owed(space, advice, run, &asked);
 	return asked.cut == UINT64_MAX;
+}
+
+void ahead_work(struct tree *tree)
+{
+	for (struct space *space = tree->spaces; space && !tree->failure; space = space->next) {
+		struct prefetch_run *owed = &space->owed;
+		if (!owed->pages || space->closed || tree->frozen)
+			continue;
+		uint64_t left = room(tree) / 2;
+		if (left < DP_MIN(owed->pages, OWED_PAGES))
+			continue; /* small pieces are not worth a request each */
+		struct guess guess = { .ranges = 0 };
+		uint32_t steps = 0;
+		for (; steps < owed->pages && guess.pages < DP_MIN(left, (uint64_t)REQUEST_PAGES); steps++) {
+			uint64_t pgno = owed->pgno + (uint64_t)(owed->stride * steps);
+			if (table_state(&space->table, pgno) == PAGE_REMOTE)
+				guess_add(&guess, pgno);
+		}
+		uint32_t pages = guess.pages;
+		if (!guess_send(space, &guess))
+			continue;
+		prefetch_went_on(&space->prefetcher, &space->owed_advice, owed, steps, pages);
+		tree->stats->prefetched_by[space->owed_advice.owner] += pages;
+		owed->pgno += (uint64_t)(owed->stride * steps);
+		owed->pages -= steps;
+	}
 }
 
 /* How many pages of a forward run may go with the faulting page: one request, one copy, one waking. */
@@ -140,6 +189,13 @@ static uint32_t joined_pages(struct space *space, const struct prefetch_run *run
 	return pages;
 }
 
+/* A scan that is faster than pages leave waits for them here rather than page by page: with room for a chunk it faults once in 64 pages. */
+static bool wait_for_room(struct space *space, uint64_t pgno, uint64_t read_ns)
+{
+	uint64_t enough = DP_MIN(REQUEST_PAGES, space->tree->budget.headroom_pages / 2);
+	return room(space->tree) < enough && prefetch_follows(&space->prefetcher, pgno) && clock_now_ns() - read_ns < ROOM_WAIT_NS;
+}
+
 int ahead_fault(struct space *space, uint64_t pgno, uint64_t read_ns)
 {
 	struct prefetch_advice advice;
@@ -148,8 +204,11 @@ int ahead_fault(struct space *space, uint64_t pgno, uint64_t read_ns)
 		record_note(space, &space->tree->record, pgno, 1);
 		return install_request(space, pgno, 1, CLASS_DEMAND, read_ns);
 	}
+	if (wait_for_room(space, pgno, read_ns))
+		return -EAGAIN;
 	size_t area = rangeset_find(&space->registered, pgno << PAGE_SHIFT);
 	uint64_t start = area < space->registered.count ? space->registered.ranges[area].start >> PAGE_SHIFT : 0;
+	space->owed.pages = 0;
 	prefetch_fault(&space->prefetcher, start, pgno, &advice);
 	prove_used(space, &advice.proven);
 	uint32_t joined = advice.runs ? joined_pages(space, &advice.run[0], pgno) : 0;

@@ -267,6 +267,7 @@ static void serve(struct tree *tree)
 		turn(tree, timeout);
 		install_parked(tree);
 		more = evict_work(tree);
+		ahead_work(tree);
 		if (tree->abandoned_count)
 			space_release_abandoned(tree);
 		if (tree->freezing)

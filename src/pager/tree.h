@@ -100,6 +100,8 @@ struct space {
 	uint64_t recent_ns;         /* when the last of them was */
 	struct rangeset wipe;       /* bytes: areas that a child finds empty (MADV_WIPEONFORK) */
 	struct prefetcher prefetcher;
+	struct prefetch_run owed;   /* what is left of a run for which there was no room; pages 0: nothing */
+	struct prefetch_advice owed_advice;
 	struct warden warden;
 	struct staging staging;
 	uint32_t evictions;         /* counts up, wraps: the clock of "was evicted not long ago" */
@@ -222,6 +224,8 @@ void fault_serve_deferred(struct tree *tree);
 /* ---- ahead.c ---- */
 /* Asks for a remote page that a thread waits for, and for what the prefetcher expects next. -EAGAIN: no request free; or an error. */
 int ahead_fault(struct space *space, uint64_t pgno, uint64_t read_ns);
+/* Asks for what there was no room for, as far as there is some now. */
+void ahead_work(struct tree *tree);
 /* Evidence about a page that may have been fetched ahead: it was touched; it left untouched. */
 void ahead_used(struct space *space, uint32_t page);
 /* The page was touched while it was on its way. */

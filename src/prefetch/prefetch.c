@@ -147,6 +147,12 @@ void prefetch_fault(struct prefetcher *prefetcher, uint64_t area_start, uint64_t
 		follow(prefetcher, area, pgno, advice);
 }
 
+bool prefetch_follows(const struct prefetcher *prefetcher, uint64_t pgno)
+{
+	int index = pgno < PREFETCH_PGNO_END ? stream_match(prefetcher, pgno) : -1;
+	return index >= 0 && prefetcher->stream[index].window >= PREFETCH_WINDOW_PAGES / 2;
+}
+
 void prefetch_asked(struct prefetcher *prefetcher, const struct prefetch_advice *advice, const struct prefetch_run *run,
 		    const struct prefetch_asked *asked)
 {
@@ -164,6 +170,17 @@ void prefetch_asked(struct prefetcher *prefetcher, const struct prefetch_advice 
 	} else if (advice->stream <= -2) {
 		prefetcher->area[-2 - advice->stream].chain_pages += asked->pages;
 	}
+}
+
+void prefetch_went_on(struct prefetcher *prefetcher, const struct prefetch_advice *advice, const struct prefetch_run *run, uint32_t steps,
+		      uint32_t pages)
+{
+	if (advice->stream < 0)
+		return;
+	struct prefetch_stream *stream = &prefetcher->stream[advice->stream];
+	prefetcher->detector[advice->owner].asked_pages += pages;
+	stream->asked[1] += pages;
+	stream->front = (int64_t)run->pgno + run->stride * (int64_t)steps;
 }
 
 void prefetch_late(struct prefetcher *prefetcher, uint64_t pgno)

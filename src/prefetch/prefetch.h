@@ -118,6 +118,8 @@ struct prefetch_advice {
 void prefetch_init(struct prefetcher *prefetcher, enum prefetch_policy policy);
 /* A fault in page `pgno` of the area that starts at page `area`. Fills advice. */
 void prefetch_fault(struct prefetcher *prefetcher, uint64_t area, uint64_t pgno, struct prefetch_advice *advice);
+/* Is the fault at pgno the next one of a stream that is fetched ahead in chunks of 32 pages or more? */
+bool prefetch_follows(const struct prefetcher *prefetcher, uint64_t pgno);
 /* What was made of a run of the advice. */
 struct prefetch_asked {
 	uint32_t pages;   /* asked for; others were there */
@@ -127,6 +129,9 @@ struct prefetch_asked {
 /* Runs are told in order, until one was cut. */
 void prefetch_asked(struct prefetcher *prefetcher, const struct prefetch_advice *advice, const struct prefetch_run *run,
 		    const struct prefetch_asked *asked);
+/* The run's pages [0, steps), which had been cut off, were looked at after all, and `pages` of them asked for; no fault came since. */
+void prefetch_went_on(struct prefetcher *prefetcher, const struct prefetch_advice *advice, const struct prefetch_run *run, uint32_t steps,
+		      uint32_t pages);
 /* A page was touched while it was on its way: its stream is faster than the pages come. */
 void prefetch_late(struct prefetcher *prefetcher, uint64_t pgno);
 /* Pages that were fetched ahead turned out to be used, or left untouched. */
