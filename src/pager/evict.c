@@ -15,6 +15,7 @@
 #include "base/log.h"
 
 #define PAUSE_NS (2u * 1000 * 1000)
+#define STAGE_PAUSE_NS (1000u * 1000)
 #define WARDEN_PAUSE_NS (100u * 1000 * 1000)
 #define MOVE_LEAST 64u  /* pages: a smaller batch is not worth the hand-off */
 #define WRITE_PAGES 64u /* compared and sent at once: faults are looked at between */
@@ -264,13 +265,13 @@ static bool did(struct tree *tree, uint64_t began_ns)
 }
 
 /* true: something was done, and there may be more. Pages are prepared for leaving ahead of need; they leave when room is needed. */
-static bool evict_step(struct space *space, uint64_t excess, uint64_t used)
+static bool evict_step(struct space *space, uint64_t excess, uint64_t used, uint64_t now)
 {
 	struct tree *tree = space->tree;
 	struct staging *staging = &space->staging;
 	evict_warden_done(space);
 	uint64_t fresh = staging->head - staging->written, judged = staging->written - staging->tail;
-	uint64_t room = staging->capacity - fresh - judged, ahead = tree->budget.ahead_pages;
+	uint64_t room = staging->capacity - fresh - judged, ahead = space->ahead.pages;
 	bool urgent = excess > 0;
 	if (!space->warden.busy) { /* else its event comes */
 		if (space->unshare_count) {
@@ -286,10 +287,13 @@ static bool evict_step(struct space *space, uint64_t excess, uint64_t used)
 			drop_out(space, DP_MIN(ready, DP_MAX(excess, MOVE_PAGES)));
 			return did(tree, began);
 		}
-		bool want = staging->held < (urgent ? ahead + excess : ahead * 3 / 4) && residency_should_stage(&tree->budget, used);
+		bool want = staging->held < (urgent ? ahead + excess : ahead * 3 / 4) && residency_should_stage(&tree->budget, used) &&
+			    (urgent || now >= space->stage_after_ns);
 		if (want && room >= MOVE_LEAST && space->table.counts[PAGE_LOCAL]) {
 			uint64_t began = cpu_now_ns();
-			move_out(space, (uint32_t)DP_MIN(room, urgent ? MOVE_PAGES : DP_MAX(ahead / 4, MOVE_LEAST)));
+			move_out(space, (uint32_t)DP_MIN(DP_MIN(room, MOVE_PAGES), ahead / 4 + excess));
+			if (ahead < tree->budget.ahead_pages) /* pages mostly come back */
+				space->stage_after_ns = now + STAGE_PAUSE_NS;
 			return did(tree, began);
 		}
 	}
@@ -320,7 +324,7 @@ bool evict_work(struct tree *tree)
 		if (space->warden.state != WARDEN_READY)
 			bring_warden(space, now);
 		else /* each gives in proportion to what it has */
-			more |= evict_step(space, excess ? DP_MAX(excess * mine / local, 1) : 0, used);
+			more |= evict_step(space, excess ? DP_MAX(excess * mine / local, 1) : 0, used, now);
 	}
 	return more;
 }

@@ -69,6 +69,7 @@ static void serve_staged(struct space *space, uint64_t pgno, uint32_t page, bool
 	staging_release(space, page, PAGE_LOCAL);
 	table_change(&space->table, page, PAGE_LOCAL, PAGE_MAIN, 0);
 	*table_heat(&space->table, page) |= HEAT_TOUCHED;
+	residency_ahead_note(&space->ahead, &tree->budget, 1, 0);
 	heat_touched(&space->table, page);
 	table_enqueue(&space->table, page, QUEUE_MAIN);
 	tree->stats->second_chance_pages++;

@@ -33,6 +33,7 @@ struct space *space_new(struct tree *tree, int uffd)
 	space->tree = tree;
 	space->number = ++tree->space_numbers;
 	space->uffd = uffd;
+	residency_ahead_init(&space->ahead, &tree->budget);
 	space->pidfd = space->statm_fd = space->pagemap_fd = -1;
 	space->born_ns = clock_now_ns();
 	space->uffd_handle = (struct handle){ HANDLE_UFFD, space };

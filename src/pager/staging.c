@@ -286,6 +286,7 @@ void staging_drop_slot(struct space *space, uint64_t slot)
 		stats->clean_dropped_pages += !zeros && !main;
 		stats->zero_pages += zeros;
 		stats->evicted_pages++;
+		residency_ahead_note(&space->ahead, &space->tree->budget, 0, 1);
 		staging_release(space, page, zeros ? PAGE_ZERO : PAGE_REMOTE);
 		*table_page(&space->table, page) &= (uint8_t)~(PAGE_PREFETCHED | PAGE_HAS_COPY);
 		if (!zeros) { /* remembered: if it comes back soon, it goes to the main queue */

@@ -106,6 +106,8 @@ struct space {
 	struct staging staging;
 	uint32_t evictions;         /* counts up, wraps: the clock of "was evicted not long ago" */
 	uint64_t evict_after_ns;    /* no eviction before */
+	uint64_t stage_after_ns;    /* none ahead of need before */
+	struct residency_ahead ahead; /* how many pages are worth staging ahead of need */
 	uint64_t known_size_pages;  /* statm size at the last look at the areas */
 	uint64_t anonymous_pages;   /* statm, last sample */
 	uint64_t born_ns;

@@ -16,6 +16,27 @@ void residency_plan(struct residency_budget *plan, uint64_t budget_bytes)
 	plan->staging_pages = DP_MAX(plan->ahead_pages, 1024u);
 }
 
+#define AHEAD_LEAST 16u
+#define AHEAD_OUTCOMES 64u /* are enough to think again */
+
+void residency_ahead_init(struct residency_ahead *ahead, const struct residency_budget *plan)
+{
+	*ahead = (struct residency_ahead){ .pages = (uint32_t)plan->ahead_pages };
+}
+
+void residency_ahead_note(struct residency_ahead *ahead, const struct residency_budget *plan, uint32_t returned, uint32_t left)
+{
+	ahead->returned += returned;
+	ahead->left += left;
+	if (ahead->returned + ahead->left < AHEAD_OUTCOMES)
+		return;
+	if (ahead->returned > 3 * ahead->left)
+		ahead->pages = DP_MAX(ahead->pages / 2, AHEAD_LEAST);
+	else if (ahead->returned < ahead->left)
+		ahead->pages = (uint32_t)DP_MIN(ahead->pages * 2ull, plan->ahead_pages);
+	ahead->returned = ahead->left = 0;
+}
+
 uint64_t residency_minimum_bytes(uint64_t tasks)
 {
 	/* Text, stacks, staging and headroom of each task. */

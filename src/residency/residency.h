@@ -18,6 +18,15 @@ struct residency_budget {
 	uint64_t staging_pages;  /* room in a space's staging: more than that, since the way to the source takes its time */
 };
 
+/* How many pages wait in staging ahead of need. Where nearly all that are staged are touched there, none of them is cold, and each costs a
+ * fault: then fewer are staged, and not so often; more again when pages stay untouched. */
+struct residency_ahead {
+	uint32_t pages, returned, left; /* returned, left: since it was last thought about */
+};
+void residency_ahead_init(struct residency_ahead *ahead, const struct residency_budget *plan);
+/* Pages that were staged came back, or left for good. */
+void residency_ahead_note(struct residency_ahead *ahead, const struct residency_budget *plan, uint32_t returned, uint32_t left);
+
 /* Derives the rest from the budget (bytes). */
 void residency_plan(struct residency_budget *plan, uint64_t budget_bytes);
 

@@ -196,6 +196,25 @@ static void residency__within_budget__nothing_leaves(void **state)
 	assert_true(residency_has_room(&plan, 1u << 30, 1));
 }
 
+static void residency__pages_come_back__fewer_are_staged(void **state)
+{
+	(void)state;
+	struct residency_budget plan;
+	struct residency_ahead ahead;
+	residency_plan(&plan, 256u << 20);
+	residency_ahead_init(&ahead, &plan);
+	assert_int_equal(ahead.pages, plan.ahead_pages);
+	for (int i = 0; i < 10000; i++)
+		residency_ahead_note(&ahead, &plan, 1, 0);
+	assert_true(ahead.pages > 0 && ahead.pages <= plan.ahead_pages / 16);
+	for (int i = 0; i < 10000; i++)
+		residency_ahead_note(&ahead, &plan, i % 2, (i + 1) % 2); /* as many stay: no reason to change */
+	assert_true(ahead.pages <= plan.ahead_pages / 16);
+	for (int i = 0; i < 10000; i++)
+		residency_ahead_note(&ahead, &plan, 0, 1);
+	assert_int_equal(ahead.pages, plan.ahead_pages);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -204,6 +223,7 @@ int main(void)
 		cmocka_unit_test(table__next_run__finds_every_run),
 		cmocka_unit_test(table__metadata__at_most_16_bytes_a_page),
 		cmocka_unit_test(residency__within_budget__nothing_leaves),
+		cmocka_unit_test(residency__pages_come_back__fewer_are_staged),
 	};
 	return cmocka_run_group_tests_name("table", tests, NULL, NULL);
 }
