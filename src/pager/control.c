@@ -114,7 +114,7 @@ static int export_tree(struct tree *tree)
 		if (space->closed || space->pid <= 0)
 			continue;
 		for (size_t i = 0; i < space->registered.count; i++)
-			watch_reconcile(space, space->registered.ranges[i].start, space->registered.ranges[i].end);
+			watch_reconcile(space, space->registered.ranges[i].start, space->registered.ranges[i].end, true);
 		export_one(file, space);
 	}
 	int ret = ferror(file) ? -EIO : 0;

@@ -39,7 +39,7 @@ static uint32_t choose_victims(struct space *space, uint64_t *victims, uint32_t 
 		uint8_t now = *table_page(table, space->again_page[i]);
 		if ((now & PAGE_STATE_MASK) != PAGE_LOCAL || (now & PAGE_QUEUED))
 			continue;
-		if (count < limit)
+		if (count < limit && !watch_in_doubt(space, table_pgno(table, space->again_page[i])))
 			victims[count++] = table_pgno(table, space->again_page[i]);
 		else
 			table_enqueue(table, space->again_page[i], QUEUE_SMALL);
@@ -58,6 +58,10 @@ static uint32_t choose_victims(struct space *space, uint64_t *victims, uint32_t 
 			continue;
 		if (!small && *table_heat(table, page) & HEAT_TOUCHED) { /* not asked again this round */
 			*table_heat(table, page) &= (uint8_t)~HEAT_TOUCHED;
+			table_enqueue(table, page, QUEUE_MAIN);
+			continue;
+		}
+		if (space->doubts && watch_in_doubt(space, table_pgno(table, page))) {
 			table_enqueue(table, page, QUEUE_MAIN);
 			continue;
 		}
@@ -90,10 +94,10 @@ static uint32_t lay_out(struct space *space, const uint64_t *victims, uint32_t c
 }
 
 /* What MOVE could not take: not there any more, or shared or pinned, or (an event is unread, the area cannot) for later. */
-static void not_moved(struct space *space, const struct warden_run *run, uint32_t i, uint32_t page)
+static void not_moved(struct space *space, const struct warden_run *run, uint32_t i, uint32_t page, bool changing)
 {
 	struct table *table = &space->table;
-	if (run->missing >> i & 1) {
+	if (run->missing >> i & 1 && !changing) {
 		table_change(table, page, PAGE_ZERO, 0, (uint8_t)~(PAGE_STATE_MASK | PAGE_QUEUED));
 		return;
 	}
@@ -112,6 +116,11 @@ static uint32_t book_moved(struct space *space)
 	struct staging *staging = &space->staging;
 	const struct warden_ring *ring = space->warden.ring;
 	uint32_t moved = 0;
+	bool missing = false;
+	for (uint32_t r = 0; r < ring->runs_tried; r++)
+		missing |= ring->run[r].missing;
+	/* The kernel answers the same for an area that an mremap has just taken elsewhere (P9). */
+	bool changing = missing && space_is_changing(space);
 	for (uint32_t r = 0; r < ring->run_count; r++) {
 		const struct warden_run *run = &ring->run[r];
 		for (uint32_t i = 0; i < run->pages; i++) {
@@ -120,7 +129,7 @@ static uint32_t book_moved(struct space *space)
 			staging->state[slot] = SLOT_EMPTY;
 			staging->page[slot] = NO_PAGE;
 			if (r >= ring->runs_tried || !(run->done >> i & 1)) {
-				not_moved(space, run, i, page);
+				not_moved(space, run, i, page, changing);
 				continue;
 			}
 			staging->page[slot] = page;
@@ -306,12 +315,23 @@ static bool evict_step(struct space *space, uint64_t excess, uint64_t used, uint
 	return more;
 }
 
+/* A thread that was stopped for an injection goes on as soon as that is over, whether there is still anything to evict or not. */
+static void finish_injections(struct tree *tree, uint64_t now)
+{
+	for (struct space *space = tree->spaces; space && !tree->failure; space = space->next)
+		if (!space->closed && space->warden.state == WARDEN_STOPPING_TARGET)
+			bring_warden(space, now);
+}
+
 bool evict_work(struct tree *tree)
 {
 	uint64_t used = tree_used_pages(tree);
-	if (!tree->running || tree->frozen || !residency_should_stage(&tree->budget, used))
+	if (!tree->running || tree->frozen)
 		return false;
 	uint64_t now = clock_now_ns(), local = 0;
+	finish_injections(tree, now);
+	if (!residency_should_stage(&tree->budget, used))
+		return false;
 	bool more = false;
 	for (struct space *space = tree->spaces; space; space = space->next)
 		if (!space->closed)
@@ -321,9 +341,9 @@ bool evict_work(struct tree *tree)
 		uint64_t mine = space->table.counts[PAGE_LOCAL] + space->staging.present;
 		if (!can_evict(space, now) || mine < 32 || mine < local / 64)
 			continue;
-		if (space->warden.state != WARDEN_READY)
+		if (space->warden.state == WARDEN_ABSENT)
 			bring_warden(space, now);
-		else /* each gives in proportion to what it has */
+		else if (space->warden.state == WARDEN_READY) /* each gives in proportion to what it has */
 			more |= evict_step(space, excess ? DP_MAX(excess * mine / local, 1) : 0, used, now);
 	}
 	return more;

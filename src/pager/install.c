@@ -83,7 +83,7 @@ enum install_result install_pages(struct space *space, uint64_t pgno, const void
 		}
 		if (result == INSTALL_GONE) {
 			/* Not mapped, and every event has been followed: the page is gone (a child lacks its parent's MADV_DONTFORK areas). */
-			bool unmapped = error == -ENOENT && !space->tree->reading_events;
+			bool unmapped = error == -ENOENT && !space->tree->reading_events && !space_is_changing(space);
 			table_change(&space->table, table_make(&space->table, pgno + done), unmapped ? PAGE_ZERO : PAGE_REMOTE, 0, PAGE_DEMANDED);
 		}
 		done++;

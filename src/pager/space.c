@@ -161,6 +161,13 @@ void space_free(struct space *space)
 }
 
 /* An address that no program has mapped tells: ENOENT or ESRCH. */
+bool space_is_changing(const struct space *space)
+{
+	int error; /* the kernel looks at that before it looks at the address */
+	uffd_zero(space->uffd, 0x7fffffffe000ull, PAGE_BYTES, &error);
+	return error == -EAGAIN;
+}
+
 bool space_memory_is_gone(const struct space *space)
 {
 	int error;

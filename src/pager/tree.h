@@ -18,6 +18,8 @@
  *   P6 A fault that was read is answered, deferred, or its thread woken: none is lost.
  *   P7 Events that were read are followed before any page is installed or moved (answers that come meanwhile are parked).
  *   P8 Only pages of areas that this very descriptor watches are moved out (a fork may have happened before an area was registered).
+ *   P9 What a look at the process shows counts only if no event is unread after it (space_is_changing): mremap may just have taken pages away.
+ *   P10 Of a range that is being given up nothing is moved out until it is gone (watch_in_doubt).
  * Thread rule: one thread runs all of it. */
 #ifndef DP_PAGER_TREE_H
 #define DP_PAGER_TREE_H
@@ -44,7 +46,7 @@
 #define DEFERRED_FAULTS 8192u
 #define MOVE_PAGES 256u     /* pages of one MOVE command */
 #define WRITE_BATCHES 64u
-#define DOUBTS 128u
+#define DOUBTS 256u
 #define ABANDONED 64u
 #define CONTROL_PEERS 8u
 #define STALL_LIMIT_NS (10u * 1000 * 1000) /* a fault waits no longer for room */
@@ -84,6 +86,14 @@ struct staging {
 	uint8_t *state;                          /* enum slot_state */
 };
 
+/* A range, in bytes, of which the kernel's view is to be looked at. `removed`: the process is giving it up: its thread has been let go and
+ * will do so any moment, and until then nothing of it may be moved out, or it would come back from staging. */
+struct doubt {
+	struct range range;
+	bool removed;
+	uint64_t noted_ns, next_ns;
+};
+
 struct space {
 	struct tree *tree;
 	struct space *next;
@@ -111,7 +121,7 @@ struct space {
 	uint64_t known_size_pages;  /* statm size at the last look at the areas */
 	uint64_t anonymous_pages;   /* statm, last sample */
 	uint64_t born_ns;
-	struct range doubt[DOUBTS]; /* bytes: ranges the process gave up, to be looked at once it has */
+	struct doubt doubt[DOUBTS];
 	uint32_t doubts;
 	bool doubt_all;
 	uint32_t unshare_count, again_count; /* pages to be made exclusive; pages that were, to be moved next */
@@ -213,6 +223,8 @@ void space_lost(struct space *space);
 /* Lets go of threads whose injection was given up. */
 /* Does the mm still exist? */
 bool space_memory_is_gone(const struct space *space);
+/* Is an event unread, or one that was read not yet over (P9)? */
+bool space_is_changing(const struct space *space);
 void space_release_abandoned(struct tree *tree);
 
 /* ---- fault.c ---- */
@@ -286,8 +298,11 @@ void evict_on_done(struct tree *tree, uint64_t cookie, int result);
 /* Housekeeping that is due. Returns ns until the next. */
 uint64_t watch_work(struct tree *tree, uint64_t now_ns);
 /* Looks at which pages of a byte range are present and sets the table right. */
-void watch_reconcile(struct space *space, uint64_t start, uint64_t end);
-void watch_note_doubt(struct space *space, uint64_t start, uint64_t end);
+/* false: not now (P9). stopped: all its threads stand still, and every event of theirs was read. */
+bool watch_reconcile(struct space *space, uint64_t start, uint64_t end, bool stopped);
+void watch_note_doubt(struct space *space, uint64_t start, uint64_t end, bool removed);
+/* May it be given up at any moment (P10)? */
+bool watch_in_doubt(const struct space *space, uint64_t pgno);
 
 /* ---- handover.c ---- */
 int handover_accept(struct tree *tree);

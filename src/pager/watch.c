@@ -18,16 +18,12 @@
 #define SAMPLE_SHARED_NS (15u * 1000 * 1000)
 #define SAMPLE_MUCH_NS (100u * 1000 * 1000)
 #define SAMPLE_NS (1000u * 1000 * 1000)
+#define DOUBT_NS (1000u * 1000 * 1000)
 #define RECENT_NS (1000u * 1000 * 1000)
 #define PROBES 16u
 #define PROOFS 3u
 
 /* ---- presence ---- */
-
-struct presence {
-	struct space *space;
-	uint64_t at; /* page number: everything before has been looked at */
-};
 
 static void absent_page(void *context, uint32_t page, uint64_t pgno)
 {
@@ -37,65 +33,105 @@ static void absent_page(void *context, uint32_t page, uint64_t pgno)
 		table_change(&space->table, page, PAGE_ZERO, 0, (uint8_t)~(PAGE_STATE_MASK | PAGE_QUEUED));
 }
 
-static void present_run(void *context, uint64_t start, uint64_t end)
+static void present_page(struct space *space, uint64_t pgno)
 {
-	struct presence *presence = context;
-	struct space *space = presence->space;
-	uint64_t pgno = start >> PAGE_SHIFT;
-	if (pgno > presence->at)
-		table_each(&space->table, presence->at, pgno - presence->at, absent_page, space);
-	for (; pgno < end >> PAGE_SHIFT; pgno++) {
-		uint32_t page = table_make(&space->table, pgno);
-		if (page == NO_PAGE) {
-			tree_fail(space->tree, -ENOMEM, "page table");
-			return;
-		}
-		unsigned state = *table_page(&space->table, page) & PAGE_STATE_MASK;
-		if (state == PAGE_ZERO || state == PAGE_REMOTE) {
-			/* What the process has there is what counts, whatever else was known. */
-			table_change(&space->table, page, PAGE_LOCAL, 0, (uint8_t)~(PAGE_STATE_MASK | PAGE_QUEUED));
-			table_enqueue(&space->table, page, QUEUE_SMALL);
-		}
-	}
-	presence->at = pgno;
-}
-
-void watch_reconcile(struct space *space, uint64_t start, uint64_t end)
-{
-	struct presence presence = { space, start >> PAGE_SHIFT };
-	int ret = proc_scan_present(space->pagemap_fd, start, end, present_run, &presence);
-	if (ret) {
-		if (ret != -ESRCH)
-			log_warn("scan the pages of process %d: %s", space->pid, strerror(-ret));
+	uint32_t page = table_make(&space->table, pgno);
+	if (page == NO_PAGE) {
+		tree_fail(space->tree, -ENOMEM, "page table");
 		return;
 	}
-	uint64_t last = end >> PAGE_SHIFT;
-	if (last > presence.at)
-		table_each(&space->table, presence.at, last - presence.at, absent_page, space);
+	unsigned state = *table_page(&space->table, page) & PAGE_STATE_MASK;
+	if (state == PAGE_ZERO || state == PAGE_REMOTE) {
+		/* What the process has there is what counts, whatever else was known. */
+		table_change(&space->table, page, PAGE_LOCAL, 0, (uint8_t)~(PAGE_STATE_MASK | PAGE_QUEUED));
+		table_enqueue(&space->table, page, QUEUE_SMALL);
+	}
 }
 
-void watch_note_doubt(struct space *space, uint64_t start, uint64_t end)
+struct look {
+	struct rangeset present; /* bytes */
+	int ret;
+};
+
+static void note_present(void *context, uint64_t start, uint64_t end)
 {
-	if (space->doubts == DOUBTS)
-		space->doubt_all = true;
+	struct look *look = context;
+	if (!look->ret)
+		look->ret = rangeset_add(&look->present, start, end);
+}
+
+bool watch_reconcile(struct space *space, uint64_t start, uint64_t end, bool stopped)
+{
+	struct look look = { .ret = 0 };
+	int ret = proc_scan_present(space->pagemap_fd, start, end, note_present, &look);
+	bool changing = !ret && !stopped && space_is_changing(space); /* after the look: what was unread then still is (P9) */
+	uint64_t at = start >> PAGE_SHIFT, last = end >> PAGE_SHIFT;
+	if (look.ret)
+		tree_fail(space->tree, look.ret, "list of pages");
+	else if (ret && ret != -ESRCH)
+		log_warn("scan the pages of process %d: %s", space->pid, strerror(-ret));
+	for (size_t i = 0; !ret && !changing && !look.ret && i < look.present.count; i++) {
+		uint64_t from = look.present.ranges[i].start >> PAGE_SHIFT, to = look.present.ranges[i].end >> PAGE_SHIFT;
+		if (from > at)
+			table_each(&space->table, at, from - at, absent_page, space);
+		for (at = from; at < to; at++)
+			present_page(space, at);
+	}
+	if (!ret && !changing && !look.ret && last > at)
+		table_each(&space->table, at, last - at, absent_page, space);
+	rangeset_done(&look.present);
+	return !changing;
+}
+
+void watch_note_doubt(struct space *space, uint64_t start, uint64_t end, bool removed)
+{
+	struct doubt *last = space->doubts ? &space->doubt[space->doubts - 1] : NULL;
+	uint64_t now = clock_now_ns();
+	if (last && last->removed == removed && last->range.end == start) /* neighbours come one after the other */
+		*last = (struct doubt){ { last->range.start, end }, removed, now, now };
+	else if (space->doubts < DOUBTS)
+		space->doubt[space->doubts++] = (struct doubt){ { start, end }, removed, now, now };
 	else
-		space->doubt[space->doubts++] = (struct range){ start, end };
+		space->doubt_all = true;
 	/* The thread that gave the range up still has to do it; the next look comes a tick later. */
 }
 
-static void settle_doubts(struct space *space)
+bool watch_in_doubt(const struct space *space, uint64_t pgno)
 {
-	if (space->pid <= 0)
-		return;
-	if (space->doubt_all) {
-		for (size_t i = 0; i < space->registered.count; i++)
-			watch_reconcile(space, space->registered.ranges[i].start, space->registered.ranges[i].end);
-	} else {
-		for (uint32_t i = 0; i < space->doubts; i++)
-			watch_reconcile(space, space->doubt[i].start, space->doubt[i].end);
+	uint64_t address = pgno << PAGE_SHIFT;
+	for (uint32_t i = 0; i < space->doubts; i++)
+		if (space->doubt[i].removed && address >= space->doubt[i].range.start && address < space->doubt[i].range.end)
+			return true;
+	return false;
+}
+
+/* Given-up pages that are still there may go any moment, or (MADV_FREE) whenever the kernel likes: after a second they are the
+ * process's as before. */
+static bool settled(struct space *space, const struct doubt *doubt, uint64_t now)
+{
+	uint64_t pgno = doubt->range.start >> PAGE_SHIFT;
+	return !doubt->removed || now - doubt->noted_ns > DOUBT_NS ||
+	       !table_next_run(&space->table, PAGE_LOCAL, &pgno, doubt->range.end >> PAGE_SHIFT, 1);
+}
+
+static void settle_doubts(struct space *space, uint64_t now)
+{
+	uint32_t kept = 0;
+	bool done = true;
+	for (size_t i = 0; space->doubt_all && i < space->registered.count; i++)
+		done &= watch_reconcile(space, space->registered.ranges[i].start, space->registered.ranges[i].end, false);
+	if (done)
+		space->doubt_all = false;
+	for (uint32_t i = 0; i < space->doubts; i++) {
+		struct doubt doubt = space->doubt[i];
+		if (now >= doubt.next_ns && watch_reconcile(space, doubt.range.start, doubt.range.end, false)) {
+			if (settled(space, &doubt, now))
+				continue;
+			doubt.next_ns = now + (now - doubt.noted_ns); /* less and less often */
+		}
+		space->doubt[kept++] = doubt;
 	}
-	space->doubts = 0;
-	space->doubt_all = false;
+	space->doubts = kept;
 }
 
 /* ---- new mappings ---- */
@@ -140,7 +176,8 @@ static void find_areas(struct space *space)
 		if (!ret)
 			ret = rangeset_add(&space->recent, area.start, area.end);
 		space->recent_ns = clock_now_ns();
-		watch_reconcile(space, area.start, area.end);
+		if (!watch_reconcile(space, area.start, area.end, false))
+			watch_note_doubt(space, area.start, area.end, false);
 		space->tree->stats->areas_found++;
 	}
 	if (ret == -ENOMEM)
@@ -363,7 +400,7 @@ uint64_t watch_work(struct tree *tree, uint64_t now)
 		if (space->closed || space->pid <= 0)
 			continue;
 		if (space->doubts || space->doubt_all)
-			settle_doubts(space);
+			settle_doubts(space, now);
 		if (space->recent.count && now - space->recent_ns > RECENT_NS)
 			rangeset_done(&space->recent);
 		if (watch_space(space))
