@@ -130,7 +130,7 @@ static int leave_out_unwatched(struct space *child, const struct space *parent)
 {
 	int ret = 0;
 	for (size_t i = 0; !ret && i < parent->recent.count; i++) {
-		struct range area = parent->recent.ranges[i];
+		struct range area = parent->recent.at[i];
 		struct forget remote = { child, PAGE_REMOTE, false };
 		int error;
 		table_each(&child->table, area.start >> PAGE_SHIFT, (area.end - area.start) >> PAGE_SHIFT, not_plain, &remote);

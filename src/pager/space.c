@@ -156,7 +156,7 @@ void space_free(struct space *space)
 	staging_done(&space->staging);
 	rangeset_done(&space->registered);
 	rangeset_done(&space->wipe);
-	rangeset_done(&space->recent);
+	free(space->recent.at);
 	free(space);
 }
 

@@ -86,6 +86,12 @@ struct staging {
 	uint8_t *state;                          /* enum slot_state */
 };
 
+/* A list of ranges that are not joined. */
+struct ranges {
+	struct range *at;
+	size_t count, room;
+};
+
 /* A range, in bytes, of which the kernel's view is to be looked at. `removed`: the process is giving it up: its thread has been let go and
  * will do so any moment, and until then nothing of it may be moved out, or it would come back from staging. */
 struct doubt {
@@ -106,7 +112,8 @@ struct space {
 	uint64_t source_space;
 	struct table table;
 	struct rangeset registered; /* bytes: areas that this userfaultfd watches */
-	struct rangeset recent;     /* bytes: areas registered so lately that a fork before it may still be told (P8) */
+	struct ranges recent;       /* bytes: areas registered so lately that a fork before it may still be told (P8) */
+	uint32_t looks_again;       /* at areas that could not be watched, running */
 	uint64_t recent_ns;         /* when the last of them was */
 	struct rangeset wipe;       /* bytes: areas that a child finds empty (MADV_WIPEONFORK) */
 	struct prefetcher prefetcher;

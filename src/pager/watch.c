@@ -20,6 +20,7 @@
 #define SAMPLE_NS (1000u * 1000 * 1000)
 #define DOUBT_NS (1000u * 1000 * 1000)
 #define RECENT_NS (1000u * 1000 * 1000)
+#define LOOKS_AGAIN 3u /* for areas that cannot be watched, before it is believed */
 #define PROBES 16u
 #define PROOFS 3u
 
@@ -139,7 +140,23 @@ static void settle_doubts(struct space *space, uint64_t now)
 struct area_search {
 	struct space *space;
 	struct rangeset fresh;
+	struct ranges watched;
+	bool again; /* some could not be watched, or not yet */
 };
+
+static int ranges_append(struct ranges *ranges, struct range range)
+{
+	if (ranges->count == ranges->room) {
+		size_t room = ranges->room * 2 + 16;
+		struct range *larger = reallocarray(ranges->at, room, sizeof(*larger));
+		if (!larger)
+			return -ENOMEM;
+		ranges->at = larger;
+		ranges->room = room;
+	}
+	ranges->at[ranges->count++] = range;
+	return 0;
+}
 
 static int note_area(void *context, const struct proc_area *area)
 {
@@ -160,29 +177,65 @@ static int note_area(void *context, const struct proc_area *area)
 	return 0;
 }
 
-/* Areas that are not watched yet are registered; what is present in them already is the process's own. */
+/* Does the descriptor watch the area? A page of zeros where none is yet changes nothing. */
+static bool is_watched(const struct space *space, uint64_t start)
+{
+	int error;
+	uffd_zero(space->uffd, start, PAGE_BYTES, &error);
+	return !error || error == -EEXIST;
+}
+
+/* The kernel passes over holes without a word when it registers a range, and a hole may have been filled by a new, unwatched area since, of
+ * which nobody will tell. So each area is asked for afterwards: of one that is watched, every later change comes as an event. */
+static int confirm_area(void *context, const struct proc_area *area)
+{
+	struct area_search *search = context;
+	for (size_t i = rangeset_find(&search->fresh, area->start); i < search->fresh.count && search->fresh.ranges[i].start < area->end; i++) {
+		uint64_t start = DP_MAX(area->start, search->fresh.ranges[i].start), end = DP_MIN(area->end, search->fresh.ranges[i].end);
+		if (!area->anonymous || !is_watched(search->space, start)) {
+			search->again = true;
+			continue;
+		}
+		if (ranges_append(&search->watched, (struct range){ start, end }))
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+/* Nothing older may shine through: the mapping is new. What is present in it already is the process's own. */
+static int take_area(struct space *space, struct range area)
+{
+	int ret = table_clear(&space->table, area.start >> PAGE_SHIFT, (area.end - area.start) >> PAGE_SHIFT, true);
+	if (!ret)
+		ret = rangeset_add(&space->registered, area.start, area.end);
+	if (!ret)
+		ret = ranges_append(&space->recent, area);
+	space->recent_ns = clock_now_ns();
+	if (!watch_reconcile(space, area.start, area.end, false))
+		watch_note_doubt(space, area.start, area.end, false);
+	space->tree->stats->areas_found++;
+	return ret;
+}
+
+/* Areas that are not watched yet are registered. */
 static void find_areas(struct space *space)
 {
 	struct area_search search = { .space = space };
 	int ret = proc_each_area(space->pid, note_area, &search);
-	for (size_t i = 0; !ret && i < search.fresh.count; i++) {
-		struct range area = search.fresh.ranges[i];
-		if (uffd_register(space->uffd, area.start, area.end - area.start))
-			continue; /* gone again, or of a kind that cannot be watched */
-		/* Nothing older may shine through: the mapping is new. */
-		ret = table_clear(&space->table, area.start >> PAGE_SHIFT, (area.end - area.start) >> PAGE_SHIFT, true);
-		if (!ret)
-			ret = rangeset_add(&space->registered, area.start, area.end);
-		if (!ret)
-			ret = rangeset_add(&space->recent, area.start, area.end);
-		space->recent_ns = clock_now_ns();
-		if (!watch_reconcile(space, area.start, area.end, false))
-			watch_note_doubt(space, area.start, area.end, false);
-		space->tree->stats->areas_found++;
-	}
+	for (size_t i = 0; !ret && i < search.fresh.count; i++) /* refused: gone again, or of a kind that cannot be watched */
+		uffd_register(space->uffd, search.fresh.ranges[i].start, search.fresh.ranges[i].end - search.fresh.ranges[i].start);
+	if (!ret && search.fresh.count)
+		ret = proc_each_area(space->pid, confirm_area, &search);
+	for (size_t i = 0; !ret && i < search.watched.count; i++)
+		ret = take_area(space, search.watched.at[i]);
+	if (search.again && space->looks_again++ < LOOKS_AGAIN)
+		space->known_size_pages = 0; /* at the next look, whatever its size is then */
+	else if (!search.again)
+		space->looks_again = 0;
 	if (ret == -ENOMEM)
 		tree_fail(space->tree, ret, "list of areas");
 	rangeset_done(&search.fresh);
+	free(search.watched.at);
 }
 
 /* ---- whose memory is it ---- */
@@ -402,7 +455,7 @@ uint64_t watch_work(struct tree *tree, uint64_t now)
 		if (space->doubts || space->doubt_all)
 			settle_doubts(space, now);
 		if (space->recent.count && now - space->recent_ns > RECENT_NS)
-			rangeset_done(&space->recent);
+			space->recent.count = 0;
 		if (watch_space(space))
 			tree->last_active_ns = now;
 	}
