@@ -177,12 +177,13 @@ static int note_area(void *context, const struct proc_area *area)
 	return 0;
 }
 
-/* Does the descriptor watch the area? A page of zeros where none is yet changes nothing. */
+/* Does the descriptor watch the area? A page of zeros where none is yet changes nothing. While an event is unread it cannot be told: then what was
+ * registered counts as watched, for its faults are served. */
 static bool is_watched(const struct space *space, uint64_t start)
 {
 	int error;
 	uffd_zero(space->uffd, start, PAGE_BYTES, &error);
-	return !error || error == -EEXIST;
+	return error != -ENOENT;
 }
 
 /* The kernel passes over holes without a word when it registers a range, and a hole may have been filled by a new, unwatched area since, of
