@@ -115,37 +115,6 @@ static void wipe(struct space *child)
 			tree_fail(child->tree, -ENOMEM, "page table");
 }
 
-static void not_plain(void *context, uint32_t page, uint64_t pgno)
-{
-	(void)pgno;
-	const struct forget *forget = context;
-	if ((*table_page(&forget->space->table, page) & PAGE_STATE_MASK) != PAGE_LOCAL)
-		((struct forget *)context)->had_copy = true;
-}
-
-/* Areas that were registered between the fork and its event are the parent's only: in the child they are plain memory, of which
- * nothing may be moved out (P8). A zero fill tells: ENOENT where the descriptor does not watch. Areas of which pages have
- * left since were registered before: nothing can be moved while a fork's event is unread. */
-static int leave_out_unwatched(struct space *child, const struct space *parent)
-{
-	int ret = 0;
-	for (size_t i = 0; !ret && i < parent->recent.count; i++) {
-		struct range area = parent->recent.at[i];
-		struct forget remote = { child, PAGE_REMOTE, false };
-		int error;
-		table_each(&child->table, area.start >> PAGE_SHIFT, (area.end - area.start) >> PAGE_SHIFT, not_plain, &remote);
-		if (remote.had_copy)
-			continue;
-		uffd_zero(child->uffd, area.start, PAGE_BYTES, &error);
-		if (!error || error == -EEXIST)
-			continue;
-		ret = rangeset_remove(&child->registered, area.start, area.end);
-		if (!ret)
-			ret = table_clear(&child->table, area.start >> PAGE_SHIFT, (area.end - area.start) >> PAGE_SHIFT, false);
-	}
-	return ret;
-}
-
 static void on_fork(struct space *space, int uffd)
 {
 	struct tree *tree = space->tree;
@@ -164,8 +133,6 @@ static void on_fork(struct space *space, int uffd)
 		ret = rangeset_copy(&child->registered, &space->registered);
 	if (!ret)
 		ret = rangeset_copy(&child->wipe, &space->wipe);
-	if (!ret)
-		ret = leave_out_unwatched(child, space);
 	while (!ret) {
 		ret = source->ops->fork(source, space->source_space, &child->source_space, COOKIE_IGNORED);
 		if (ret != -EAGAIN)

@@ -28,6 +28,12 @@ static int by_page_number(const void *first, const void *second)
 	return a < b ? -1 : a > b;
 }
 
+/* P8, P10. */
+static bool may_leave(const struct space *space, uint64_t pgno)
+{
+	return rangeset_contains(&space->registered, pgno << PAGE_SHIFT) && !watch_in_doubt(space, pgno);
+}
+
 /* Takes the coldest local pages off the queues, as ascending page numbers. */
 static uint32_t choose_victims(struct space *space, uint64_t *victims, uint32_t limit)
 {
@@ -39,7 +45,7 @@ static uint32_t choose_victims(struct space *space, uint64_t *victims, uint32_t 
 		uint8_t now = *table_page(table, space->again_page[i]);
 		if ((now & PAGE_STATE_MASK) != PAGE_LOCAL || (now & PAGE_QUEUED))
 			continue;
-		if (count < limit && !watch_in_doubt(space, table_pgno(table, space->again_page[i])))
+		if (count < limit && may_leave(space, table_pgno(table, space->again_page[i])))
 			victims[count++] = table_pgno(table, space->again_page[i]);
 		else
 			table_enqueue(table, space->again_page[i], QUEUE_SMALL);
@@ -61,7 +67,7 @@ static uint32_t choose_victims(struct space *space, uint64_t *victims, uint32_t 
 			table_enqueue(table, page, QUEUE_MAIN);
 			continue;
 		}
-		if (space->doubts && watch_in_doubt(space, table_pgno(table, page))) {
+		if (!may_leave(space, table_pgno(table, page))) {
 			table_enqueue(table, page, QUEUE_MAIN);
 			continue;
 		}

@@ -156,7 +156,6 @@ void space_free(struct space *space)
 	staging_done(&space->staging);
 	rangeset_done(&space->registered);
 	rangeset_done(&space->wipe);
-	free(space->recent.at);
 	free(space);
 }
 

@@ -17,7 +17,7 @@
  *   P5 A page becomes LOCAL in the table only after the kernel installed it.
  *   P6 A fault that was read is answered, deferred, or its thread woken: none is lost.
  *   P7 Events that were read are followed before any page is installed or moved (answers that come meanwhile are parked).
- *   P8 Only pages of areas that this very descriptor watches are moved out (a fork may have happened before an area was registered).
+ *   P8 Only pages of areas that this very descriptor is known to watch are moved out: with no event unread, the kernel took a page there.
  *   P9 What a look at the process shows counts only if no event is unread after it (space_is_changing): mremap may just have taken pages away.
  *   P10 Of a range that is being given up nothing is moved out until it is gone (watch_in_doubt).
  * Thread rule: one thread runs all of it. */
@@ -86,12 +86,6 @@ struct staging {
 	uint8_t *state;                          /* enum slot_state */
 };
 
-/* A list of ranges that are not joined. */
-struct ranges {
-	struct range *at;
-	size_t count, room;
-};
-
 /* A range, in bytes, of which the kernel's view is to be looked at. `removed`: the process is giving it up: its thread has been let go and
  * will do so any moment, and until then nothing of it may be moved out, or it would come back from staging. */
 struct doubt {
@@ -111,10 +105,9 @@ struct space {
 	int uffd, pidfd, statm_fd, pagemap_fd;
 	uint64_t source_space;
 	struct table table;
-	struct rangeset registered; /* bytes: areas that this userfaultfd watches */
-	struct ranges recent;       /* bytes: areas registered so lately that a fork before it may still be told (P8) */
+	struct rangeset registered; /* bytes: areas that this userfaultfd is known to watch (P8) */
 	uint32_t looks_again;       /* at areas that could not be watched, running */
-	uint64_t recent_ns;         /* when the last of them was */
+	uint64_t areas_after_ns;    /* no look for new areas before */
 	struct rangeset wipe;       /* bytes: areas that a child finds empty (MADV_WIPEONFORK) */
 	struct prefetcher prefetcher;
 	struct prefetch_run owed;   /* what is left of a run for which there was no room; pages 0: nothing */
@@ -227,11 +220,11 @@ void space_free(struct space *space);
 /* The mm of the space seems to have gone (exit or execve). If it has not, the tree is stopped: closing the descriptor of live
  * memory would feed it zeros (invariant 1). */
 void space_lost(struct space *space);
-/* Lets go of threads whose injection was given up. */
 /* Does the mm still exist? */
 bool space_memory_is_gone(const struct space *space);
 /* Is an event unread, or one that was read not yet over (P9)? */
 bool space_is_changing(const struct space *space);
+/* Lets go of threads whose injection was given up. */
 void space_release_abandoned(struct tree *tree);
 
 /* ---- fault.c ---- */
@@ -304,8 +297,7 @@ void evict_on_done(struct tree *tree, uint64_t cookie, int result);
 /* ---- watch.c ---- */
 /* Housekeeping that is due. Returns ns until the next. */
 uint64_t watch_work(struct tree *tree, uint64_t now_ns);
-/* Looks at which pages of a byte range are present and sets the table right. */
-/* false: not now (P9). stopped: all its threads stand still, and every event of theirs was read. */
+/* Looks at which pages of a byte range are present and sets the table right. false: not now (P9). stopped: all its threads stand still, and every event of theirs was read. */
 bool watch_reconcile(struct space *space, uint64_t start, uint64_t end, bool stopped);
 void watch_note_doubt(struct space *space, uint64_t start, uint64_t end, bool removed);
 /* May it be given up at any moment (P10)? */

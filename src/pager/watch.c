@@ -2,6 +2,7 @@
  * the tree really has. */
 #include "pager/tree.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -19,8 +20,8 @@
 #define SAMPLE_MUCH_NS (100u * 1000 * 1000)
 #define SAMPLE_NS (1000u * 1000 * 1000)
 #define DOUBT_NS (1000u * 1000 * 1000)
-#define RECENT_NS (1000u * 1000 * 1000)
 #define LOOKS_AGAIN 3u /* for areas that cannot be watched, before it is believed */
+#define LOOK_SHARE 8u  /* of the time, one part at most goes to the list of areas */
 #define PROBES 16u
 #define PROOFS 3u
 
@@ -139,24 +140,11 @@ static void settle_doubts(struct space *space, uint64_t now)
 
 struct area_search {
 	struct space *space;
-	struct rangeset fresh;
-	struct ranges watched;
-	bool again; /* some could not be watched, or not yet */
+	struct rangeset fresh;   /* bytes: in no area that is known to be watched */
+	struct rangeset watched; /* bytes: of those, what is now */
+	bool changing;           /* an event is unread: of some it could not be told */
+	bool refused;            /* some are not watched: gone and come again meanwhile, or of a kind that cannot be */
 };
-
-static int ranges_append(struct ranges *ranges, struct range range)
-{
-	if (ranges->count == ranges->room) {
-		size_t room = ranges->room * 2 + 16;
-		struct range *larger = reallocarray(ranges->at, room, sizeof(*larger));
-		if (!larger)
-			return -ENOMEM;
-		ranges->at = larger;
-		ranges->room = room;
-	}
-	ranges->at[ranges->count++] = range;
-	return 0;
-}
 
 static int note_area(void *context, const struct proc_area *area)
 {
@@ -177,66 +165,70 @@ static int note_area(void *context, const struct proc_area *area)
 	return 0;
 }
 
-/* Does the descriptor watch the area? A page of zeros where none is yet changes nothing. While an event is unread it cannot be told: then what was
- * registered counts as watched, for its faults are served. */
-static bool is_watched(const struct space *space, uint64_t start)
-{
-	int error;
-	uffd_zero(space->uffd, start, PAGE_BYTES, &error);
-	return error != -ENOENT;
-}
-
 /* The kernel passes over holes without a word when it registers a range, and a hole may have been filled by a new, unwatched area since, of
- * which nobody will tell. So each area is asked for afterwards: of one that is watched, every later change comes as an event. */
-static int confirm_area(void *context, const struct proc_area *area)
+ * which nobody will tell. So each area is asked for afterwards: a page of zeros where none is yet changes nothing, and is refused where the
+ * descriptor does not watch, or while an event is unread. If it is taken, the whole area was watched when it was listed, and has not been
+ * changed since; every later change will come as an event. */
+static int prove_area(void *context, const struct proc_area *area)
 {
 	struct area_search *search = context;
 	for (size_t i = rangeset_find(&search->fresh, area->start); i < search->fresh.count && search->fresh.ranges[i].start < area->end; i++) {
 		uint64_t start = DP_MAX(area->start, search->fresh.ranges[i].start), end = DP_MIN(area->end, search->fresh.ranges[i].end);
-		if (!area->anonymous || !is_watched(search->space, start)) {
-			search->again = true;
-			continue;
-		}
-		if (ranges_append(&search->watched, (struct range){ start, end }))
+		int error = -ENOENT;
+		if (area->anonymous)
+			uffd_zero(search->space->uffd, start, PAGE_BYTES, &error);
+		if (error && error != -EEXIST) {
+			search->changing |= error == -EAGAIN;
+			search->refused |= error != -EAGAIN;
+		} else if (rangeset_add(&search->watched, start, end)) {
 			return -ENOMEM;
+		}
 	}
 	return 0;
 }
 
-/* Nothing older may shine through: the mapping is new. What is present in it already is the process's own. */
+static void assert_not_away(void *context, uint32_t page, uint64_t pgno)
+{
+	(void)pgno;
+	struct space *space = context;
+	unsigned state = *table_page(&space->table, page) & PAGE_STATE_MASK;
+	assert(state != PAGE_REMOTE && state != PAGE_STAGED);
+	(void)state;
+}
+
+/* What is present in it already is the process's own. Nothing of it can have left, for it was in no area that was watched. */
 static int take_area(struct space *space, struct range area)
 {
-	int ret = table_clear(&space->table, area.start >> PAGE_SHIFT, (area.end - area.start) >> PAGE_SHIFT, true);
+	uint64_t pgno = area.start >> PAGE_SHIFT, pages = (area.end - area.start) >> PAGE_SHIFT;
+	table_each(&space->table, pgno, pages, assert_not_away, space);
+	int ret = table_clear(&space->table, pgno, pages, true);
 	if (!ret)
 		ret = rangeset_add(&space->registered, area.start, area.end);
-	if (!ret)
-		ret = ranges_append(&space->recent, area);
-	space->recent_ns = clock_now_ns();
 	if (!watch_reconcile(space, area.start, area.end, false))
 		watch_note_doubt(space, area.start, area.end, false);
 	space->tree->stats->areas_found++;
 	return ret;
 }
 
-/* Areas that are not watched yet are registered. */
-static void find_areas(struct space *space)
+/* Areas that are not watched yet are registered, and those that prove to be watched count as such from now on (P8). */
+static void find_areas(struct space *space, uint64_t now)
 {
 	struct area_search search = { .space = space };
 	int ret = proc_each_area(space->pid, note_area, &search);
 	for (size_t i = 0; !ret && i < search.fresh.count; i++) /* refused: gone again, or of a kind that cannot be watched */
 		uffd_register(space->uffd, search.fresh.ranges[i].start, search.fresh.ranges[i].end - search.fresh.ranges[i].start);
 	if (!ret && search.fresh.count)
-		ret = proc_each_area(space->pid, confirm_area, &search);
+		ret = proc_each_area(space->pid, prove_area, &search);
 	for (size_t i = 0; !ret && i < search.watched.count; i++)
-		ret = take_area(space, search.watched.at[i]);
-	if (search.again && space->looks_again++ < LOOKS_AGAIN)
+		ret = take_area(space, search.watched.ranges[i]);
+	space->looks_again = search.refused ? space->looks_again + 1 : 0;
+	if (search.changing || (search.refused && space->looks_again <= LOOKS_AGAIN))
 		space->known_size_pages = 0; /* at the next look, whatever its size is then */
-	else if (!search.again)
-		space->looks_again = 0;
+	space->areas_after_ns = now + LOOK_SHARE * (clock_now_ns() - now);
 	if (ret == -ENOMEM)
 		tree_fail(space->tree, ret, "list of areas");
 	rangeset_done(&search.fresh);
-	free(search.watched.at);
+	rangeset_done(&search.watched);
 }
 
 /* ---- whose memory is it ---- */
@@ -413,18 +405,18 @@ static void take_sample(struct tree *tree, uint64_t now)
 }
 
 /* Between samples: anonymous memory that grew without us shows in a cheap counter. */
-static bool watch_space(struct space *space)
+static bool watch_space(struct space *space, uint64_t now)
 {
 	struct proc_statm statm;
 	if (space->statm_fd < 0 || proc_read_statm(space->statm_fd, &statm))
 		return false;
 	uint64_t anonymous = statm.resident_pages - DP_MIN(statm.shared_pages, statm.resident_pages);
-	bool changed = statm.size_pages != space->known_size_pages;
+	bool changed = statm.size_pages != space->known_size_pages && now >= space->areas_after_ns;
 	bool grew = anonymous > space->anonymous_pages + 256;
 	if (changed) {
 		space->known_size_pages = statm.size_pages;
 		if (space->tree->source->writable) /* else nothing is ever evicted: new memory is none of ours */
-			find_areas(space);
+			find_areas(space, now);
 	}
 	if (!space->shared && !space->closed) {
 		uint64_t ours = space->table.counts[PAGE_LOCAL] + space->staging.present;
@@ -455,9 +447,7 @@ uint64_t watch_work(struct tree *tree, uint64_t now)
 			continue;
 		if (space->doubts || space->doubt_all)
 			settle_doubts(space, now);
-		if (space->recent.count && now - space->recent_ns > RECENT_NS)
-			space->recent.count = 0;
-		if (watch_space(space))
+		if (watch_space(space, now))
 			tree->last_active_ns = now;
 	}
 	bool shared = tree->budget.budget_pages && estimate_copies(tree);

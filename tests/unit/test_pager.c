@@ -323,6 +323,64 @@ static void live_remap(void)
 	check_all("moved");
 }
 
+/* Threads that map, unmap and map anew, in areas which the pager has yet to find, while it finds them. */
+#define MAKERS 3u
+#define SLOTS 96u
+#define SLOT_PAGES 12u
+static void *make_areas(void *argument)
+{
+	uint64_t first = PAGES + 16384 + (uint64_t)(uintptr_t)argument * SLOTS * SLOT_PAGES, state = 77 + (uint64_t)(uintptr_t)argument;
+	uint32_t content[SLOTS * SLOT_PAGES] = { 0 }; /* 0: not mapped; 1: zero; else the version */
+	for (uint32_t turn = 2; turn < 30000; turn++) {
+		state = state * 6364136223846793005ull + 1442695040888963407ull;
+		uint32_t slot = (uint32_t)(state >> 33) % SLOTS, from = (uint32_t)(state >> 45) % SLOT_PAGES;
+		uint32_t pages = 1 + (uint32_t)(state >> 53) % (SLOT_PAGES - from);
+		for (uint32_t i = slot * SLOT_PAGES + from, end = i + pages; i < end; i++) {
+			if (content[i] > 1)
+				must_be(page_at(first + i), first + i, content[i], "new area");
+			else if (content[i] == 1 && !page_is_zero(page_at(first + i)))
+				_exit(7);
+			if (content[i] && turn % 3) /* every third round gives areas up and makes them anew */
+				fill(page_at(first + i), first + i, content[i] = turn);
+		}
+		uint8_t *address = page_at(first + slot * SLOT_PAGES + from);
+		if (turn % 3 == 0) {
+			if (state & 1 << 20 && munmap(address, pages * PAGE_BYTES))
+				_exit(8);
+			if (mmap(address, pages * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != address)
+				_exit(8);
+			for (uint32_t i = 0; i < pages; i++)
+				content[slot * SLOT_PAGES + from + i] = 1;
+		}
+	}
+	for (uint32_t i = 0; i < SLOTS * SLOT_PAGES; i++)
+		if (content[i] > 1)
+			must_be(page_at(first + i), first + i, content[i], "new area at the end");
+	return NULL;
+}
+
+static void live_areas(void)
+{
+	pthread_t maker[MAKERS];
+	for (uintptr_t i = 0; i < MAKERS; i++)
+		if (pthread_create(&maker[i], NULL, make_areas, (void *)i))
+			_exit(9);
+	for (int round = 0; round < 4; round++) {
+		pid_t child = fork();
+		if (child == 0) {
+			touch_randomly(2000, "forked child beside new areas");
+			_exit(0);
+		}
+		touch_randomly(5000, "beside new areas");
+		int status;
+		if (waitpid(child, &status, 0) != child || status)
+			_exit(2);
+	}
+	for (unsigned i = 0; i < MAKERS; i++)
+		pthread_join(maker[i], NULL);
+	check_all("beside new areas");
+}
+
 static void live_exec(void)
 {
 	touch_randomly(20000, "before execve");
@@ -336,7 +394,7 @@ static void live_killed(void)
 	raise(SIGKILL);
 }
 
-static void (*const scenes[])(void) = { live_random, live_fork, live_madvise, live_remap, live_exec, live_killed };
+static void (*const scenes[])(void) = { live_random, live_fork, live_madvise, live_remap, live_exec, live_killed, live_areas };
 
 static void hand_over(int socket_fd)
 {
@@ -509,6 +567,12 @@ static void pager__killed_target__ends(void **state)
 	run_scene(5, SIGKILL, false);
 }
 
+static void pager__areas_made_while_they_are_found__nothing_is_lost(void **state)
+{
+	(void)state;
+	run_scene(6, 0, true);
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 4 && !strcmp(argv[1], "--target"))
@@ -521,6 +585,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(pager__mremap_and_munmap__pages_follow),
 		cmocka_unit_test(pager__execve__leaves_the_new_program_alone),
 		cmocka_unit_test(pager__killed_target__ends),
+		cmocka_unit_test(pager__areas_made_while_they_are_found__nothing_is_lost),
 	};
 	return cmocka_run_group_tests_name("pager", tests, NULL, NULL);
 }
