@@ -29,6 +29,7 @@ static const char usage[] =
 	"                      memory:4G?ready=1G keeps 1 GiB touched ahead of need (default 256M)\n"
 	"  --listen URI        tcp://127.0.0.1:7400 (port 0 picks one) or unix:///run/pool.sock; may be repeated\n"
 	"  --allow-plaintext   listen beyond loopback although nothing is encrypted\n"
+	"  --stay-awake auto|never  the host's processors do not sleep while pages are wanted at once (default)\n"
 	"  --pidfile FILE      write the process id there\n"
 	"  --ready-fd N        write `ready` there once listening, or `error ERRNO TEXT`\n"
 	"  --verbose           log more\n";
@@ -37,7 +38,7 @@ struct serve {
 	const char *store_uri, *pidfile;
 	const char *listen[LISTEN_LIMIT];
 	size_t listen_count;
-	bool allow_plaintext, captive, create, verbose;
+	bool allow_plaintext, may_sleep, captive, create, verbose;
 	int ready_fd;
 };
 
@@ -54,6 +55,7 @@ static int parse_options(struct serve *serve, int argc, char **argv)
 		{ "store", required_argument, NULL, 's' },
 		{ "listen", required_argument, NULL, 'l' },
 		{ "allow-plaintext", no_argument, NULL, 'a' },
+		{ "stay-awake", required_argument, NULL, 'w' },
 		{ "pidfile", required_argument, NULL, 'p' },
 		{ "ready-fd", required_argument, NULL, 'r' },
 		{ "captive", no_argument, NULL, 'c' }, /* by client/captive.c only */
@@ -76,6 +78,11 @@ static int parse_options(struct serve *serve, int argc, char **argv)
 			break;
 		case 'a':
 			serve->allow_plaintext = true;
+			break;
+		case 'w':
+			serve->may_sleep = strcmp(optarg, "never") == 0;
+			if (!serve->may_sleep && strcmp(optarg, "auto") != 0)
+				return cli_usage_error(argv[0], "--stay-awake takes auto or never");
 			break;
 		case 'p':
 			serve->pidfile = optarg;
@@ -243,6 +250,8 @@ static int serve_pool(const struct serve *serve, struct dp_err *err)
 	if (result == 0)
 		result = server_open(&server, pool, err);
 	if (result == 0) {
+		if (serve->may_sleep)
+			server_let_sleep(server);
 		catch_signals(server);
 		result = listen_everywhere(server, serve, err);
 	}

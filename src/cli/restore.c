@@ -38,6 +38,7 @@ static const char common_usage[] =
 	"  --record[=yes|no]          note the order in which pages are wanted and store it with the snapshot (default: where none is)\n"
 	"  --migrate[=RATE]           fetch all memory in the background, hot first, at most RATE bytes a second (such as 800M);\n"
 	"                             without --local-memory the tree needs no pool any more when it is done\n"
+	"  --stay-awake auto|never    the host's processors do not sleep while faults follow closely on each other (default)\n"
 	"  --pid-namespace own|host   a PID namespace of its own (default), or the same pids on this host\n"
 	"  --pidfile FILE             write the host's pid of the tree's first process there\n"
 	"  --status-fd N              write one zero byte to this descriptor when the tree runs\n"
@@ -57,6 +58,7 @@ enum {
 	OPTION_LOCAL_MEMORY = 256, OPTION_DETACH, OPTION_WAIT, OPTION_PIDFILE, OPTION_STATUS_FD, OPTION_PID_NAMESPACE,
 	OPTION_NAME, OPTION_JSON, OPTION_ROOT, OPTION_CRIU, OPTION_SHELL_JOB,
 	OPTION_CRIU_ANY, OPTION_COMPRESS, OPTION_PREFETCH_POLICY, OPTION_PREFETCH, OPTION_RECORD, OPTION_MIGRATE,
+	OPTION_STAY_AWAKE,
 };
 
 static const struct option options[] = {
@@ -72,6 +74,7 @@ static const struct option options[] = {
 	{ "prefetch-policy", required_argument, NULL, OPTION_PREFETCH_POLICY },
 	{ "prefetch", required_argument, NULL, OPTION_PREFETCH },
 	{ "record", optional_argument, NULL, OPTION_RECORD },
+	{ "stay-awake", required_argument, NULL, OPTION_STAY_AWAKE },
 	{ "json", no_argument, NULL, OPTION_JSON },
 	{ "root", required_argument, NULL, OPTION_ROOT },
 	{ "verbose", no_argument, NULL, 'v' },
@@ -207,6 +210,11 @@ static int take_option(struct settings *settings, int value, const struct option
 		if (!optarg || !strcmp(optarg, "yes") || !strcmp(optarg, "no"))
 			return 0;
 		return cli_usage_error(settings->command, "--record takes yes or no");
+	case OPTION_STAY_AWAKE:
+		restore->may_sleep = !strcmp(optarg, "never");
+		if (restore->may_sleep || !strcmp(optarg, "auto"))
+			return 0;
+		return cli_usage_error(settings->command, "--stay-awake takes auto or never");
 	case OPTION_MIGRATE:
 		restore->migrate = true;
 		if (!optarg || (!parse_size(optarg, &restore->migrate_rate_bytes) && restore->migrate_rate_bytes))

@@ -135,6 +135,7 @@ void fault_read(struct space *space)
 		if (messages[i].event != UFFD_EVENT_PAGEFAULT)
 			events_handle(space, &messages[i]);
 	space->tree->reading_events = false;
+	awake_note(&space->tree->awake, now);
 	for (size_t i = 0; i < count && !space->closed; i++)
 		if (messages[i].event == UFFD_EVENT_PAGEFAULT)
 			fault_serve(space, messages[i].arg.pagefault.address, messages[i].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE, now);

@@ -277,6 +277,7 @@ static void serve(struct tree *tree)
 		until_fill = DP_MIN(until_fill, record_work(tree, now));
 		bool due = tree->running && now >= tree->next_watch_ns;
 		until_watch = DP_MIN(DP_MIN(watch_work(tree, now), heat_work(tree, now)), until_fill);
+		until_watch = DP_MIN(until_watch, awake_rest(&tree->awake, now));
 		if (due)
 			update_stats(tree);
 		watch_source(tree, &writing);
@@ -303,6 +304,8 @@ static int prepare(struct tree *tree)
 	tree->listen_handle.kind = HANDLE_LISTEN;
 	tree->criu_handle.kind = HANDLE_CRIU;
 	tree->control_listen_handle.kind = HANDLE_CONTROL_LISTEN;
+	awake_init(&tree->awake, !config->may_sleep);
+	awake_hold(&tree->awake, clock_now_ns()); /* the first faults are near */
 	control_init(tree);
 	record_init(tree);
 	residency_plan(&tree->budget, config->budget_bytes);
@@ -335,6 +338,7 @@ static void put_away(struct tree *tree)
 	sweep(tree);
 	dp_close_fd(&tree->criu_fd);
 	control_done(tree);
+	awake_done(&tree->awake);
 	dp_close_fd(&tree->epoll_fd);
 	if (tree->config->stats_path)
 		stats_unmap(tree->stats);

@@ -27,6 +27,7 @@ struct pager_config {
 	size_t order_runs;
 	bool record;              /* note the order of this run and store it with the snapshot */
 	int gate_fd;              /* written to when what is replayed before the tree is resumed is there; 0 or -1: none; taken */
+	bool may_sleep;           /* the host's processors may, also while faults follow closely on each other (awake.h) */
 	const char *trace_path;   /* faults are written there, for simulations; NULL: not. Borrowed */
 	int init_pid;             /* pid (this namespace) of the tree's reaper, or 0 */
 };

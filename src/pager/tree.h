@@ -40,6 +40,7 @@
 #include "pager/warden.h"
 #include "prefetch/prefetch.h"
 #include "residency/residency.h"
+#include "sys/awake.h"
 
 #define REQUEST_PAGES 64u   /* pages of one GET */
 #define REQUESTS 128u       /* under way at once */
@@ -192,6 +193,7 @@ struct tree {
 	struct migration migration;
 	struct record record;
 	struct heat_sweep heat;
+	struct awake awake;
 	struct write_batch batch[WRITE_BATCHES];
 	struct deferred_fault *deferred; /* ring of DEFERRED_FAULTS */
 	uint32_t deferred_head, deferred_count;

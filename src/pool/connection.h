@@ -8,6 +8,7 @@
 
 #include "pool/committer.h"
 #include "pool/pool.h"
+#include "sys/awake.h"
 #include "transport/stream.h"
 #include "wire/message.h"
 
@@ -41,6 +42,7 @@ struct connection_shared {
 	unsigned spare_count;
 	uint64_t started_ns;
 	uint64_t bytes_in, bytes_out, requests, connections;
+	struct awake awake; /* while pages are wanted at once */
 	uint8_t *unpacked; /* room for a packed PUT, or NULL while there was none */
 };
 

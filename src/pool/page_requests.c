@@ -131,6 +131,8 @@ int request_handle_get(struct request *request)
 
 	if (!space)
 		return -ENOENT;
+	if ((request->header->class & MESSAGE_CLASS_MASK) == CLASS_DEMAND)
+		awake_note(&request->connection->shared->awake, clock_now_ns());
 	parts.request = request;
 	parts.reply = NULL;
 	parts.run_count = 0;

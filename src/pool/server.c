@@ -38,6 +38,7 @@ int server_open(struct server **result, struct pool *pool, struct dp_err *err)
 	if (!server)
 		return dp_fail_errno(err, ENOMEM, "open server");
 	server->shared.pool = pool;
+	awake_init(&server->shared.awake, true);
 	server->shared.started_ns = server->idle_since_ns = clock_now_ns();
 	server->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	server->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -97,6 +98,11 @@ int server_listen(struct server *server, const struct endpoint *endpoint, bool a
 	if (in_use)
 		*in_use = &entry->listener.endpoint;
 	return 0;
+}
+
+void server_let_sleep(struct server *server)
+{
+	awake_done(&server->shared.awake);
 }
 
 void server_set_idle_exit(struct server *server, uint64_t idle_ns)
@@ -239,6 +245,14 @@ static int loop_timeout_ms(const struct server *server)
 	return -1;
 }
 
+static int awake_timeout_ms(struct server *server, int timeout_ms)
+{
+	uint64_t rest_ns = awake_rest(&server->shared.awake, clock_now_ns());
+	int rest_ms = rest_ns == UINT64_MAX ? -1 : (int)(rest_ns / 1000000 + 1);
+
+	return rest_ms >= 0 && (timeout_ms < 0 || rest_ms < timeout_ms) ? rest_ms : timeout_ms;
+}
+
 static void tick(struct server *server)
 {
 	uint64_t now = clock_now_ns();
@@ -276,7 +290,7 @@ int server_run(struct server *server)
 	struct epoll_event events[EVENTS];
 
 	while (!server->stopping) {
-		int timeout_ms = loop_timeout_ms(server);
+		int timeout_ms = awake_timeout_ms(server, loop_timeout_ms(server));
 		int count = epoll_wait(server->epoll_fd, events, EVENTS, timeout_ms);
 
 		if (count < 0 && errno != EINTR)
@@ -310,6 +324,7 @@ void server_close(struct server *server)
 		drop_connection(server, server->connections);
 	committer_free(server->shared.committer);
 	connection_shared_done(&server->shared);
+	awake_done(&server->shared.awake);
 	dp_close_fd(&server->epoll_fd);
 	dp_close_fd(&server->stop_fd);
 	free(server);

@@ -23,6 +23,8 @@ int server_open(struct server **server, struct pool *pool, struct dp_err *err);
 /* Adds a place to listen at; *in_use (may be NULL) is the endpoint with the port in use, borrowed from the server. */
 int server_listen(struct server *server, const struct endpoint *endpoint, bool allow_plaintext, const struct endpoint **in_use,
 		  struct dp_err *err);
+/* The host's processors may sleep also while pages are wanted at once (awake.h). */
+void server_let_sleep(struct server *server);
 /* Ends by itself when nobody has been connected, and no kept instance is left, for idle_ns. */
 void server_set_idle_exit(struct server *server, uint64_t idle_ns);
 /* Serves until server_stop or idle exit. 0 or -errno. */

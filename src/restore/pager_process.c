@@ -90,6 +90,7 @@ static int serve(const struct restore_plan *plan, int listen_fd, int control_fd,
 		.fill = plan->options->migrate,
 		.fill_rate_bytes = plan->options->migrate_rate_bytes,
 		.prefetch_policy = plan->options->prefetch_policy,
+		.may_sleep = plan->options->may_sleep,
 		.trace_path = getenv("DISTRI_PROC_FAULT_TRACE"),
 		.gate_fd = plan->options->working_set ? working_set_open(instance) : -1,
 	};

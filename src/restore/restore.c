@@ -12,6 +12,7 @@
 #include "base/base.h"
 #include "restore/plan.h"
 #include "restore/processes.h"
+#include "sys/awake.h"
 
 /* What CRIU, and a tree with --shell-job, get as their standard files: the caller's; of a terminal in the foreground, one of
  * the tree's own that we connect with it. */
@@ -76,7 +77,7 @@ static int decide(struct restore_plan *plan, struct restore_session *session, st
 	return ret;
 }
 
-int restore_start(const struct restore_options *options, struct restore_session *session, struct dp_err *err)
+static int start(const struct restore_options *options, struct restore_session *session, struct dp_err *err)
 {
 	struct restore_plan plan;
 	struct report report;
@@ -106,6 +107,16 @@ int restore_start(const struct restore_options *options, struct restore_session 
 	session->times.criu_done_ns = report.criu_done_ns;
 	session->times.done_ns = clock_now_ns();
 	return 0;
+}
+
+int restore_start(const struct restore_options *options, struct restore_session *session, struct dp_err *err)
+{
+	struct awake awake; /* a restore is a chain of processes that wake each other */
+	awake_init(&awake, !options->may_sleep);
+	awake_hold(&awake, clock_now_ns());
+	int ret = start(options, session, err);
+	awake_done(&awake);
+	return ret;
 }
 
 static void pass_on(const struct restore_session *session, int signal_fd)

@@ -43,6 +43,7 @@ struct restore_options {
 	enum client_compress compress;  /* of pages on the wire */
 	bool migrate;                   /* fetch everything in the background, */
 	uint64_t migrate_rate_bytes;    /* at most so much a second; 0: no limit */
+	bool may_sleep; /* the host's processors may, also while pages are wanted at once (awake.h) */
 	enum prefetch_policy prefetch_policy;
 	bool working_set;               /* what an earlier run recorded is there before the tree is resumed */
 	enum restore_record record;     /* the order in which this run wants its pages, stored with the snapshot */
