@@ -7,38 +7,50 @@
 
 #include "base/base.h"
 
-/* Takes `?compress=CODEC` off the end. NULL where memory is out. */
-static char *split_codec(const char *uri, const char **codec)
+/* Takes `?KEY=VALUE` (or &KEY=VALUE, and then also before others) out of the URI. A fresh copy of the value, or NULL where there is
+ * none or memory is out. */
+static char *take_option(char *uri, const char *key)
 {
-	static const char key[] = "compress=";
-	const char *end = strrchr(uri, '?');
-	const char *last = strrchr(uri, '&');
+	size_t length = strlen(key);
 
-	if (!end || (last && last > end))
-		end = last;
-	*codec = end && strncmp(end + 1, key, strlen(key)) == 0 ? end + 1 + strlen(key) : NULL;
-	return *codec ? strndup(uri, (size_t)(end - uri)) : strdup(uri);
+	for (char *at = strpbrk(uri, "?&"); at; at = strpbrk(at + 1, "?&")) {
+		if (strncmp(at + 1, key, length) != 0 || at[1 + length] != '=')
+			continue;
+		char *value = at + 2 + length;
+		size_t value_length = strcspn(value, "&");
+		char *copy = strndup(value, value_length);
+		char *rest = value + value_length;
+
+		if (*rest)
+			memmove(at + 1, rest + 1, strlen(rest + 1) + 1);
+		else
+			*at = 0;
+		return copy;
+	}
+	return NULL;
 }
 
 int store_open(struct store **store, const char *uri, bool create, struct dp_err *err)
 {
-	const char *codec;
-	cleanup_free char *plain = split_codec(uri, &codec);
-	struct store *lower;
+	cleanup_free char *plain = strdup(uri);
 
 	*store = NULL;
 	if (!plain)
 		return dp_fail_errno(err, ENOMEM, "open store");
-	int result = store_open_plain(&lower, plain, create, err);
+	cleanup_free char *chaos = take_option(plain, "chaos");
+	cleanup_free char *codec = take_option(plain, "compress");
+	int result = store_open_plain(store, plain, create, err);
 
+	/* Below the packed layer: what a disk does to packed pages, it does to their bytes. */
+	if (result == 0 && chaos)
+		result = store_chaos_open(store, *store, chaos, err);
 	if (result == 0)
-		result = store_packed_open(store, lower, codec, err);
+		result = store_packed_open(store, *store, codec, err);
 	if (result < 0) {
 		store_close(*store);
 		*store = NULL;
-		return result;
 	}
-	return 0;
+	return result;
 }
 
 int store_open_plain(struct store **store, const char *uri, bool create, struct dp_err *err)
@@ -50,8 +62,6 @@ int store_open_plain(struct store **store, const char *uri, bool create, struct 
 		return store_dir_open(store, uri + 4, create, err);
 	if (strncmp(uri, "file:", 5) == 0)
 		return store_file_open(store, uri + 5, create, err);
-	if (strncmp(uri, "fault:", 6) == 0)
-		return store_faulty_open(store, uri + 6, create, err);
 	return dp_fail(err, EINVAL, "'%.200s' is not a store; write memory:, memory:4G, dir:/path or file:/path", uri);
 }
 

@@ -2,7 +2,7 @@
  * blobs (small, whole, put atomically). Everything about snapshots is in the pool; a store knows neither names nor spaces.
  *
  * A store is a table of functions. Engines keep bytes (memory:, dir:/path, file:/path); layers are stores over a store
- * (fault:..., ?compress=zstd, later dedup, mirror). All page calls are batches.
+ * (?chaos=..., ?compress=zstd, later dedup, mirror). All page calls are batches.
  *
  * Invariants: T1 slot 0 is never handed out; T2 a slot's bytes are what was last written to it, until it is freed; T3 after
  * blob_put returned 0 the blob and all pages written before the last `sync` survive a crash, before that the old blob does;
@@ -63,8 +63,9 @@ struct store {
 	bool persistent; /* blobs and pages outlive the process */
 };
 
-/* `memory:`, `memory:SIZE`, either with `?ready=SIZE`, `dir:/path`, `file:/path`, `fault:OPTIONS:STORE`; behind each `?compress=zstd` or `?compress=lz4`: pages are
- * packed (packed.h). A packed store is known as one. Directory and file stores are created where they
+/* `memory:`, `memory:SIZE`, either with `?ready=SIZE`, `dir:/path`, `file:/path`; behind each
+ * `?compress=zstd` or `?compress=lz4`: pages are packed (packed.h), and `?chaos=OPTIONS`: calls fail on purpose (chaos.c); a second
+ * option is joined by `&`. A packed store is known as one. Directory and file stores are created where they
  * are absent if create, and locked: -EBUSY where another pool has the store open. */
 int store_open(struct store **store, const char *uri, bool create, struct dp_err *err);
 /* The same without a packed layer: for layers that are to lie below it. */
@@ -81,6 +82,7 @@ int store_dir_open(struct store **store, const char *path, bool create, struct d
 int store_file_open(struct store **store, const char *path, bool create, struct dp_err *err);
 /* Over `lower`, if it is a packed store or, with codec `zstd` or `lz4`, is new. *store is what is to be closed, also on failure. */
 int store_packed_open(struct store **store, struct store *lower, const char *codec, struct dp_err *err);
-int store_faulty_open(struct store **store, const char *rest, bool create, struct dp_err *err);
+/* Over `lower`; *store is what is to be closed, also on failure. */
+int store_chaos_open(struct store **store, struct store *lower, const char *options, struct dp_err *err);
 
 #endif

@@ -211,7 +211,7 @@ static void near__store_without_memory__answers_by_messages(void **state)
 {
 	(void)state;
 	struct pool_fixture fixture = { 0 };
-	fixture_start(&fixture, "fault:op=read,after=1000000,times=1,errno=EIO:memory:");
+	fixture_start(&fixture, "memory:?chaos=op:read,nth:1000000");
 	client = fixture_connect(&fixture);
 	make_snapshot(client, "base", 64);
 	assert_false(client_read_near(client));

@@ -286,7 +286,7 @@ static void packed__store_full__is_ENOSPC_and_nothing_has_changed(void **state)
 
 static void packed__lower_store_fails__old_pages_stay(void **state)
 {
-	struct store *store = open_store("fault:op=write,after=8,errno=EIO:dir:%s/d?compress=zstd");
+	struct store *store = open_store("dir:%s/d?compress=zstd&chaos=op:write,after:8");
 	uint64_t slots[100];
 	static uint8_t pages[100][PAGE_BYTES];
 	const void *list[100];

@@ -452,7 +452,7 @@ static void get__store_that_fails_to_read__is_told_and_the_pool_lives(void **sta
 
 	teardown(NULL);
 	memset(&fixture, 0, sizeof(fixture));
-	fixture_start(&fixture, "fault:op=read,after=1,times=1,errno=EIO:memory:");
+	fixture_start(&fixture, "memory:?chaos=op:read,nth:2");
 	client = fixture_connect(&fixture);
 	make_snapshot(client, "s", 200);
 	assert_int_equal(client_snapshot_open(client, "s", &info, &err), 0);

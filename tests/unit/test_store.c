@@ -172,7 +172,7 @@ static void store_open__not_a_store__is_refused_and_left_alone(void **state)
 	assert_int_equal(status.st_size, 14);
 	assert_int_equal(store_open(&store, "what:ever", true, &err), -EINVAL);
 	assert_int_equal(store_open(&store, "memory:lots", true, &err), -EINVAL);
-	assert_int_equal(store_open(&store, "fault:op=laugh:memory:", true, &err), -EINVAL);
+	assert_int_equal(store_open(&store, "memory:?chaos=op:laugh", true, &err), -EINVAL);
 }
 
 static void store_open__killed_while_creating__can_be_opened_again(void **state)
@@ -509,7 +509,7 @@ static void pool__killed_while_committing__keeps_each_snapshot_whole_or_not_at_a
 
 static void pool__any_store_call_fails__commit_is_refused_and_the_pool_lives(void **state)
 {
-	static const char *const faults[] = { "op=write", "op=alloc", "op=sync", "op=put" };
+	static const char *const faults[] = { "op:write", "op:alloc", "op:sync", "op:put" };
 
 	for (size_t i = 0; i < ARRAY_LENGTH(faults); i++) {
 		for (unsigned after = 0; after < 3; after++) {
@@ -521,7 +521,7 @@ static void pool__any_store_call_fails__commit_is_refused_and_the_pool_lives(voi
 			struct dp_err err;
 			unsigned committed = 0;
 
-			snprintf(uri, sizeof(uri), "fault:%s,after=%u,times=1,errno=ENOSPC:%s", faults[i], after, uri_of("dir:%s/d"));
+			snprintf(uri, sizeof(uri), "%s?chaos=%s,nth:%u,errno:ENOSPC", uri_of("dir:%s/d"), faults[i], after + 1);
 			fixture_start(&fixture, uri);
 			client = fixture_connect(&fixture);
 			for (unsigned round = 0; round < 4; round++) {
@@ -652,7 +652,7 @@ static void commit__disk_is_slow__others_are_served_meanwhile(void **state)
 	pthread_t thread;
 	uint64_t space;
 
-	fixture_start(&fixture, uri_of("fault:op=sync,times=0,delay=1s:dir:%s/d"));
+	fixture_start(&fixture, uri_of("dir:%s/d?chaos=op:sync,delay:1s"));
 	client = fixture_connect(&fixture);
 	make_snapshot(client, "first", 500);
 	assert_int_equal(client_snapshot_open(client, "first", &info, &err), 0);
