@@ -35,10 +35,13 @@ def fill_share(context, snapshot, uri, mbit, options):
 	with contextlib.ExitStack() as stack:
 		instance = context.restore(uri, *options)
 		stack.callback(instance.stop)
+		wait_for("the pager's first figures", lambda: instance.stats()["remote_pages"] or instance.stats()["left_ns"], 5)
 		before, began = instance.stats(), time.monotonic()
-		# a part of the way is enough to see its speed
-		time.sleep(min(1.5 if context.quick else 2.5, snapshot.rss_bytes * 8 / (mbit * 1e6) * 0.7))
-		after, took = instance.stats(), time.monotonic() - began
+		# until all is there, the link's slow beginning included; of a slow link a part of the way is enough to see its speed
+		deadline = began + (2.0 if context.quick else 4.0)
+		while (after := instance.stats())["remote_pages"] and not after["left_ns"] and time.monotonic() < deadline:
+			time.sleep(0.02)
+		took = time.monotonic() - began
 		return 100 * (after["installed_pages"] - before["installed_pages"]) * 4096 * 8 / took / (mbit * 1e6)
 
 

@@ -293,8 +293,10 @@ static uint64_t must_wait(struct tree *tree, uint64_t now)
 		pace_fault(&migration->pace, now);
 	migration->faults_seen = migration->hint_top;
 	uint64_t next = migration->bytes_under_way + pace_chunk_bytes(&migration->pace);
-	if (migration->bytes_under_way && next > pace_window_bytes(&migration->pace, now))
+	if (migration->bytes_under_way && next > pace_window_bytes(&migration->pace, now)) {
+		pace_full(&migration->pace);
 		return UINT64_MAX;
+	}
 	if (tree->request_free_count <= REQUESTS / 4) /* kept for demand */
 		return UINT64_MAX;
 	if (!has_room(tree, now)) {

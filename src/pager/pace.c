@@ -10,6 +10,7 @@
 #define INTERVAL_NS (50u * 1000 * 1000)
 #define FAULTS_LEAST 4u
 #define PLATEAUS 3u
+#define PROBE_LOOKS 8u
 #define GENTLE_NS (2u * 1000 * 1000)
 
 /* bytes * ns beyond 2^64 are common: 128-bit products. */
@@ -74,7 +75,13 @@ uint64_t pace_window_bytes(const struct pace *pace, uint64_t now_ns)
 	uint64_t held = held_bytes(pace), chunk = pace_chunk_bytes(pace);
 	if (is_gentle(pace, now_ns))
 		return held > 2 * chunk ? held - chunk : chunk;
-	return held + chunk * (held ? 1 : 2);
+	bool probes = pace->plateaus == PLATEAUS && pace->looks % PROBE_LOOKS == 0;
+	return held + chunk * (held ? 1 : 2) + (probes ? DP_MAX(held / 4, chunk) : 0);
+}
+
+void pace_full(struct pace *pace)
+{
+	pace->full = true;
 }
 
 void pace_fault(struct pace *pace, uint64_t now_ns)
@@ -98,18 +105,21 @@ static void turn_period(struct pace *pace, uint64_t now_ns)
 	pace->bandwidth[0] = pace->round_trip_ns[0] = 0;
 }
 
-/* The start-up ends when three round trips did not bring a quarter more each. */
+/* The start-up ends when three round trips did not bring a quarter more each; an eighth more later begins another one. */
 static void look_for_plateau(struct pace *pace, uint64_t now_ns)
 {
-	if (pace->plateaus >= PLATEAUS || now_ns - pace->looked_ns < round_trip(pace))
+	bool started = pace->plateaus < PLATEAUS;
+	if (!pace->full || !pace->measured || now_ns - pace->looked_ns < round_trip(pace))
 		return;
 	uint64_t now = bandwidth(pace);
 	pace->looked_ns = now_ns;
-	if (now > pace->grew_to + pace->grew_to / 4) {
+	pace->full = pace->measured = false;
+	pace->looks++;
+	if (now > pace->grew_to + pace->grew_to / (started ? 4 : 8)) {
 		pace->grew_to = now;
 		pace->plateaus = 0;
-	} else {
-		pace->plateaus++;
+	} else if (started && ++pace->plateaus == PLATEAUS) {
+		pace->looks = 1; /* the first try comes some round trips later */
 	}
 }
 
@@ -124,12 +134,13 @@ void pace_delivered(struct pace *pace, struct pace_chunk chunk, uint64_t now_ns)
 	uint64_t took = DP_MAX(now_ns - chunk.sent_ns, 1u);
 	pace->delivered_bytes += chunk.bytes;
 	turn_period(pace, now_ns);
-	if (chunk.bytes >= pace->least_bytes / 2) { /* a short one says little about the link */
-		uint64_t rate = (pace->delivered_bytes - chunk.delivered_bytes) * SECOND_NS / took;
-		pace->bandwidth[0] = DP_MAX(pace->bandwidth[0], rate);
-		if (!pace->round_trip_ns[0] || took < pace->round_trip_ns[0])
-			pace->round_trip_ns[0] = took;
+	uint64_t came = pace->delivered_bytes - chunk.delivered_bytes;
+	if (came >= pace->least_bytes / 2) { /* little says little about the link */
+		pace->bandwidth[0] = DP_MAX(pace->bandwidth[0], came * SECOND_NS / took);
+		pace->measured = true;
 	}
+	if ((chunk.bytes >= pace->least_bytes / 2 && took < pace->round_trip_ns[0]) || !pace->round_trip_ns[0])
+		pace->round_trip_ns[0] = took;
 	look_for_plateau(pace, now_ns);
 }
 

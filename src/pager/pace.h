@@ -2,10 +2,10 @@
  *
  * Three limits, the narrowest counts:
  *   rate    what the user allows: a token bucket that holds at most 20 ms of it, and at least one chunk.
- *   window  what the link holds: bandwidth (the most delivered lately) times round trip (the shortest seen lately) plus one
- *   chunk,
+ *   window  what the link holds: bandwidth (the most delivered lately) times round trip (the shortest seen lately) plus one chunk,
  *           so that the link never idles and a fault waits behind one chunk and not more (BBR's estimate: Cardwell et al., 2016).
- *           Until the bandwidth stops growing, twice as much: a long link is filled in a few round trips. For two milliseconds
+ *           Until the bandwidth stops growing, twice as much: a long link is filled in a few round trips. Only round trips count in which
+ *           the window was full. Later one in eight is tried with a quarter more; if that brings more, it starts anew. For two milliseconds
  *           after each fault it is less by two chunks, but one at least: what the link itself holds, and nothing queued.
  *           A chunk is an eighth of it, between two bounds: the nearer the pool, the less a fault has to wait for.
  *   share   what the faults leave: every 50 ms the mean latency of the demand faults that were served in it (four at least) is
@@ -37,6 +37,8 @@ struct pace {
 	uint64_t looked_ns;
 	uint64_t fault_ns;         /* the last fault; 0: none yet */
 	unsigned plateaus;         /* looks in a row without growth; three end the start-up */
+	unsigned looks;
+	bool full, measured;       /* since the last look: the window kept something back; the bandwidth was seen */
 	/* share */
 	unsigned share;
 	uint64_t baseline_ns; /* 0: none yet */
@@ -57,6 +59,8 @@ uint64_t pace_window_bytes(const struct pace *pace, uint64_t now_ns);
 uint64_t pace_chunk_bytes(const struct pace *pace);
 /* A thread waits for a page. */
 void pace_fault(struct pace *pace, uint64_t now_ns);
+/* A chunk has to wait because the window is full. */
+void pace_full(struct pace *pace);
 /* How long the next chunk has to wait for the rate and the share; 0: it may go. */
 uint64_t pace_wait_ns(struct pace *pace, uint64_t now_ns);
 /* A chunk of so many bytes goes out. */

@@ -22,6 +22,7 @@ struct link {
 	uint64_t free_ns;             /* when the queue is empty */
 	struct { uint64_t due_ns; struct pace_chunk chunk; } under_way[256];
 	unsigned first, count;
+	unsigned short_chunks;            /* so many to come are of ten pages: there is nothing else in that place */
 	uint64_t bytes, delivered;        /* under way; come */
 };
 
@@ -47,12 +48,15 @@ static void run(struct link *link, struct pace *pace, uint64_t *now, uint64_t fo
 		while (link->count < 256 && !pace_wait_ns(pace, *now) &&
 		       (!link->count || link->bytes + pace_chunk_bytes(pace) <= pace_window_bytes(pace, *now))) {
 			unsigned at = (link->first + link->count++) % 256;
-			uint64_t bytes = pace_chunk_bytes(pace);
+			uint64_t bytes = link->short_chunks ? 10 * 4096 : pace_chunk_bytes(pace);
+			link->short_chunks -= link->short_chunks > 0;
 			link->free_ns = DP_MAX(link->free_ns, *now) + bytes * S / link->bandwidth;
 			link->under_way[at].due_ns = link->free_ns + link->delay_ns;
 			link->under_way[at].chunk = pace_sent(pace, bytes, *now);
 			link->bytes += bytes;
 		}
+		if (link->bytes + pace_chunk_bytes(pace) > pace_window_bytes(pace, *now))
+			pace_full(pace);
 	}
 }
 
@@ -61,9 +65,9 @@ static double used_of(const struct link *link, uint64_t before, uint64_t ns)
 	return (double)(link->delivered - before) / ((double)link->bandwidth * (double)ns / 1e9);
 }
 
-static void check_link(uint64_t bandwidth, uint64_t delay_ns, uint64_t step)
+static void check_link(uint64_t bandwidth, uint64_t delay_ns, uint64_t step, unsigned short_chunks)
 {
-	struct link link = { .bandwidth = bandwidth, .delay_ns = delay_ns };
+	struct link link = { .bandwidth = bandwidth, .delay_ns = delay_ns, .short_chunks = short_chunks };
 	struct pace pace;
 	uint64_t now = 5 * S, worst_queue = 0;
 	pace_init(&pace, LEAST, MOST, 0, now);
@@ -79,18 +83,21 @@ static void check_link(uint64_t bandwidth, uint64_t delay_ns, uint64_t step)
 		      (double)bandwidth / 1e6, (double)delay_ns / 1e6, 100 * used, window, pace_chunk_bytes(&pace) / 4096,
 		      (double)worst_queue / (double)chunk_ns);
 	assert_true(used > 0.9);
-	assert_true(worst_queue <= 3 * chunk_ns); /* the one that is being sent, one more, and one of rounding */
+	/* The one that is being sent, one more, two of rounding, and the quarter by which the window is tried wider now and then. */
+	assert_true(worst_queue <= 4 * chunk_ns + delay_ns / 4);
 }
 
 static void window__links_from_loopback_to_wan__full_use_and_a_short_queue(void **state)
 {
 	(void)state;
-	check_link(2500000000u, 60 * US, 2 * US);
-	check_link(1250000000u, 1 * MS, 5 * US);
-	check_link(125000000u, 10 * MS, 50 * US);
-	check_link(125000000u, 50 * MS, 50 * US);
-	check_link(12500000u, 10 * MS, 100 * US);
-	check_link(12500000u, 50 * MS, 100 * US);
+	check_link(2500000000u, 60 * US, 2 * US, 0);
+	check_link(1250000000u, 1 * MS, 5 * US, 0);
+	check_link(125000000u, 10 * MS, 50 * US, 0);
+	check_link(125000000u, 50 * MS, 50 * US, 0);
+	check_link(12500000u, 10 * MS, 100 * US, 0);
+	check_link(12500000u, 50 * MS, 100 * US, 0);
+	check_link(125000000u, 50 * MS, 50 * US, 300);
+	check_link(125000000u, 10 * MS, 50 * US, 300);
 }
 
 /* A fault every millisecond. */
