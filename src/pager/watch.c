@@ -399,7 +399,7 @@ static void take_sample(struct tree *tree, uint64_t now)
 	tree->sampled_installs = install_count(tree);
 	tree->stats->pss_pages = pss;
 	/* Much memory that is not the tables': it may be gone as suddenly as it came. */
-	bool much = (int64_t)tree->drift_pages > (int64_t)(tree->budget.budget_pages / 8);
+	bool much = tree->budget.budget_pages && (int64_t)tree->drift_pages > (int64_t)(tree->budget.budget_pages / 8);
 	uint64_t interval = shared ? SAMPLE_SHARED_NS : much ? SAMPLE_MUCH_NS : SAMPLE_NS;
 	tree->next_sample_ns = now + DP_MAX(interval, 8 * tree->sample_cost_ns);
 }
