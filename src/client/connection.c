@@ -44,7 +44,9 @@ int connection_flush(struct client *client)
 		client->output_start += (size_t)sent;
 	}
 	client->output_start = client->output_end = 0;
-	return 0;
+	int held = stream_flush(client->stream);
+
+	return held < 0 && held != -EAGAIN ? connection_fail(client, held) : 0;
 }
 
 /* Appends what a message's pieces hold behind the first `skip` bytes; there is room. */

@@ -16,6 +16,8 @@ static int wait_for_event(struct client *client, uint64_t deadline_ns, struct dp
 	uint64_t now = clock_now_ns();
 	int timeout_ms = -1;
 
+	if (stream_pending(client->stream))
+		return 0;
 	if (deadline_ns) {
 		if (now >= deadline_ns)
 			return dp_fail(err, ETIMEDOUT, "pool %s: no answer in time", client->text);
@@ -28,7 +30,9 @@ static int wait_for_event(struct client *client, uint64_t deadline_ns, struct dp
 
 static int lost(struct client *client, struct dp_err *err)
 {
-	return dp_fail_errno(err, -client->error, "pool %s: connection lost", client->text);
+	const char *why = stream_why(client->stream);
+
+	return dp_fail(err, -client->error, "pool %s: connection lost: %s", client->text, *why ? why : strerror(-client->error));
 }
 
 /* Waits for the answer to any of `count` control requests with ids from `first` on. */

@@ -299,24 +299,26 @@ int client_receive(struct client *client, const struct client_handler *handler)
 	calls = deliver_held(client, handler);
 	if (calls < 0 || connection_flush(client) < 0)
 		return client->error;
-	result = connection_fill(client);
-	if (result < 0)
-		return result;
-	while ((result = connection_next(client, &header, &payload)) > 0) {
-		/* Nothing else is on its way: a control call takes its answer before it returns. */
-		if (header.request & CONTROL_REQUEST)
-			return connection_fail(client, -EPROTO);
-		result = connection_deliver(client, handler, &header, payload);
+	do {
+		result = connection_fill(client);
 		if (result < 0)
 			return result;
-		calls += result;
-	}
+		while ((result = connection_next(client, &header, &payload)) > 0) {
+			/* Nothing else is on its way: a control call takes its answer before it returns. */
+			if (header.request & CONTROL_REQUEST)
+				return connection_fail(client, -EPROTO);
+			result = connection_deliver(client, handler, &header, payload);
+			if (result < 0)
+				return result;
+			calls += result;
+		}
+	} while (result == 0 && stream_pending(client->stream));
 	return result < 0 ? result : calls;
 }
 
 bool client_wants_write(const struct client *client)
 {
-	return client->output_end > client->output_start;
+	return client->output_end > client->output_start || stream_holds(client->stream);
 }
 
 int client_fd(const struct client *client)

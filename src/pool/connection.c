@@ -233,7 +233,9 @@ static int send_queued(struct connection *connection)
 			return (int)sent;
 		account(connection, (uint64_t)sent);
 	}
-	return 0;
+	int held = stream_flush(connection->stream);
+
+	return held == -EAGAIN ? 0 : held;
 }
 
 /* ---- receiving ---- */
@@ -354,7 +356,7 @@ int connection_writable(struct connection *connection)
 		result = send_queued(connection);
 	}
 	pool_flush(connection->shared->pool);
-	if (result == 0 && connection->broken && !connection->queued_bytes)
+	if (result == 0 && connection->broken && !connection_wants_write(connection))
 		return -EPROTO;
 	return result;
 }
@@ -373,7 +375,7 @@ int connection_committed(struct connection *connection, const struct commit_job 
 
 bool connection_wants_write(const struct connection *connection)
 {
-	return connection->queued_bytes > 0;
+	return connection->queued_bytes > 0 || stream_holds(connection->stream);
 }
 
 void connection_shrink(struct connection *connection)

@@ -183,7 +183,9 @@ int endpoint_parse(struct endpoint *endpoint, const char *uri, struct dp_err *er
 	const char *at;
 
 	*endpoint = (struct endpoint){ 0 };
-	if ((at = after_prefix(uri, "dp://"))) {
+	at = after_prefix(uri, "dps://");
+	endpoint->tls = at != NULL;
+	if (at || (at = after_prefix(uri, "dp://"))) {
 		const char *slash = strchr(at, '/');
 		int result = take_authority(endpoint, at, slash ? (size_t)(slash - at) : strlen(at), err);
 
@@ -215,7 +217,8 @@ const char *endpoint_pool_text(const struct endpoint *endpoint, char *buffer, un
 {
 	switch (endpoint->kind) {
 	case ENDPOINT_TCP:
-		snprintf(buffer, size, strchr(endpoint->host, ':') ? "dp://[%s]:%u" : "dp://%s:%u", endpoint->host, endpoint->port);
+		snprintf(buffer, size, strchr(endpoint->host, ':') ? "dp%s://[%s]:%u" : "dp%s://%s:%u", endpoint->tls ? "s" : "", endpoint->host,
+			 endpoint->port);
 		break;
 	case ENDPOINT_UNIX:
 		snprintf(buffer, size, "dp+unix://%s", endpoint->path);

@@ -1,6 +1,7 @@
 /* Names of pools as people write them, taken apart; no I/O here.
  *
  *   dp://HOST:PORT/REPO:TAG          a pool over TCP (default port 7400)
+ *   dps://HOST:PORT/REPO:TAG         the same with TLS 1.3 (tls.h); also where `pool serve` listens
  *   dp+unix:///PATH#REPO:TAG         a pool on a Unix socket
  *   dir:/PATH#REPO:TAG               a directory store of this host; a captive pool serves it while it is needed
  *   file:/PATH#REPO:TAG              the same with a single-file store
@@ -22,6 +23,7 @@ struct endpoint {
 	enum endpoint_kind kind;
 	char host[256];  /* TCP: name or address, IPv6 without brackets */
 	uint16_t port;   /* TCP */
+	bool tls;        /* TCP: dps:// */
 	char path[1024]; /* Unix, dir, file: absolute path */
 	char compress[8]; /* dir, file: "zstd" or "lz4" where a new store is to be packed so; no part of the pool's name */
 	char name[256];  /* "repo:tag", or "" where the URI names a pool only */

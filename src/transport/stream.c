@@ -16,6 +16,7 @@
 
 #include "base/base.h"
 #include "base/log.h"
+#include "transport/tls.h"
 
 /* A peer that is gone without a word is noticed within about 20 s, also while we wait for its answer. */
 #define KEEPALIVE_IDLE_S 10
@@ -63,24 +64,50 @@ bool stream_is_network(const struct stream *stream)
 	return getsockopt(stream->fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 && domain != AF_UNIX;
 }
 
+static void peer_by_user(int fd, struct stream_peer *peer)
+{
+	struct ucred user = { .uid = (uid_t)-1 };
+	socklen_t length = sizeof(user);
+
+	getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &user, &length);
+	snprintf(peer->host, sizeof(peer->host), "uid:%u", user.uid);
+	snprintf(peer->place, sizeof(peer->place), "uid %u, process %d", user.uid, (int)user.pid);
+	snprintf(peer->identity, sizeof(peer->identity), "%s", peer->host);
+}
+
+void stream_peer(const struct stream *stream, struct stream_peer *peer)
+{
+	struct sockaddr_storage address;
+	socklen_t length = sizeof(address);
+	char port[8];
+
+	*peer = (struct stream_peer){ .host = "?", .place = "?" };
+	snprintf(peer->identity, sizeof(peer->identity), "anonymous");
+	if (!stream_is_network(stream)) {
+		peer_by_user(stream->fd, peer);
+	} else if (getpeername(stream->fd, (struct sockaddr *)&address, &length) == 0 &&
+		   getnameinfo((struct sockaddr *)&address, length, peer->host, sizeof(peer->host), port, sizeof(port),
+			       NI_NUMERICHOST | NI_NUMERICSERV) == 0) {
+		snprintf(peer->place, sizeof(peer->place), strchr(peer->host, ':') ? "[%s]:%s" : "%s:%s", peer->host, port);
+	}
+	if (stream->ops->identity)
+		stream->ops->identity(stream, peer->identity, sizeof(peer->identity));
+}
+
 void stream_close(struct stream *stream)
 {
 	if (stream)
 		stream->ops->close(stream);
 }
 
-struct stream *stream_from_socket(int fd)
+int stream_prepare_socket(int fd)
 {
-	struct stream *stream = malloc(sizeof(*stream));
 	int flags = fcntl(fd, F_GETFL);
 	int domain = AF_UNIX, on = 1;
 	socklen_t length = sizeof(domain);
 
-	if (!stream || flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) {
-		free(stream);
-		close(fd);
-		return NULL;
-	}
+	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
+		return -errno;
 	/* Best effort, all of these: a socket without them works, only slower to notice or to carry. */
 	getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length);
 	if (domain == AF_UNIX) {
@@ -95,6 +122,18 @@ struct stream *stream_from_socket(int fd)
 		setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &(int){ KEEPALIVE_INTERVAL_S }, sizeof(int));
 		setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &(int){ KEEPALIVE_PROBES }, sizeof(int));
 		setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &(unsigned){ USER_TIMEOUT_MS }, sizeof(unsigned));
+	}
+	return 0;
+}
+
+struct stream *stream_from_socket(int fd)
+{
+	struct stream *stream = malloc(sizeof(*stream));
+
+	if (!stream || stream_prepare_socket(fd) < 0) {
+		free(stream);
+		close(fd);
+		return NULL;
 	}
 	*stream = (struct stream){ .ops = &socket_ops, .fd = fd };
 	return stream;
@@ -206,6 +245,31 @@ static int resolve(const struct endpoint *endpoint, bool passive, struct addrinf
 	return 0;
 }
 
+static bool address_is_loopback(const struct sockaddr *address)
+{
+	if (address->sa_family == AF_INET)
+		return (ntohl(((const struct sockaddr_in *)address)->sin_addr.s_addr) >> 24) == 127;
+	if (address->sa_family == AF_INET6)
+		return IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)address)->sin6_addr);
+	return false;
+}
+
+/* Plain TCP that leaves this host shows every page to whoever is in between. */
+static int check_plaintext(const struct endpoint *endpoint, const struct addrinfo *list, struct dp_err *err)
+{
+	struct tls_settings settings;
+	char text[1400];
+
+	tls_settings_from_environment(&settings);
+	for (; list; list = list->ai_next)
+		if (!address_is_loopback(list->ai_addr) && !settings.allow_plaintext)
+			return dp_fail(err, EACCES,
+				       "connect %s: refused beyond loopback, because nothing would be encrypted; write dps:// and give "
+				       "--psk-file or --tls-cert, --tls-key and --tls-ca, or pass --allow-plaintext on a private network",
+				       endpoint_pool_text(endpoint, text, sizeof(text)));
+	return 0;
+}
+
 int stream_connect(struct stream **stream, const struct endpoint *endpoint, unsigned timeout_ms, struct dp_err *err)
 {
 	char text[1400];
@@ -219,14 +283,21 @@ int stream_connect(struct stream **stream, const struct endpoint *endpoint, unsi
 	result = resolve(endpoint, false, &list, err);
 	if (result < 0)
 		return result;
+	if (!endpoint->tls && (result = check_plaintext(endpoint, list, err)) < 0) {
+		freeaddrinfo(list);
+		return result;
+	}
 	result = -EHOSTUNREACH;
 	for (struct addrinfo *address = list; address && fd < 0; address = address->ai_next)
 		result = connect_address(address, deadline_ns, &fd);
 	freeaddrinfo(list);
+	endpoint_pool_text(endpoint, text, sizeof(text));
 	if (result < 0)
-		return dp_fail_errno(err, -result, "connect %s", endpoint_pool_text(endpoint, text, sizeof(text)));
+		return dp_fail_errno(err, -result, "connect %s", text);
+	if (endpoint->tls)
+		return tls_connect(stream, fd, endpoint->host, text, deadline_ns, err);
 	*stream = stream_from_socket(fd);
-	return *stream ? 0 : dp_fail_errno(err, ENOMEM, "connect %s", endpoint_pool_text(endpoint, text, sizeof(text)));
+	return *stream ? 0 : dp_fail_errno(err, ENOMEM, "connect %s", text);
 }
 
 /* ---- listening ---- */
@@ -268,15 +339,6 @@ static int listen_unix(struct listener *listener, struct dp_err *err)
 	return 0;
 }
 
-static bool address_is_loopback(const struct sockaddr *address)
-{
-	if (address->sa_family == AF_INET)
-		return (ntohl(((const struct sockaddr_in *)address)->sin_addr.s_addr) >> 24) == 127;
-	if (address->sa_family == AF_INET6)
-		return IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)address)->sin6_addr);
-	return false;
-}
-
 static int listen_address(struct listener *listener, const struct addrinfo *address, struct dp_err *err)
 {
 	cleanup_fd int socket_fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -301,24 +363,29 @@ static int listen_address(struct listener *listener, const struct addrinfo *addr
 
 static int listen_tcp(struct listener *listener, bool allow_plaintext, struct dp_err *err)
 {
+	const struct tls_module *module;
 	struct addrinfo *list = NULL;
 	char text[1400];
 	int result = resolve(&listener->endpoint, true, &list, err);
 
 	if (result < 0)
 		return result;
-	if (!address_is_loopback(list->ai_addr)) {
-		endpoint_pool_text(&listener->endpoint, text, sizeof(text));
-		if (!allow_plaintext) {
-			freeaddrinfo(list);
-			return dp_fail(err, EACCES,
-				       "listen on %s: refused beyond loopback, because this version does not encrypt (TLS comes with a "
-				       "later one); listen on tcp://127.0.0.1 and use a tunnel, or pass --allow-plaintext on a private network",
-				       text);
-		}
-		log_warn("listening on %s without encryption: whoever reaches it can read and change every page", text);
+	endpoint_pool_text(&listener->endpoint, text, sizeof(text));
+	if (listener->endpoint.tls) {
+		result = tls_context(&module, &listener->tls, true, err);
+		if (result < 0)
+			dp_err_doing(err, "listen on %s", text);
+	} else if (!address_is_loopback(list->ai_addr)) {
+		if (allow_plaintext)
+			log_warn("listening on %s without encryption: whoever reaches it can read and change every page", text);
+		else
+			result = dp_fail(err, EACCES,
+					 "listen on %s: refused beyond loopback, because nothing would be encrypted; write dps:// and give "
+					 "--psk-file or --tls-cert, --tls-key and --tls-ca, or pass --allow-plaintext on a private network",
+					 text);
 	}
-	result = listen_address(listener, list, err);
+	if (result == 0)
+		result = listen_address(listener, list, err);
 	freeaddrinfo(list);
 	return result;
 }
@@ -327,6 +394,18 @@ int listener_open(struct listener *listener, const struct endpoint *endpoint, bo
 {
 	*listener = (struct listener){ .fd = -1, .endpoint = *endpoint };
 	return endpoint->kind == ENDPOINT_UNIX ? listen_unix(listener, err) : listen_tcp(listener, allow_plaintext, err);
+}
+
+/* The handshake is made while the stream is read from. */
+static struct stream *accept_tls(const struct listener *listener, int fd)
+{
+	const struct tls_module *module;
+
+	if (tls_load(&module, NULL) < 0 || stream_prepare_socket(fd) < 0) {
+		close(fd);
+		return NULL;
+	}
+	return module->stream_new(listener->tls, fd, true, NULL);
 }
 
 struct stream *listener_accept(struct listener *listener, int *error)
@@ -339,7 +418,7 @@ struct stream *listener_accept(struct listener *listener, int *error)
 			*error = -errno;
 		return NULL;
 	}
-	struct stream *stream = stream_from_socket(fd);
+	struct stream *stream = listener->tls ? accept_tls(listener, fd) : stream_from_socket(fd);
 
 	if (!stream)
 		*error = -ENOMEM;
