@@ -47,7 +47,7 @@ static const struct { const char *name; size_t offset; } fields[] = {
 	FIELD(requests), FIELD(installed_pages), FIELD(zero_filled_pages), FIELD(evicted_pages),
 	FIELD(moved_pages), FIELD(second_chance_pages), FIELD(written_back_pages), FIELD(clean_dropped_pages), FIELD(busy_pages),
 	FIELD(unshared_pages), FIELD(prefetched_pages), FIELD(prefetch_used_pages), FIELD(prefetch_wasted_pages), FIELD(stalls),
-	FIELD(copy_retries), FIELD(areas_found), FIELD(evict_cpu_ns), FIELD(pager_pid), FIELD(replayed_pages),
+	FIELD(copy_retries), FIELD(areas_found), FIELD(evict_cpu_ns), FIELD(pushed_pages), FIELD(pager_pid), FIELD(replayed_pages),
 	FIELD(migrate_state), FIELD(migrated_pages), FIELD(migrate_rate_bytes), FIELD(migrate_window_bytes), FIELD(migrate_share),
 	FIELD(migrate_backed_off), FIELD(left_ns),
 #undef FIELD

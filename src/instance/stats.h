@@ -92,6 +92,7 @@ struct pager_stats {
 	uint64_t replayed_pages;     /* fetched in the recorded order of an earlier run; not among the prefetched ones */
 	uint64_t prefetched_by[8];   /* of the prefetched pages, by enum prefetch_policy of who advised it */
 	uint64_t evict_cpu_ns;       /* processor time that the pager spent on moving pages out; the wardens' is their own */
+	uint64_t pushed_pages;       /* sent ahead of a commit, while they stayed local */
 };
 
 /* Maps `path` (created with the right size if `create`). Returns the mapping or NULL with err set; stats_unmap ends it. */

@@ -152,6 +152,16 @@ static void answer(const struct control_peer *peer, const char *text)
 	send_answer(peer, text, strlen(text), -1);
 }
 
+void control_send(const struct control_peer *peer, const void *bytes, size_t count, int descriptor)
+{
+	send_answer(peer, bytes, count, descriptor);
+}
+
+void control_answer(const struct control_peer *peer, const char *text)
+{
+	answer(peer, text);
+}
+
 static void thaw(struct tree *tree)
 {
 	tree->frozen = tree->freezing = false;
@@ -240,7 +250,7 @@ static void serve_request(struct tree *tree, struct control_peer *peer, const ch
 		answer(peer, "ok");
 	} else if (sscanf(request, "heat %lu %lu", &first, &second) == 2) {
 		serve_heat(tree, peer, first, second);
-	} else {
+	} else if (!propagate_serve(tree, peer, request)) {
 		answer(peer, "unknown request");
 	}
 }
@@ -255,6 +265,7 @@ void control_serve(struct tree *tree, const struct handle *handle)
 	if (got <= 0) {
 		if (tree->freezer == peer - tree->control)
 			thaw(tree);
+		propagate_peer_gone(tree, peer);
 		close(peer->fd);
 		peer->fd = -1;
 		return;
@@ -265,7 +276,7 @@ void control_serve(struct tree *tree, const struct handle *handle)
 
 void control_work(struct tree *tree)
 {
-	bool ready = true;
+	bool ready = !tree->propagation.under_way;
 	if (!tree->running)
 		return;
 	for (struct space *space = tree->spaces; space; space = space->next)
@@ -317,6 +328,11 @@ static int ask(int connection, const char *request, int *descriptor, struct dp_e
 	if (descriptor && header && header->cmsg_type == SCM_RIGHTS)
 		memcpy(descriptor, CMSG_DATA(header), sizeof(int));
 	return strcmp(text, "ok") ? dp_fail(err, EIO, "the pager refused to %s: %s", request, text) : 0;
+}
+
+int control_ask(int connection, const char *request, int *descriptor, struct dp_err *err)
+{
+	return ask(connection, request, descriptor, err);
 }
 
 int control_freeze(int connection, struct dp_err *err)

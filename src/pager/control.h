@@ -42,6 +42,8 @@ int control_freeze(int connection, struct dp_err *err);
 int control_export(int connection, struct control_export *out, struct dp_err *err);
 void control_export_done(struct control_export *out);
 int control_thaw(int connection, struct dp_err *err);
+/* Any request whose answer is `ok`, perhaps with a descriptor beside it (taken by the caller). -EIO with the pager's words. */
+int control_ask(int connection, const char *request, int *descriptor, struct dp_err *err);
 
 /* Begins a background transfer, or changes its rate (bytes a second, 0: none). `lift_budget`: the tree may keep everything from
  * now on. */

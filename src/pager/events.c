@@ -33,7 +33,7 @@ static bool loosen(struct space *space, uint64_t pgno, uint64_t pages, enum page
 	struct forget forget = { space, state, rangeset_overlap(&space->table.initial, pgno, pgno + pages) > 0 };
 	install_cancel(space, pgno, pages, state);
 	table_each(&space->table, pgno, pages, forget_page, &forget);
-	return forget.had_copy;
+	return propagate_forget(space, pgno, pages) || forget.had_copy;
 }
 
 static void tell_dropped(struct space *space, uint64_t pgno, uint64_t pages)

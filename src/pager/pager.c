@@ -144,6 +144,8 @@ static void source_on_done(void *context, uint64_t cookie, int result)
 	struct tree *tree = context;
 	if (cookie == COOKIE_ORDER)
 		record_on_stored(tree, result);
+	else if (cookie == COOKIE_PUSH)
+		propagate_on_done(tree, result);
 	else if (cookie & (COOKIE_WRITE | COOKIE_IGNORED))
 		evict_on_done(tree, cookie, result);
 	else
@@ -338,6 +340,7 @@ static void put_away(struct tree *tree)
 	sweep(tree);
 	dp_close_fd(&tree->criu_fd);
 	control_done(tree);
+	propagate_done(tree);
 	awake_done(&tree->awake);
 	dp_close_fd(&tree->epoll_fd);
 	if (tree->config->stats_path)

@@ -7,7 +7,8 @@
  *   space.c     one address space                        watch.c    new mappings, children, exits, samples of memory
  *   control.c   freeze, export, thaw for a checkpoint    ahead.c    what is fetched besides what faulted
  *   migrate.c   background transfer                      heat.c     which pages are hot, which are cold
- *   record.c    the order of an earlier run                table.c warden.c  see their headers
+ *   record.c    the order of an earlier run                propagate.c  changed pages ahead of a commit
+ *   table.c warden.c  see their headers
  *
  * Invariants (architecture.md section 6 has 1..9; these are the pager's own):
  *   P1 No userfaultfd is read between posting a MOVE and its end: every event read later happened after that move.
@@ -33,6 +34,7 @@
 #include "instance/stats.h"
 #include "pager/heat.h"
 #include "pager/migrate.h"
+#include "pager/propagate.h"
 #include "pager/pager.h"
 #include "pager/record.h"
 #include "pager/source.h"
@@ -191,6 +193,7 @@ struct tree {
 	uint8_t *parked_data; /* [REQUESTS][REQUEST_PAGES] pages, touched only as needed */
 	uint32_t parked_requests;
 	struct migration migration;
+	struct propagation propagation;
 	struct record record;
 	struct heat_sweep heat;
 	struct awake awake;
@@ -295,6 +298,7 @@ void evict_on_done(struct tree *tree, uint64_t cookie, int result);
 #define COOKIE_WRITE (1ull << 63)
 #define COOKIE_IGNORED (1ull << 62)
 #define COOKIE_ORDER (COOKIE_IGNORED | 1)
+#define COOKIE_PUSH (COOKIE_IGNORED | 2)
 
 /* ---- watch.c ---- */
 /* Housekeeping that is due. Returns ns until the next. */
@@ -314,6 +318,9 @@ void control_accept(struct tree *tree);
 void control_serve(struct tree *tree, const struct handle *handle);
 void control_init(struct tree *tree);
 void control_done(struct tree *tree);
+/* Answers a peer; a descriptor (-1: none) is borrowed. */
+void control_send(const struct control_peer *peer, const void *bytes, size_t count, int descriptor);
+void control_answer(const struct control_peer *peer, const char *text);
 /* Goes on with a freeze under way. */
 void control_work(struct tree *tree);
 
