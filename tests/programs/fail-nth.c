@@ -1,0 +1,256 @@
+/* fail-nth: runs a command and makes its Nth system call fail, for tests of what is left behind then.
+ *
+ * How it works: the command is traced (ptrace), and so is every process and thread that it makes, as long as they run the same program: one
+ * that executes another (CRIU) is let go. All their calls are counted together. The Nth is not made, but for close, and gives an error that
+ * suits it. It ends when the command does, with the command's exit code; processes that it left are let go and run on.
+ * Not counted: calls that cannot fail, and those with which things are undone (kill, unlink, rmdir, umount): what one of them that failed
+ * leaves behind is no one's fault. */
+#include <errno.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define OPTIONS (PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC)
+
+struct call {
+	long number;
+	const char *name;
+	int error;
+};
+
+#define CALL(name, error) { SYS_##name, #name, error }
+/* Calls with an error of their own; all others: EIO. */
+static const struct call calls[] = {
+	CALL(mmap, ENOMEM), CALL(mremap, ENOMEM), CALL(mprotect, ENOMEM), CALL(clone, EAGAIN), CALL(clone3, EAGAIN), CALL(fork, EAGAIN),
+	CALL(vfork, EAGAIN), CALL(execve, ENOENT), CALL(open, EMFILE), CALL(openat, EMFILE), CALL(socket, EMFILE), CALL(socketpair, EMFILE),
+	CALL(pipe, EMFILE), CALL(pipe2, EMFILE), CALL(dup, EMFILE), CALL(dup2, EMFILE), CALL(dup3, EMFILE), CALL(epoll_create1, EMFILE),
+	CALL(eventfd2, EMFILE), CALL(signalfd4, EMFILE), CALL(timerfd_create, EMFILE), CALL(accept4, EMFILE), CALL(pidfd_open, EMFILE),
+	CALL(memfd_create, ENOMEM), CALL(userfaultfd, EMFILE), CALL(write, ENOSPC), CALL(pwrite64, ENOSPC), CALL(writev, ENOSPC),
+	CALL(mkdir, ENOSPC), CALL(mkdirat, ENOSPC), CALL(ftruncate, ENOSPC), CALL(fallocate, ENOSPC), CALL(connect, ECONNREFUSED),
+	CALL(sendmsg, EPIPE), CALL(sendto, EPIPE), CALL(recvmsg, ECONNRESET), CALL(recvfrom, ECONNRESET), CALL(read, EIO), CALL(close, EIO),
+	CALL(fsync, EIO), CALL(fdatasync, EIO), CALL(ioctl, EIO), CALL(poll, ENOMEM), CALL(ppoll, ENOMEM), CALL(epoll_wait, EIO),
+	CALL(epoll_ctl, ENOMEM), CALL(rename, EIO), CALL(renameat2, EIO), CALL(mount, EIO), CALL(newfstatat, EIO), CALL(statx, EIO),
+	CALL(fcntl, EIO), CALL(lseek, EIO), CALL(flock, EIO), CALL(prctl, EIO), CALL(setns, EIO), CALL(unshare, EIO), CALL(bind, EIO),
+	CALL(listen, EIO), CALL(getdents64, EIO), CALL(readlink, EIO), CALL(wait4, EIO), CALL(waitid, EIO), CALL(ptrace, EIO),
+	CALL(process_vm_readv, EIO), CALL(process_vm_writev, EIO), CALL(pidfd_getfd, EIO), CALL(setsockopt, EIO), CALL(getsockopt, EIO),
+	CALL(symlink, ENOSPC), CALL(fchmod, EIO), CALL(chdir, EIO), CALL(mlockall, ENOMEM), CALL(mlock, ENOMEM), CALL(pread64, EIO),
+	CALL(mknodat, ENOSPC), CALL(setsid, EIO), CALL(getrandom, EIO), CALL(madvise, ENOMEM), CALL(signalfd, EMFILE), CALL(access, EIO),
+	CALL(faccessat2, EIO), CALL(rt_sigaction, EIO), CALL(prlimit64, EIO), CALL(shutdown, EIO), CALL(sched_getaffinity, EIO),
+};
+static const long not_counted[] = {
+	SYS_exit, SYS_exit_group, SYS_rt_sigreturn, SYS_restart_syscall, SYS_getpid, SYS_gettid, SYS_getppid, SYS_getuid, SYS_geteuid,
+	SYS_getgid, SYS_getegid, SYS_brk, SYS_futex, SYS_rt_sigprocmask, SYS_munmap, SYS_set_robust_list, SYS_set_tid_address, SYS_rseq,
+	SYS_arch_prctl, SYS_sched_yield, SYS_umask, SYS_clock_gettime, SYS_getpgrp, SYS_kill, SYS_tgkill, SYS_pidfd_send_signal, SYS_unlink,
+	SYS_unlinkat, SYS_rmdir, SYS_umount2,
+};
+
+static uint64_t nth, counted;
+static int error_wanted;
+static const char *report_file;
+static struct stat program;
+static char failed_name[64];
+static pid_t failed_pid;
+/* Tasks whose call is to return an error at its end. */
+static struct {
+	pid_t pid;
+	int error;
+} pending;
+static pid_t command_pid;
+
+static bool is_counted(long number)
+{
+	for (size_t i = 0; i < sizeof(not_counted) / sizeof(*not_counted); i++)
+		if (not_counted[i] == number)
+			return false;
+	return true;
+}
+
+static int error_of(long number, char *name, size_t size)
+{
+	for (size_t i = 0; i < sizeof(calls) / sizeof(*calls); i++) {
+		if (calls[i].number != number)
+			continue;
+		snprintf(name, size, "%s", calls[i].name);
+		return calls[i].error;
+	}
+	snprintf(name, size, "call-%ld", number);
+	return EIO;
+}
+
+/* Does it run the program that was started? */
+static bool runs_program(pid_t pid)
+{
+	char path[64];
+	struct stat status;
+
+	snprintf(path, sizeof(path), "/proc/%d/exe", pid);
+	return stat(path, &status) == 0 && status.st_dev == program.st_dev && status.st_ino == program.st_ino;
+}
+
+static void report(void)
+{
+	FILE *file = report_file ? fopen(report_file, "we") : NULL;
+
+	if (!file)
+		return;
+	if (failed_pid)
+		fprintf(file, "failed %lu %s in %d\n", nth, failed_name, failed_pid);
+	else
+		fprintf(file, "only %lu\n", counted);
+	fclose(file);
+}
+
+static void at_entry(pid_t pid, long number)
+{
+	if (!is_counted(number) || ++counted != nth)
+		return;
+	int error = error_of(number, failed_name, sizeof(failed_name));
+
+	failed_pid = pid;
+	report();
+	pending.pid = pid;
+	pending.error = error_wanted ? error_wanted : error;
+	/* A descriptor is closed even where close says that it failed. */
+	if (number != SYS_close)
+		ptrace(PTRACE_POKEUSER, pid, offsetof(struct user_regs_struct, orig_rax), -1L);
+}
+
+static void at_exit(pid_t pid)
+{
+	if (pending.pid != pid)
+		return;
+	ptrace(PTRACE_POKEUSER, pid, offsetof(struct user_regs_struct, rax), (long)-pending.error);
+	pending.pid = 0;
+}
+
+static void on_call(pid_t pid)
+{
+	struct __ptrace_syscall_info info;
+
+	if (ptrace(PTRACE_GET_SYSCALL_INFO, pid, sizeof(info), &info) < 0)
+		return;
+	if (info.op == PTRACE_SYSCALL_INFO_ENTRY)
+		at_entry(pid, (long)info.entry.nr);
+	else if (info.op == PTRACE_SYSCALL_INFO_EXIT)
+		at_exit(pid);
+}
+
+/* A task that stopped: what it stopped for is handled, and it goes on. */
+static void on_stop(pid_t pid, int status)
+{
+	int signal_number = WSTOPSIG(status), event = status >> 16;
+
+	if (signal_number == (SIGTRAP | 0x80)) {
+		on_call(pid);
+		ptrace(PTRACE_SYSCALL, pid, 0, 0);
+	} else if (event == PTRACE_EVENT_EXEC && !runs_program(pid)) {
+		ptrace(PTRACE_DETACH, pid, 0, 0);
+	} else if (event == PTRACE_EVENT_STOP && signal_number != SIGTRAP) {
+		ptrace(PTRACE_LISTEN, pid, 0, 0); /* a stop by SIGSTOP and the like lasts */
+	} else {
+		ptrace(PTRACE_SYSCALL, pid, 0, event ? 0 : (long)signal_number);
+	}
+}
+
+static int trace(pid_t command)
+{
+	for (;;) {
+		int status;
+		pid_t pid = waitpid(-1, &status, __WALL);
+
+		if (pid < 0 && errno == EINTR)
+			continue;
+		if (pid < 0)
+			return 2;
+		if (WIFSTOPPED(status)) {
+			on_stop(pid, status);
+		} else if (pid == command) {
+			if (!failed_pid)
+				report();
+			return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+		}
+	}
+}
+
+/* The child waits until it is traced, so that its execve is seen. */
+static pid_t start(char **command)
+{
+	int gate[2];
+	char byte;
+
+	if (pipe(gate))
+		return -1;
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		close(gate[1]);
+		if (read(gate[0], &byte, 1) < 0)
+			_exit(127);
+		close(gate[0]);
+		execv(command[0], command);
+		_exit(127);
+	}
+	close(gate[0]);
+	if (pid > 0 && ptrace(PTRACE_SEIZE, pid, 0, OPTIONS) < 0) {
+		kill(pid, SIGKILL);
+		pid = -1;
+	}
+	close(gate[1]);
+	return pid;
+}
+
+static void pass_on(int number)
+{
+	kill(command_pid, number);
+}
+
+static bool parse_options(int argc, char **argv)
+{
+	static const struct option names[] = {
+		{ "nth", 1, NULL, 'n' }, { "errno", 1, NULL, 'e' }, { "report", 1, NULL, 'r' }, { "help", 0, NULL, 'h' }, { NULL, 0, NULL, 0 }
+	};
+	int option;
+
+	while ((option = getopt_long(argc, argv, "+h", names, NULL)) != -1)
+		switch (option) {
+		case 'n': nth = strtoull(optarg, NULL, 10); break;
+		case 'e': error_wanted = atoi(optarg); break;
+		case 'r': report_file = optarg; break;
+		case 'h':
+			printf("usage: fail-nth [--nth N] [--errno NUMBER] [--report FILE] /PROGRAM ARGUMENT...\n"
+			       "FILE gets `failed N CALL in PID`, or `only COUNT` where there were fewer calls.\n");
+			exit(0);
+		default: return false;
+		}
+	return optind < argc && stat(argv[optind], &program) == 0;
+}
+
+int main(int argc, char **argv)
+{
+	if (!parse_options(argc, argv)) {
+		fprintf(stderr, "fail-nth: bad options or no such program, see --help\n");
+		return 2;
+	}
+	pid_t command = start(argv + optind);
+
+	if (command < 0) {
+		fprintf(stderr, "fail-nth: %s: %s\n", argv[optind], strerror(errno));
+		return 2;
+	}
+	/* Who ends us means the command. */
+	command_pid = command;
+	signal(SIGTERM, pass_on);
+	signal(SIGINT, pass_on);
+	return trace(command);
+}
