@@ -81,8 +81,14 @@ def one_figure(context, peers, name, row, turn, seconds, tables):
 	with context.attempt(f"{peers.share} % local, {name}, {row}", (speed, row, name)):
 		peers.ready(name)
 		line = peers.lines[name]
-		# into the pattern's own steady state: all pages once, or one and a half of the measured time
+		evicted = peers.instance.stats()["evicted_pages"]
+		# into the pattern's own steady state: all pages once, or one and a half of the measured time; ours until all pages that
+		# were local have left once, for how those of the pattern before were foreseen shows only then
 		line.run(pattern, seconds=seconds * 1.5, touches=peers.mib * 256, writes=writes, seed=turn + 50)
+		for again in range(6 if name == OURS else 0):
+			if peers.instance.stats()["evicted_pages"] - evicted >= peers.mib * 256 * peers.share / 100:
+				break
+			line.run(pattern, seconds=seconds, writes=writes, seed=turn + 60 + again)
 		before = peers.instance.stats() if name == OURS else None
 		answer = line.run(pattern, seconds=seconds, writes=writes, seed=turn)
 		speed.add(row, name, answer["touches_per_second"])
