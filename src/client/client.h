@@ -138,6 +138,37 @@ int client_instance_end(struct client *client, uint64_t instance, uint64_t epoch
 /* Takes the lease: *epoch is the new, higher one; writes under any older epoch answer ESTALE from now on. */
 int client_lease_take(struct client *client, uint64_t instance, uint64_t *epoch, struct dp_err *err);
 
+/* ---- instances that outlive their connection (attach.c; link.h is built on it) ---- */
+struct message_failure;
+/* What is known of an instance to whom is attached to it. */
+struct client_attached {
+	uint64_t instance, epoch;
+	uint8_t identity[16]; /* of the pool, or of its store where that keeps */
+	uint64_t applied;     /* the last operation of the instance's sequence that was handled; the next one is applied + 1 */
+	struct message_failure *failures; /* those of the last SEQUENCE_WINDOW operations that failed */
+	uint32_t failure_count;
+	struct snapshot_space *spaces;
+	size_t space_count;
+	uint8_t note[1000]; /* the last client_note */
+	uint32_t note_bytes;
+};
+bool client_can_resume(const struct client *client);
+/* A new instance that, when its connection is lost, waits for somebody to attach. This connection is attached to it. */
+int client_instance_create_resumable(struct client *client, const char *snapshot, const char *name, struct client_attached *attached,
+				     struct dp_err *err);
+/* This connection is the one that writes the instance from now on; operations that others still have under way get ESTALE. take: the lease is
+ * taken whoever holds it, and the epoch rises; else `epoch` must be that of the lease. identity: 16 bytes, the pool that must answer, or
+ * NULL. Operations carry numbers from here on: client_set_sequence before each. -ESTALE: taken by another. -ENOENT: the instance has
+ * ended. -ENXIO: another pool, or one that was restarted without a store that keeps. client_attached_done frees what came. */
+int client_attach(struct client *client, uint64_t instance, uint64_t epoch, bool take, const uint8_t *identity, unsigned timeout_ms,
+		  struct client_attached *attached, struct dp_err *err);
+void client_attached_done(struct client_attached *attached);
+/* The next operation (put, drop, move, fork, space_free, note) has this place in the sequence: it is applied once however often it is
+ * sent. 0: none. A call that returns -EAGAIN has not used it. */
+void client_set_sequence(struct client *client, uint64_t sequence);
+/* At most 1000 bytes that are kept with the instance and given to whoever attaches. Asynchronous, as the calls below. */
+int client_note(struct client *client, uint64_t instance, uint64_t epoch, const void *note, uint32_t bytes, uint64_t cookie);
+
 /* ---- pages (asynchronous) ----
  * Each call queues one request and tries to send at once. They return 0, -EAGAIN where the send queue is full (call
  * client_receive or wait for POLLOUT, then again), or the connection's error. Buffers are borrowed until the call returns. */

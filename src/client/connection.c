@@ -205,6 +205,12 @@ int connection_hold(struct client *client, const struct message_header *header, 
 static struct flight *find_flight(struct client *client, uint64_t request)
 {
 	uint64_t index = request & (IN_FLIGHT_LIMIT - 1);
+
+	if (request & SEQUENCE_BIT) {
+		struct flight *operation = &client->flights[client->by_sequence[request & (SEQUENCE_WINDOW - 1)]];
+
+		return operation->kind != FLIGHT_FREE && operation->sequence == request ? operation : NULL;
+	}
 	struct flight *flight = &client->flights[index];
 
 	return flight->kind != FLIGHT_FREE && request == (((uint64_t)flight->generation << 32) | index) ? flight : NULL;
@@ -218,6 +224,7 @@ static uint64_t end_flight(struct client *client, struct flight *flight)
 	if (flight->pages)
 		compress_answered(meter, flight->turn, flight->pages, compress_measures(meter) ? clock_now_ns() : 0);
 	flight->kind = FLIGHT_FREE;
+	flight->sequence = 0;
 	flight->generation = (flight->generation + 1) & INT32_MAX;
 	flight->next_free = client->first_free;
 	client->first_free = (uint32_t)(flight - client->flights);

@@ -25,6 +25,7 @@ struct flight {
 	uint32_t generation; /* counts the uses of this entry: part of the request id */
 	uint32_t next_free;
 	uint64_t cookie;
+	uint64_t sequence;   /* with SEQUENCE_BIT: the request's id; 0: it is made of the generation */
 	uint32_t pages;      /* asked for or sent; 0 where none travel */
 	uint8_t turn;        /* the meter's when it was sent */
 	/* GET: the parts come in order, so the next page expected says all. */
@@ -60,6 +61,8 @@ struct client {
 	uint8_t *near_pages;                 /* [NEAR_READ_PAGES] */
 	bool near_busy;                      /* near_pages is in use further up */
 
+	uint64_t sequence;                           /* of the next operation; 0: none */
+	uint32_t by_sequence[SEQUENCE_WINDOW];       /* flights of operations with a number */
 	struct flight *flights;
 	uint32_t first_free; /* IN_FLIGHT_LIMIT: none */
 	uint64_t control_count;
@@ -86,6 +89,8 @@ int connection_fail(struct client *client, int error);
 /* Hands one answer to a page request to the handler; the number of calls made or -EPROTO. */
 int connection_deliver(struct client *client, const struct client_handler *handler, const struct message_header *header,
 		       const uint8_t *payload);
+/* A request without pages that is answered by OK or ERROR. */
+int connection_send_change(struct client *client, struct message_header *header, const void *payload, int bytes, uint64_t cookie);
 #define NEAR_READ_PAGES 64u
 /* Hands pages at known places to the handler; the number of calls made or the error. */
 int connection_deliver_near(struct client *client, const struct client_handler *handler, uint64_t cookie,

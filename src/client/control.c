@@ -141,7 +141,7 @@ static struct message_text text_of(const char *text)
 
 int control_hello(struct client *client, unsigned timeout_ms, struct dp_err *err)
 {
-	struct message_hello hello = { MESSAGE_VERSION, MESSAGE_VERSION, HELLO_FEATURE_LZ4 | HELLO_FEATURE_NEAR };
+	struct message_hello hello = { MESSAGE_VERSION, MESSAGE_VERSION, HELLO_FEATURE_LZ4 | HELLO_FEATURE_NEAR | HELLO_FEATURE_RESUME };
 	struct message_header request = { .type = MESSAGE_HELLO }, answer;
 	const uint8_t *answer_payload;
 	uint8_t payload[16];
@@ -152,7 +152,7 @@ int control_hello(struct client *client, unsigned timeout_ms, struct dp_err *err
 	if (result == 0 && (message_hello_decode(answer_payload, answer.length, &hello) < 0 || hello.lowest > MESSAGE_VERSION ||
 			    hello.highest < MESSAGE_VERSION))
 		return dp_fail(err, EPROTONOSUPPORT, "pool %s speaks another version of the protocol", client->text);
-	client->features = result == 0 ? hello.features & (HELLO_FEATURE_LZ4 | HELLO_FEATURE_NEAR) : 0;
+	client->features = result == 0 ? hello.features & (HELLO_FEATURE_LZ4 | HELLO_FEATURE_NEAR | HELLO_FEATURE_RESUME) : 0;
 	if (result == -EPROTO || result == -EPROTONOSUPPORT)
 		dp_err_doing(err, "%s does not answer like a pool", client->text);
 	return result;

@@ -156,10 +156,15 @@ static int send_change(struct client *client, struct message_header *header, con
 	if (!flight)
 		return -EAGAIN;
 	header->class |= CLASS_WRITE_BACK;
+	if (client->sequence) {
+		client->by_sequence[client->sequence & (SEQUENCE_WINDOW - 1)] = (uint32_t)(flight - client->flights);
+		header->request = flight->sequence = SEQUENCE_BIT | client->sequence;
+	}
 	int result = connection_send(client, header, payload, (size_t)bytes, data, data_count, data_bytes,
 				     data_bytes ? OUTPUT_PUT_BYTES : OUTPUT_BYTES);
 
 	if (result < 0) {
+		flight->sequence = 0;
 		untake_flight(client, flight);
 		return result;
 	}
@@ -167,6 +172,11 @@ static int send_change(struct client *client, struct message_header *header, con
 	if (pages)
 		flight->turn = compress_sent(&client->put_meter, pages);
 	return 0;
+}
+
+int connection_send_change(struct client *client, struct message_header *header, const void *payload, int bytes, uint64_t cookie)
+{
+	return send_change(client, header, payload, bytes, NULL, 0, 0, 0, cookie);
 }
 
 /* The pages of a PUT into client->packed; the bytes used, or 0 where a page is in two pieces: it goes as it is then. */

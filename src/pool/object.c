@@ -2,9 +2,12 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <time.h>
 
 #include "base/base.h"
+#include "base/log.h"
+#include "pool/journal.h"
 #include "pool/pool.h"
 
 static uint64_t unix_now_ns(void)
@@ -115,6 +118,9 @@ void object_free(struct pool *pool, struct object *object)
 	free(object->files);
 	free(object->meta);
 	free(object->order);
+	free(object->failures);
+	free(object->note);
+	journal_end(object->journal);
 	if (object->previous)
 		object->previous->next = object->next;
 	else
@@ -209,6 +215,35 @@ uint64_t object_stored_bytes(const struct pool *pool, const struct object *objec
 	return stored.bytes;
 }
 
+#define IDENTITY_BLOB "identity"
+
+/* Who this pool is: kept with a store that keeps, so that a client that comes back knows whom it has found. Written when it is first needed. */
+static int find_identity(struct pool *pool, struct dp_err *err)
+{
+	struct store *store = pool->store;
+	void *bytes = NULL;
+	uint64_t length = 0;
+	int result = store->persistent ? store->ops->blob_get(store, IDENTITY_BLOB, &bytes, &length, IDENTITY_BYTES) : -ENOENT;
+
+	pool->identity_kept = result == 0 && length == IDENTITY_BYTES;
+	if (pool->identity_kept)
+		memcpy(pool->identity, bytes, IDENTITY_BYTES);
+	free(bytes);
+	if (!pool->identity_kept && getrandom(pool->identity, IDENTITY_BYTES, 0) != IDENTITY_BYTES)
+		return dp_fail_errno(err, errno, "random numbers");
+	return 0;
+}
+
+int pool_keep_identity(struct pool *pool)
+{
+	if (pool->identity_kept)
+		return 0;
+	int result = pool->store->ops->blob_put(pool->store, IDENTITY_BLOB, pool->identity, IDENTITY_BYTES);
+
+	pool->identity_kept = result == 0;
+	return result;
+}
+
 int pool_open(struct pool **result, struct store *store, struct dp_err *err)
 {
 	struct pool *pool = calloc(1, sizeof(*pool));
@@ -219,10 +254,13 @@ int pool_open(struct pool **result, struct store *store, struct dp_err *err)
 		return dp_fail_errno(err, ENOMEM, "open pool");
 	}
 	pool->store = store;
+	pool->keep_lost_ns = POOL_KEEP_LOST_NS;
 	/* Ids of an earlier run of the server must not come again: a late writer of then would hit an object of now. */
 	pool->next_id = (unix_now_ns() / 1000000000 << 12) & ((UINT64_C(1) << (64 - SPACE_NUMBER_BITS)) - 1);
 	code = slots_init(&pool->slots, store);
-	code = code < 0 ? dp_fail_errno(err, -code, "open pool") : persist_load(pool, err);
+	code = code < 0 ? dp_fail_errno(err, -code, "open pool") : find_identity(pool, err);
+	if (code == 0)
+		code = persist_load(pool, err);
 	if (code < 0) {
 		pool_close(pool);
 		return code;
@@ -238,8 +276,11 @@ void pool_close(struct pool *pool)
 	/* Slots need not be given back one by one: a persistent store reads what is used from its manifests, the others end here.
 	 * Giving them back would even punch holes where committed pages are. */
 	pool->slots.store = NULL;
-	while (pool->all)
+	while (pool->all) {
+		journal_close(pool->all->journal);
+		pool->all->journal = NULL;
 		object_free(pool, pool->all);
+	}
 	pool->slots.free_count = 0;
 	slots_done(&pool->slots);
 	idmap_done(&pool->objects);
@@ -262,8 +303,34 @@ void pool_owner_gone(struct pool *pool, const void *owner)
 		if (object->owner != owner)
 			continue;
 		object->owner = NULL;
+		if (object->kind == OBJECT_INSTANCE && object->resume && !object->keep) {
+			object->lost_ns = clock_now_ns();
+			pool->lost_count++;
+			continue;
+		}
 		if (object->kind == OBJECT_DRAFT || (object->kind == OBJECT_INSTANCE && !object->keep))
 			object_free(pool, object);
 	}
 	pool_flush(pool);
+}
+
+uint64_t pool_expire(struct pool *pool)
+{
+	uint64_t now = clock_now_ns(), waiting = 0;
+	struct object *next;
+
+	for (struct object *object = pool->all; object; object = next) {
+		next = object->next;
+		if (object->kind != OBJECT_INSTANCE || !object->lost_ns || object->owner)
+			continue;
+		if (pool->keep_lost_ns && now - object->lost_ns > pool->keep_lost_ns) {
+			log_info("instance %s has ended: nobody came back for it", object->name);
+			object_free(pool, object);
+			pool_flush(pool);
+		} else {
+			waiting++;
+		}
+	}
+	pool->lost_count = waiting;
+	return waiting;
 }

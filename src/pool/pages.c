@@ -3,6 +3,7 @@
 #include <errno.h>
 
 #include "base/base.h"
+#include "pool/journal.h"
 #include "pool/pool.h"
 #include "wire/message.h"
 
@@ -53,6 +54,7 @@ static int put_plan(struct space *space, const struct page_range *ranges, size_t
 
 				if (result < 0)
 					return result;
+				journal_drop(space->object, space, (struct page_range){ pgno, 1 });
 				continue;
 			}
 			uint64_t slot = pagemap_own_slot(&space->map, pgno);
@@ -93,6 +95,8 @@ int pool_put(struct pool *pool, const void *owner, uint64_t id, uint64_t epoch, 
 		if (result < 0)
 			slots_release(&pool->slots, put.slot[i]);
 	}
+	if (result == 0)
+		journal_put(space->object, space, put.pgno, put.slot, put.count);
 	return note(space, result);
 }
 
@@ -101,7 +105,12 @@ int pool_drop(struct pool *pool, const void *owner, uint64_t id, uint64_t epoch,
 	struct space *space;
 	int result = check_writable(pool, owner, id, epoch, &space);
 
-	return result < 0 ? result : note(space, pagemap_drop(&space->map, range.pgno, range.pages));
+	if (result < 0)
+		return result;
+	result = pagemap_drop(&space->map, range.pgno, range.pages);
+	if (result == 0)
+		journal_drop(space->object, space, range);
+	return note(space, result);
 }
 
 int pool_move(struct pool *pool, const void *owner, uint64_t id, uint64_t epoch, uint64_t from, uint64_t to, uint64_t pages)
@@ -109,7 +118,12 @@ int pool_move(struct pool *pool, const void *owner, uint64_t id, uint64_t epoch,
 	struct space *space;
 	int result = check_writable(pool, owner, id, epoch, &space);
 
-	return result < 0 ? result : note(space, pagemap_move(&space->map, from, to, pages));
+	if (result < 0)
+		return result;
+	result = pagemap_move(&space->map, from, to, pages);
+	if (result == 0)
+		journal_move(space->object, space, from, to, pages);
+	return note(space, result);
 }
 
 int pool_fork(struct pool *pool, const void *owner, uint64_t parent_id, uint64_t epoch, uint64_t child_id)
@@ -129,6 +143,7 @@ int pool_fork(struct pool *pool, const void *owner, uint64_t parent_id, uint64_t
 	if (!child)
 		return -ENOMEM;
 	pagemap_clone(&child->map, &parent->map);
+	journal_fork(parent->object, parent, child_id);
 	return 0;
 }
 
@@ -137,7 +152,9 @@ int pool_space_free(struct pool *pool, const void *owner, uint64_t id, uint64_t 
 	struct space *space;
 	int result = check_writable(pool, owner, id, epoch, &space);
 
-	if (result == 0)
+	if (result == 0) {
+		journal_free(space->object, id);
 		object_remove_space(pool, space);
+	}
 	return result;
 }

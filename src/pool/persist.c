@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/base.h"
+#include "pool/journal.h"
 #include "pool/manifest.h"
 #include "pool/pool.h"
 #include "transport/endpoint.h"
@@ -233,6 +234,8 @@ int persist_load(struct pool *pool, struct dp_err *err)
 		free(load.names[i]);
 	}
 	free(load.names);
+	if (result == 0)
+		result = journal_load(pool, err);
 	if (result < 0)
 		return result;
 	result = pool->store->ops->adopt(pool->store, slot_is_used, &pool->slots);

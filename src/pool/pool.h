@@ -21,6 +21,7 @@
 #include "pool/pagemap.h"
 #include "pool/slots.h"
 #include "store/store.h"
+#include "wire/message.h"
 #include "wire/page_range.h"
 
 #define SPACE_NUMBER_BITS 20
@@ -66,6 +67,14 @@ struct object {
 	uint64_t epoch;
 	uint64_t base; /* the snapshot's id */
 	bool keep;
+	bool resume;      /* it outlives its connection for a while */
+	uint64_t lost_ns; /* when that was lost; 0: it is there */
+	uint64_t applied; /* the last operation of its sequence that was handled */
+	struct message_failure *failures; /* of the operations of the window, those that failed, ascending */
+	uint32_t failure_count;
+	uint8_t *note; /* the writer's own */
+	uint32_t note_bytes;
+	struct journal *journal; /* NULL: it ends with the pool */
 };
 
 struct pool {
@@ -76,6 +85,10 @@ struct pool {
 	struct object *by_name; /* snapshots, sorted */
 	uint64_t next_id;
 	uint64_t snapshot_count, instance_count;
+	bool identity_kept;
+	uint8_t identity[IDENTITY_BYTES]; /* of the store where it keeps, else of this process */
+	uint64_t lost_count;              /* instances that may be waiting; pool_expire counts them */
+	uint64_t keep_lost_ns;            /* how long an instance waits for somebody to attach; 0: for ever */
 };
 
 /* Takes the store and loads the snapshots in it. -EBADMSG where one of them is damaged (named in the text). The store is closed
@@ -87,6 +100,10 @@ void pool_close(struct pool *pool);
 void pool_flush(struct pool *pool);
 /* The connection is gone: its drafts vanish, its instances that are not kept end. */
 void pool_owner_gone(struct pool *pool, const void *owner);
+
+/* Instances that waited too long end. Returns how many still wait. */
+uint64_t pool_expire(struct pool *pool);
+#define POOL_KEEP_LOST_NS (UINT64_C(300) * 1000000000)
 
 /* ---- pages ---- */
 struct space *pool_space(const struct pool *pool, uint64_t id);
@@ -129,10 +146,17 @@ int pool_order_put(struct pool *pool, uint64_t instance, uint64_t epoch, const u
 const struct object *pool_order_get(const struct pool *pool, uint64_t id);
 
 /* ---- instances ---- */
-int pool_instance_create(struct pool *pool, const void *owner, const char *snapshot, const char *name, bool keep,
+/* flags: INSTANCE_FLAG_KEEP, INSTANCE_FLAG_RESUME. */
+int pool_instance_create(struct pool *pool, const void *owner, const char *snapshot, const char *name, uint32_t flags,
 			 struct object **instance, struct dp_err *err);
 int pool_instance_end(struct pool *pool, uint64_t instance, uint64_t epoch, struct dp_err *err);
 int pool_lease_take(struct pool *pool, const void *owner, uint64_t instance, uint64_t *epoch, struct dp_err *err);
+
+/* ---- attach.c ---- */
+/* The writer's note, given back to whoever attaches. -ENOENT, -ESTALE, -ENOMEM. */
+int pool_note(struct pool *pool, uint64_t instance, uint64_t epoch, const void *note, uint32_t bytes);
+/* An operation was handled, with this result. `failures` is there. */
+void pool_applied(struct object *instance, uint64_t sequence, int result);
 
 /* ---- inside the room (object.c, persist.c) ---- */
 struct object *object_new(struct pool *pool, enum object_kind kind, const char *name, const void *owner);
@@ -140,6 +164,8 @@ void object_free(struct pool *pool, struct object *object);
 /* number 0: the next one. NULL where memory is out or the number is taken. */
 struct space *object_add_space(struct pool *pool, struct object *object, uint64_t number, uint64_t label);
 void object_remove_space(struct pool *pool, struct space *space);
+/* The store says who it is from now on; persistent stores only. */
+int pool_keep_identity(struct pool *pool);
 void pool_publish(struct pool *pool, struct object *snapshot);
 int persist_load(struct pool *pool, struct dp_err *err);
 /* The pages must have been synced before (T3). */

@@ -29,5 +29,9 @@ int request_handle_drop(struct request *request);
 int request_handle_move(struct request *request);
 int request_handle_fork(struct request *request);
 int request_handle_space_free(struct request *request);
+int request_handle_attach(struct request *request);
+int request_handle_note(struct request *request);
+/* An operation with a place in its instance's sequence: 0: it is the next; 1: a repeat that was applied well; or what it failed with. */
+int request_sequence_check(struct request *request, struct object **instance);
 
 #endif

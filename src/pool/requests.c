@@ -5,6 +5,7 @@
 
 #include "base/base.h"
 #include "pool/connection.h"
+#include "pool/journal.h"
 #include "pool/request.h"
 #include "transport/endpoint.h"
 
@@ -60,7 +61,7 @@ static int handle_hello(struct request *request)
 
 	if (!reply)
 		return -ENOMEM;
-	ours.features = hello.features & (HELLO_FEATURE_LZ4 | HELLO_FEATURE_NEAR);
+	ours.features = hello.features & (HELLO_FEATURE_LZ4 | HELLO_FEATURE_NEAR | HELLO_FEATURE_RESUME);
 	request->connection->can_pack = ours.features & HELLO_FEATURE_LZ4;
 	reply->head_bytes = MESSAGE_HEADER_BYTES + (uint32_t)message_hello_encode(reply->head + MESSAGE_HEADER_BYTES, 64, &ours);
 	request->connection->hello = true;
@@ -397,7 +398,7 @@ static int handle_instance_create(struct request *request)
 	if (result < 0)
 		return result;
 	message_text_copy(message.name, name, sizeof(name));
-	result = pool_instance_create(request->pool, request->connection, snapshot, name, message.flags & INSTANCE_FLAG_KEEP, &instance,
+	result = pool_instance_create(request->pool, request->connection, snapshot, name, message.flags, &instance,
 				      &request->err);
 	if (result < 0)
 		return result;
@@ -450,6 +451,8 @@ static int (*const handlers[])(struct request *request) = {
 	[MESSAGE_INSTANCE_CREATE] = handle_instance_create,
 	[MESSAGE_INSTANCE_END] = handle_instance_end,
 	[MESSAGE_LEASE_TAKE] = handle_lease_take,
+	[MESSAGE_ATTACH] = request_handle_attach,
+	[MESSAGE_NOTE] = request_handle_note,
 };
 
 int request_fail(struct connection *connection, const struct message_header *header, int error, const char *text)
@@ -493,6 +496,33 @@ void request_committed(struct connection *connection, const struct commit_job *j
 		connection->broken = true; /* an answer is owed that there is no memory for */
 }
 
+/* Operations of an instance: each once, in the order of their numbers where they have any; on the journal before they are answered. */
+static bool is_operation(unsigned type)
+{
+	return (type >= MESSAGE_PUT && type <= MESSAGE_SPACE_FREE) || type == MESSAGE_NOTE;
+}
+
+static int handle_operation(struct request *request)
+{
+	const struct message_header *header = request->header;
+	uint64_t sequence = header->request & SEQUENCE_BIT ? header->request & ~SEQUENCE_BIT : 0;
+	struct object *instance = NULL;
+	int result = sequence ? request_sequence_check(request, &instance) : 0;
+
+	if (result)
+		return DP_MIN(result, 0);
+	uint64_t id = header->type == MESSAGE_NOTE ? header->object : header->object >> SPACE_NUMBER_BITS;
+
+	result = handlers[header->type](request);
+	if (sequence)
+		pool_applied(instance, sequence, result);
+	else
+		instance = pool_object(request->pool, id, OBJECT_INSTANCE);
+	if (instance)
+		journal_commit(request->pool, instance, sequence, result);
+	return result;
+}
+
 int request_handle(struct connection *connection, const struct message_header *header, const uint8_t *payload)
 {
 	struct request request;
@@ -513,7 +543,7 @@ int request_handle(struct connection *connection, const struct message_header *h
 		connection->broken = true;
 		return request_fail(connection, header, EPROTO, "the first message must be hello");
 	}
-	result = handlers[header->type](&request);
+	result = is_operation(header->type) ? handle_operation(&request) : handlers[header->type](&request);
 	if (result < 0)
 		return request_fail(connection, header, -result, request.err.text[0] ? request.err.text : strerror(-result));
 	if (request.answered)

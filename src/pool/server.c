@@ -26,7 +26,7 @@ struct server {
 	struct server_listener *listeners;
 	struct connection *connections;
 	uint64_t idle_exit_ns; /* 0: never */
-	uint64_t idle_since_ns;
+	uint64_t idle_since_ns, ticked_ns;
 	bool commits_done; /* the committer has something for us */
 	bool stopping;
 };
@@ -224,9 +224,15 @@ static void finish_commits(struct server *server)
 
 /* ---- the loop ---- */
 
+/* Instances that wait for somebody to attach are on the store's journal: whoever comes back starts a server that has them. */
 static bool idle(const struct server *server)
 {
-	return !server->connections && server->shared.pool->instance_count == 0;
+	if (server->connections)
+		return false;
+	for (const struct object *object = server->shared.pool->all; object; object = object->next)
+		if (object->kind == OBJECT_INSTANCE && !(object->lost_ns && object->journal))
+			return false;
+	return true;
 }
 
 static int loop_timeout_ms(const struct server *server)
@@ -239,6 +245,8 @@ static int loop_timeout_ms(const struct server *server)
 	for (const struct server_listener *entry = server->listeners; entry; entry = entry->next)
 		if (!entry->watched)
 			return TICK_MS;
+	if (server->shared.pool->lost_count)
+		return TICK_MS;
 	for (const struct connection *connection = server->connections; connection; connection = connection->next)
 		if (connection->input_size > INPUT_SMALL_BYTES)
 			return TICK_MS;
@@ -257,6 +265,9 @@ static void tick(struct server *server)
 {
 	uint64_t now = clock_now_ns();
 
+	server->ticked_ns = now;
+	if (server->shared.pool->lost_count)
+		pool_expire(server->shared.pool);
 	for (struct connection *connection = server->connections; connection; connection = connection->next)
 		if (now - connection->last_active_ns > SHRINK_AFTER_NS)
 			connection_shrink(connection);
@@ -300,7 +311,9 @@ int server_run(struct server *server)
 		/* Behind the others: this may close connections that the others are about. */
 		if (server->commits_done)
 			finish_commits(server);
-		if (count <= 0)
+		bool late = server->shared.pool->lost_count && clock_now_ns() - server->ticked_ns > TICK_MS * UINT64_C(1000000);
+
+		if (count <= 0 || late)
 			tick(server);
 		if (server->idle_exit_ns && idle(server) && clock_now_ns() - server->idle_since_ns >= server->idle_exit_ns)
 			return 0;

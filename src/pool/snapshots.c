@@ -4,7 +4,19 @@
 #include <string.h>
 
 #include "base/base.h"
+#include "pool/journal.h"
 #include "pool/pool.h"
+
+/* The snapshot goes: journals of its instances must not refer to it any more. */
+static int release_base(struct pool *pool, const struct object *snapshot)
+{
+	int result = 0;
+
+	for (struct object *object = pool->all; object && result == 0 && snapshot->instances; object = object->next)
+		if (object->kind == OBJECT_INSTANCE && object->base == snapshot->id && object->journal)
+			result = journal_rewrite(pool, object);
+	return result;
+}
 
 static int find_draft(struct pool *pool, const void *owner, uint64_t id, struct object **draft, struct dp_err *err)
 {
@@ -192,6 +204,9 @@ int pool_snapshot_commit_finish(struct pool *pool, const void *owner, uint64_t i
 	old = pool_snapshot(pool, draft->name);
 	if (old && !draft->replace)
 		return name_taken(draft->name, err);
+	result = old ? release_base(pool, old) : 0;
+	if (result < 0)
+		return dp_fail_errno(err, -result, "keep the pages of the instances of %s", old->name);
 	result = persist_save(pool, draft, err);
 	if (result < 0)
 		return result;
@@ -222,15 +237,18 @@ int pool_snapshot_remove(struct pool *pool, const char *name, bool force, struct
 	if (snapshot->instances && !force)
 		return dp_fail(err, EBUSY, "snapshot %s has %u live instance%s; stop them, or use --force (they keep their pages)", name,
 			       snapshot->instances, snapshot->instances == 1 ? "" : "s");
-	int result = persist_remove(pool, name, err);
+	int result = release_base(pool, snapshot);
 
+	if (result < 0)
+		return dp_fail_errno(err, -result, "keep the pages of the instances of %s", snapshot->name);
+	result = persist_remove(pool, name, err);
 	if (result < 0)
 		return result;
 	object_free(pool, snapshot);
 	return 0;
 }
 
-int pool_instance_create(struct pool *pool, const void *owner, const char *snapshot_name, const char *name, bool keep,
+int pool_instance_create(struct pool *pool, const void *owner, const char *snapshot_name, const char *name, uint32_t flags,
 			 struct object **result, struct dp_err *err)
 {
 	struct object *snapshot = pool_snapshot(pool, snapshot_name);
@@ -242,7 +260,8 @@ int pool_instance_create(struct pool *pool, const void *owner, const char *snaps
 	if (!instance)
 		return dp_fail(err, ENOMEM, "the pool is out of memory");
 	instance->epoch = 1;
-	instance->keep = keep;
+	instance->keep = flags & INSTANCE_FLAG_KEEP;
+	instance->resume = flags & INSTANCE_FLAG_RESUME;
 	instance->base = snapshot->id;
 	snapshot->instances++;
 	for (const struct space *base = snapshot->spaces; base; base = base->next) {
@@ -254,6 +273,8 @@ int pool_instance_create(struct pool *pool, const void *owner, const char *snaps
 		}
 		pagemap_clone(&space->map, &base->map);
 	}
+	if (instance->resume)
+		journal_begin(pool, instance);
 	*result = instance;
 	return 0;
 }
@@ -285,6 +306,8 @@ int pool_lease_take(struct pool *pool, const void *owner, uint64_t id, uint64_t 
 	if (result < 0)
 		return result;
 	instance->owner = owner;
+	instance->lost_ns = 0;
 	*epoch = ++instance->epoch;
+	journal_lease(pool, instance); /* on the journal before it is told: a restart must not bring an older epoch back */
 	return 0;
 }

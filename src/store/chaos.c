@@ -348,7 +348,7 @@ int store_chaos_open(struct store **store, struct store *lower, const char *opti
 	}
 	if (!chaos->ops)
 		chaos->ops = CHAOS_DEFAULT;
-	chaos->store = (struct store){ .ops = &chaos_ops, .persistent = lower->persistent };
+	chaos->store = (struct store){ .ops = &chaos_ops, .persistent = lower->persistent, .beside = lower->beside };
 	log_warn("the store fails on purpose: chaos=%s", options);
 	*store = &chaos->store;
 	return 0;

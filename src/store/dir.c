@@ -130,6 +130,7 @@ static void dir_close(struct store *store)
 	/* The lock goes last. */
 	for (size_t i = 0; i < ARRAY_LENGTH(fds); i++)
 		dp_close_fd(&fds[i]);
+	free(store->beside);
 	free(dir);
 }
 
@@ -263,6 +264,7 @@ int store_dir_open(struct store **store, const char *path, bool create, struct d
 		dir_close(&dir->base.store);
 		return result;
 	}
+	dir->base.store.beside = format_text("%s/instances", path);
 	*store = &dir->base.store;
 	return 0;
 }

@@ -325,6 +325,7 @@ static void file_close(struct store *store)
 	heap_done(&file->base.heap);
 	dp_close_fd(&file->fd);
 	free(file->blobs);
+	free(store->beside);
 	free(file);
 }
 
@@ -477,6 +478,7 @@ int store_file_open(struct store **store, const char *path, bool create, struct 
 		file_close(&file->base.store);
 		return result;
 	}
+	file->base.store.beside = format_text("%s.instances", path);
 	*store = &file->base.store;
 	return 0;
 }

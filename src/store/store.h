@@ -61,6 +61,8 @@ struct store_ops {
 struct store {
 	const struct store_ops *ops;
 	bool persistent; /* blobs and pages outlive the process */
+	char *beside;    /* owned; a directory of this host beside the store, for what belongs to it, where what was written is in the kernel's hands
+			  * when write returns; NULL: there is none */
 };
 
 /* `memory:`, `memory:SIZE`, either with `?ready=SIZE`, `dir:/path`, `file:/path`; behind each

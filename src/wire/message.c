@@ -43,6 +43,9 @@ static const struct {
 	{ MESSAGE_INSTANCE_INFO, "instance-info" },
 	{ MESSAGE_INSTANCE_END, "instance-end" },
 	{ MESSAGE_LEASE_TAKE, "lease-take" },
+	{ MESSAGE_ATTACH, "attach" },
+	{ MESSAGE_ATTACHED, "attached" },
+	{ MESSAGE_NOTE, "note" },
 };
 
 const char *message_type_name(unsigned type)
@@ -604,7 +607,7 @@ int message_instance_create_decode(const uint8_t *bytes, size_t length, struct m
 	create->flags = bytes_get_u32(&in);
 	create->snapshot = get_text(&in, NAME_LIMIT);
 	create->name = get_text(&in, NAME_LIMIT);
-	if (create->flags > INSTANCE_FLAG_KEEP)
+	if (create->flags & ~(INSTANCE_FLAG_KEEP | INSTANCE_FLAG_RESUME))
 		in.bad = true;
 	return complete(&in);
 }

@@ -68,6 +68,9 @@ enum message_type {
 	MESSAGE_INSTANCE_INFO = 49,
 	MESSAGE_INSTANCE_END = 50,
 	MESSAGE_LEASE_TAKE = 51,
+	MESSAGE_ATTACH = 52,
+	MESSAGE_ATTACHED = 53,
+	MESSAGE_NOTE = 54,
 };
 
 #define MESSAGE_CLASS_MASK 0x3f
@@ -107,6 +110,7 @@ void message_text_copy(struct message_text text, char *buffer, size_t size);
 
 #define HELLO_FEATURE_LZ4 1u  /* pages may be packed: MESSAGE_PACKED */
 #define HELLO_FEATURE_NEAR 2u /* the pool tells where pages lie in its memory: NEAR, LOCATE */
+#define HELLO_FEATURE_RESUME 16u /* instances outlive their connection: ATTACH, NOTE, sequenced operations */
 struct message_hello {
 	uint16_t lowest, highest; /* versions the sender speaks */
 	uint32_t features;        /* the client's: what it can; the pool's: those of them that it can too */
@@ -252,7 +256,8 @@ int message_status_encode(uint8_t *bytes, size_t size, const struct message_stat
 int message_status_decode(const uint8_t *bytes, size_t length, struct message_status *status);
 
 /* ---- instances ---- */
-#define INSTANCE_FLAG_KEEP 1u
+#define INSTANCE_FLAG_KEEP 1u   /* until it is ended */
+#define INSTANCE_FLAG_RESUME 2u /* when its connection is lost, it waits for somebody to attach */
 struct message_instance_create {
 	uint32_t flags;
 	struct message_text snapshot, name;
@@ -266,5 +271,39 @@ struct message_instance_info {
 };
 int message_instance_info_encode(uint8_t *bytes, size_t size, const struct message_info_space *spaces, size_t count);
 int message_instance_info_decode(const uint8_t *bytes, size_t length, struct message_instance_info *info);
+
+/* ---- attaching to an instance again ---- */
+/* The request id of an operation (PUT, DROP, MOVE, FORK, SPACE_FREE, NOTE) that has its place in the instance's sequence: this bit and the
+ * sequence number, from 1. */
+#define SEQUENCE_BIT (UINT64_C(1) << 62)
+#define SEQUENCE_WINDOW 1024u /* operations that may wait for their answers at once */
+#define IDENTITY_BYTES 16
+#define NOTE_LIMIT 1000
+
+#define ATTACH_FLAG_TAKE 1u /* whatever the epoch: the lease is taken, the epoch rises */
+struct message_attach {
+	uint32_t flags;
+	uint8_t identity[IDENTITY_BYTES]; /* of the pool that is meant; zeros: whichever answers */
+};
+int message_attach_encode(uint8_t *bytes, size_t size, const struct message_attach *attach);
+int message_attach_decode(const uint8_t *bytes, size_t length, struct message_attach *attach);
+
+struct message_failure {
+	uint64_t sequence;
+	int error; /* positive errno */
+};
+struct message_attached {
+	uint8_t identity[IDENTITY_BYTES];
+	uint64_t applied;      /* the last operation that was handled */
+	uint32_t failure_count; /* operations of the window that failed, ascending */
+	uint32_t space_count;
+	const uint8_t *failures, *spaces; /* decode only: message_failure_at, message_info_space_at */
+	struct message_bytes note;
+};
+/* Writes everything but the two lists, which the caller appends: failures, then spaces (message_info_space_encode), in this order. */
+int message_attached_encode(uint8_t *bytes, size_t size, const struct message_attached *attached);
+int message_failure_encode(uint8_t *bytes, size_t size, const struct message_failure *failure);
+int message_attached_decode(const uint8_t *bytes, size_t length, struct message_attached *attached);
+struct message_failure message_failure_at(const uint8_t *failures, uint32_t index);
 
 #endif
