@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <sys/file.h>
 #include <sys/mount.h>
@@ -14,6 +13,7 @@
 
 #include "base/base.h"
 #include "base/log.h"
+#include "sys/criu.h"
 
 #define CRIU_RUN_DIRECTORY "/run"
 #define CRIU_CACHE "/run/criu.kdat"
@@ -25,19 +25,7 @@ static bool is_tmpfs(const char *path)
 	return !statfs(path, &info) && info.f_type == TMPFS_MAGIC;
 }
 
-/* In the child: `criu check` with a /run in memory, which is enough for CRIU to write its cache there. */
-static void run_check(const char *criu_path)
-{
-	int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-	for (int i = 0; i < 3; i++)
-		dup2(null_fd, i);
-	sigset_t none;
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
-	execl(criu_path, criu_path, "check", "--feature", "uffd", NULL);
-	_exit(127);
-}
-
+/* In a child: `criu check` with a /run in memory is enough for CRIU to write its cache there. */
 static int make_in_child(const char *criu_path, const char *path)
 {
 	cleanup_free char *content = NULL;
@@ -45,11 +33,7 @@ static int make_in_child(const char *criu_path, const char *path)
 	if (!fresh || unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL) ||
 	    mount("tmpfs", CRIU_RUN_DIRECTORY, "tmpfs", 0, NULL))
 		return 1;
-	pid_t criu = fork();
-	if (criu == 0)
-		run_check(criu_path);
-	if (criu < 0 || waitpid(criu, NULL, 0) != criu)
-		return 1;
+	criu_run_quietly(criu_path, NULL, (const char *const[]){ criu_path, "check", "--feature", "uffd", NULL });
 	ssize_t length = io_read_file(CRIU_CACHE, &content, 1u << 20);
 	if (length <= 0 || io_write_file(fresh, content, (size_t)length, 0600))
 		return 1;

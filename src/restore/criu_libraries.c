@@ -1,17 +1,15 @@
 #include "restore/criu_libraries.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 
 #include "base/base.h"
 #include "base/log.h"
 #include "restore/criu_cache.h"
+#include "sys/criu.h"
 
 static const char *const libraries[] = { "libgnutls.so.30", "libnftables.so.1" };
 
@@ -44,28 +42,10 @@ static bool find_libraries(char *preload, size_t size, time_t *built)
 	return false;
 }
 
-/* In the child: with every symbol looked up at once, the loader fails where one is missing. */
-static void try(const char *criu_path, const char *preload)
-{
-	int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-	for (int i = 0; i < 3; i++)
-		dup2(null_fd, i);
-	sigset_t none;
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
-	setenv("LD_PRELOAD", preload, 1);
-	setenv("LD_BIND_NOW", "1", 1);
-	execl(criu_path, criu_path, "--version", NULL);
-	_exit(127);
-}
-
+/* With every symbol looked up at once, the loader fails where one is missing. */
 static bool do_fit(const char *criu_path, const char *preload)
 {
-	int status = -1;
-	pid_t child = fork();
-	if (child == 0)
-		try(criu_path, preload);
-	return child > 0 && waitpid(child, &status, 0) == child && status == 0;
+	return criu_run_quietly(criu_path, preload, (const char *const[]){ criu_path, "--version", NULL }) == 0;
 }
 
 void criu_libraries_prepare(const char *criu_path, char *preload, size_t size)

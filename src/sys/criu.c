@@ -152,3 +152,28 @@ int criu_check_kernel(const char *path, struct dp_err *err)
 	}
 	return dp_fail(err, EOPNOTSUPP, "%s check: %s", path, cause ? cause : "it failed without a word");
 }
+
+static void become(const char *path, const char *preload, const char *const *arguments)
+{
+	int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	for (int i = 0; i < 3; i++)
+		dup2(null_fd, i);
+	sigset_t none;
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	if (preload) {
+		setenv("LD_PRELOAD", preload, 1);
+		setenv("LD_BIND_NOW", "1", 1);
+	}
+	execv(path, (char *const *)arguments);
+	_exit(127);
+}
+
+int criu_run_quietly(const char *path, const char *preload, const char *const *arguments)
+{
+	int status = -1;
+	pid_t child = fork();
+	if (child == 0)
+		become(path, preload, arguments);
+	return child > 0 && waitpid(child, &status, 0) == child ? status : -errno;
+}

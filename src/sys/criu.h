@@ -26,4 +26,8 @@ int criu_check_version(const char *path, struct criu_version *version, struct dp
 /* Runs `path check` (~20 ms; blocks, at most 10 s). 0, or -EOPNOTSUPP with CRIU's first error line in err. */
 int criu_check_kernel(const char *path, struct dp_err *err);
 
+/* Runs `path` with these arguments (the first one its name, NULL the last) and nothing to read or to say. preload: libraries for
+ * LD_PRELOAD, every symbol of which is looked up at once, or NULL. Blocks until it has ended; its wait status, or -errno. */
+int criu_run_quietly(const char *path, const char *preload, const char *const *arguments);
+
 #endif
