@@ -204,6 +204,16 @@ uint64_t page_hash(const void *page)
 	return XXH3_64bits(page, PAGE_BYTES);
 }
 
+struct page_digest page_digest(const void *page)
+{
+	XXH128_hash_t hash = XXH3_128bits(page, PAGE_BYTES);
+
+	/* Zero means unknown. */
+	if (hash.low64 == 0 && hash.high64 == 0)
+		hash.high64 = 1;
+	return (struct page_digest){ hash.low64, hash.high64 };
+}
+
 char *format_text(const char *format, ...)
 {
 	char *text = NULL;

@@ -66,6 +66,20 @@ bool page_is_zero(const void *page);
 
 /* 64-bit content hash of one page (XXH3). */
 uint64_t page_hash(const void *page);
+/* 128-bit content hash of one page (XXH3), by which a page that was damaged on a disk, in memory or on the way is known. `low` is
+ * page_hash() of the same page: who has the one need not compute the other. All zero: not known. */
+struct page_digest {
+	uint64_t low, high;
+};
+struct page_digest page_digest(const void *page);
+static inline bool page_digest_known(struct page_digest digest)
+{
+	return digest.low || digest.high;
+}
+static inline bool page_digest_same(struct page_digest a, struct page_digest b)
+{
+	return a.low == b.low && a.high == b.high;
+}
 
 /* Fresh formatted string, or NULL where memory is out. */
 char *format_text(const char *format, ...) __attribute__((format(printf, 1, 2)));

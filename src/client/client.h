@@ -9,9 +9,13 @@
  * Answers to page requests that come while a control call waits are kept and delivered by the next client_receive: after a
  * control call that was made with page requests in flight, call client_receive before polling.
  *
+ * Pages carry digests from whoever wrote them, and each is compared when it comes, over a connection or from near memory. One that is not
+ * what it should be is asked for once more, and the pool looks at it then; what is damaged still is told by on_damaged.
+ *
  * Invariants: C1 a page of a DATA reply is handed over exactly once or its request fails; C2 an answer that names an unknown
  * request, a page that was not asked for, or a length beyond the limits ends the connection with -EPROTO.
- * Thread rule: one thread per client. Errors: -errno of the pool as it sent it, or -ECONNRESET/-EPIPE/-ETIMEDOUT/-EPROTO. */
+ * Thread rule: one thread per client. Errors: -errno of the pool as it sent it, or -ECONNRESET/-EPIPE/-ETIMEDOUT/-EPROTO,
+ * or -EBADMSG where a message (not a page) came damaged: connect again. */
 #ifndef DP_CLIENT_CLIENT_H
 #define DP_CLIENT_CLIENT_H
 
@@ -45,6 +49,8 @@ int client_compress_parse(const char *text, enum client_compress *mode);
 void client_packs(const struct client *client, bool *get, bool *put);
 uint64_t client_bytes_sent(const struct client *client);
 uint64_t client_bytes_received(const struct client *client);
+/* Pages that came damaged so far, whether or not they came right when they were asked for again. */
+uint64_t client_damaged_pages(const struct client *client);
 
 /* ---- writing a snapshot (blocking; the draft vanishes with the connection unless committed) ---- */
 /* -EEXIST where the name is taken and !replace. *draft is the object id for the calls below. */
@@ -200,6 +206,9 @@ struct client_handler {
 	void (*on_pages)(void *context, uint64_t cookie, struct page_range range, const void *data, bool last);
 	/* The answer to put, drop, move, fork, space_free (0 or -errno), or the failure of a get. */
 	void (*on_done)(void *context, uint64_t cookie, int result);
+	/* A run of a GET's pages that this pool cannot give: what it has is not what was stored. Like on_pages, without data. NULL: such a page
+	 * ends the client with -EIO. */
+	void (*on_damaged)(void *context, uint64_t cookie, struct page_range range, bool last);
 };
 
 /* From now on pages are read from the pool's memory where the pool is on this host, has pages in memory and lets us (near.h). */

@@ -111,9 +111,11 @@ int connection_send(struct client *client, struct message_header *header, const 
 	}
 	header->version = MESSAGE_VERSION;
 	header->length = (uint32_t)(payload_bytes + data_bytes);
-	message_header_encode(encoded, header);
 	pieces[0] = (struct iovec){ encoded, sizeof(encoded) };
 	pieces[1] = (struct iovec){ (void *)payload, payload_bytes };
+	pieces[2] = data_count ? data[0] : (struct iovec){ 0 }; /* only a PUT has more, all pages */
+	header->check = message_check(header, pieces + 1, 2);
+	message_header_encode(encoded, header);
 	int used = 2;
 
 	/* More pieces than fit one call go in turns; the stream keeps them in order. */
@@ -182,6 +184,9 @@ int connection_next(struct client *client, struct message_header *header, const 
 	if (have < MESSAGE_HEADER_BYTES + (size_t)header->length)
 		return grow_input(client, MESSAGE_HEADER_BYTES + (size_t)header->length);
 	*payload = client->input + client->input_start + MESSAGE_HEADER_BYTES;
+	/* Damaged on the way: nothing it says can be believed, not even whom it is for. */
+	if (!message_check_good(header, *payload))
+		return connection_fail(client, -EBADMSG);
 	client->input_start += MESSAGE_HEADER_BYTES + header->length;
 	return 1;
 }
@@ -249,30 +254,170 @@ static bool take_run(struct flight *flight, struct message_run run)
 	return true;
 }
 
+/* ---- pages that came damaged ---- */
+
+/* Asks for these pages once more, for the request `flight`; the pool looks at them before it sends them. */
+static int ask_again(struct client *client, struct flight *flight, struct page_range range)
+{
+	uint8_t payload[8 + 16];
+	struct message_header header = { .type = MESSAGE_GET, .class = CLASS_DEMAND | MESSAGE_CHECKED, .object = flight->space };
+	struct flight *again = connection_take_flight(client, FLIGHT_AGAIN, flight->cookie, &header.request);
+
+	if (!again || range.pages > DATA_PAGES_LIMIT)
+		return connection_fail(client, -EBADMSG);
+	client->damaged_pages += range.pages;
+	again->range_count = 1;
+	again->range_at = 0;
+	again->page_at = 0;
+	again->ranges[0] = range;
+	again->space = flight->space;
+	again->parent = (uint32_t)(flight - client->flights);
+	again->parent_generation = flight->generation;
+	flight->again++;
+	int bytes = message_ranges_encode(payload, sizeof(payload), &range, 1);
+	int result = connection_send(client, &header, payload, (size_t)bytes, NULL, 0, 0, OUTPUT_BYTES);
+
+	/* No room for so little: the link does not move any more. */
+	return result == -EAGAIN ? connection_fail(client, -EBADMSG) : result;
+}
+
+/* The request whose pages these are: for pages that were asked for again, the one that they are missing from; NULL where that has
+ * failed meanwhile. */
+static struct flight *whole_request(struct client *client, struct flight *flight)
+{
+	struct flight *parent = &client->flights[flight->parent];
+
+	if (flight->kind != FLIGHT_AGAIN)
+		return flight;
+	return parent->generation == flight->parent_generation ? parent : NULL;
+}
+
+/* The pages' answer has come. `last`: of this flight. true where it completes the request, which is over then. */
+static bool complete(struct client *client, struct flight *flight, bool last)
+{
+	struct flight *whole = whole_request(client, flight);
+
+	if (last && whole != flight) {
+		whole->again--;
+		end_flight(client, flight);
+	}
+	whole->answered |= last && whole == flight;
+	if (!whole->answered || whole->again)
+		return false;
+	end_flight(client, whole);
+	return true;
+}
+
+static int deliver_damaged(struct client *client, const struct client_handler *handler, struct flight *flight, struct page_range range, bool last)
+{
+	struct flight *whole = whole_request(client, flight);
+	uint64_t cookie = whole->cookie;
+
+	/* A pool that did not look says so of what it could not read: it is asked again, as for what came damaged. */
+	if (whole == flight) {
+		int result = ask_again(client, flight, range);
+
+		if (result < 0)
+			return result;
+		complete(client, flight, last);
+		return 0;
+	}
+	last = complete(client, flight, last);
+	if (!handler->on_damaged)
+		return connection_fail(client, -EIO);
+	handler->on_damaged(handler->context, cookie, range, last);
+	return 1;
+}
+
+/* Pages with bytes, as many of them as are whole or as are not; `last` of this flight. */
+static int deliver_bytes(struct client *client, const struct client_handler *handler, struct flight *flight, struct page_range range,
+			 const uint8_t *pages, uint64_t damaged, bool last)
+{
+	int calls = 0;
+
+	for (uint64_t at = 0, run; at < range.pages; at += run) {
+		bool bad = damaged >> at & 1;
+
+		for (run = 1; at + run < range.pages && (damaged >> (at + run) & 1) == bad;)
+			run++;
+		const struct page_range part = { range.pgno + at, run };
+		bool last_part = last && at + run == range.pages;
+		uint64_t cookie = flight->cookie;
+
+		if (bad) {
+			int result = deliver_damaged(client, handler, flight, part, last_part);
+
+			if (result < 0)
+				return result;
+			calls += result;
+		} else {
+			last_part = complete(client, flight, last_part);
+			handler->on_pages(handler->context, cookie, part, pages + at * PAGE_BYTES, last_part);
+			calls++;
+		}
+	}
+	return calls;
+}
+
+/* Unpacks where need be; *pages and a bit for each page that is not what was sent. */
+static int take_data(struct client *client, const struct message_header *header, const uint8_t *payload, struct message_data *data,
+		     const uint8_t **pages, uint64_t *damaged)
+{
+	*damaged = 0;
+	if (header->class & MESSAGE_PACKED) {
+		struct packed_pages packed;
+
+		/* Only what was offered, and never beyond the buffer: the decoder knows at most DATA_PAGES_LIMIT pages. */
+		if (!client->unpacked || message_data_decode_packed(payload, header->length, data, &packed) < 0)
+			return connection_fail(client, -EPROTO);
+		pack_unpack(&packed, client->unpacked, damaged);
+		*pages = client->unpacked;
+		compress_packed(&client->get_meter, data->data_pages, header->length);
+	} else {
+		if (message_data_decode(payload, header->length, data) < 0)
+			return connection_fail(client, -EPROTO);
+		*pages = data->pages;
+	}
+	for (uint32_t i = 0; i < data->data_pages; i++) {
+		struct page_digest digest = message_digest_at(data->digests, i);
+
+		if (page_digest_known(digest) && !page_digest_same(page_digest(*pages + (size_t)i * PAGE_BYTES), digest))
+			*damaged |= UINT64_C(1) << i;
+	}
+	return 0;
+}
+
+static bool run_has_bytes(struct message_run run)
+{
+	return !run.zero && !run.damaged;
+}
+
+static int deliver_run(struct client *client, const struct client_handler *handler, struct flight *flight, struct message_run run,
+		       const uint8_t *pages, uint64_t damaged, bool last)
+{
+	const struct page_range range = { run.pgno, run.pages };
+	uint64_t cookie = flight->cookie;
+
+	if (run.damaged)
+		return deliver_damaged(client, handler, flight, range, last);
+	if (run_has_bytes(run))
+		return deliver_bytes(client, handler, flight, range, pages, damaged, last);
+	last = complete(client, flight, last);
+	handler->on_pages(handler->context, cookie, range, NULL, last);
+	return 1;
+}
+
 static int deliver_data(struct client *client, const struct client_handler *handler, const struct message_header *header,
 			struct flight *flight, const uint8_t *payload)
 {
 	struct message_data data;
 	bool more = header->class & MESSAGE_MORE;
 	int calls = 0;
+	const uint8_t *pages = NULL;
+	uint64_t damaged = 0, page = 0;
 
-	const uint8_t *pages;
-
-	if (header->class & MESSAGE_PACKED) {
-		struct packed_pages packed;
-
-		/* Only what was offered, and never beyond the buffer: the decoder knows at most DATA_PAGES_LIMIT pages. */
-		if (!client->unpacked || message_data_decode_packed(payload, header->length, &data, &packed) < 0 ||
-		    pack_unpack(&packed, client->unpacked) < 0)
-			return connection_fail(client, -EPROTO);
-		pages = client->unpacked;
-		compress_packed(&client->get_meter, data.data_pages, header->length);
-	} else {
-		if (message_data_decode(payload, header->length, &data) < 0)
-			return connection_fail(client, -EPROTO);
-		pages = data.pages;
-	}
-
+	if (take_data(client, header, payload, &data, &pages, &damaged) < 0)
+		return client->error;
 	for (uint32_t i = 0; i < data.count; i++) {
 		struct message_run run = message_run_at(&data, i);
 
@@ -286,56 +431,76 @@ static int deliver_data(struct client *client, const struct client_handler *hand
 			run.pgno += part.pages;
 			run.pages -= part.pages;
 			bool last = !more && i + 1 == data.count && run.pages == 0;
-			bool complete = flight->range_at == flight->range_count;
 
 			/* C1: the last part completes the request, and nothing before it does. */
-			if (last != complete)
+			if (last != (flight->range_at == flight->range_count))
 				return connection_fail(client, -EPROTO);
-			uint64_t cookie = last ? end_flight(client, flight) : flight->cookie;
+			int made = deliver_run(client, handler, flight, part, pages + page * PAGE_BYTES, page < 64 ? damaged >> page : 0, last);
 
-			handler->on_pages(handler->context, cookie, (struct page_range){ part.pgno, part.pages },
-					  part.zero ? NULL : pages, last);
-			if (!part.zero)
-				pages += (size_t)part.pages * PAGE_BYTES;
-			calls++;
+			if (made < 0)
+				return made;
+			page += run_has_bytes(part) ? part.pages : 0;
+			calls += made;
 		}
 	}
 	return calls;
 }
 
+/* ---- near memory ---- */
+
+/* Reads pages at known places; a bit for each that is not what it should be there. */
+static int read_near(struct client *client, const struct page_place *places, uint64_t pages, uint64_t *damaged)
+{
+	uint64_t addresses[NEAR_READ_PAGES];
+
+	for (uint64_t i = 0; i < pages; i++)
+		addresses[i] = places[i].address;
+	int result = near_read(client->near, addresses, pages, client->near_pages);
+
+	*damaged = 0;
+	for (uint64_t i = 0; result == 0 && i < pages; i++)
+		if (page_digest_known(places[i].digest) &&
+		    !page_digest_same(page_digest(client->near_pages + i * PAGE_BYTES), places[i].digest))
+			*damaged |= UINT64_C(1) << i;
+	client->bytes_received += result == 0 ? pages * PAGE_BYTES : 0;
+	return result < 0 ? connection_fail(client, result) : 0;
+}
+
 /* Pages of one range; `last` range of its request or not. */
-static int deliver_near_range(struct client *client, const struct client_handler *handler, uint64_t cookie, struct page_range range,
-			      const uint64_t *places, bool last)
+static int deliver_near_range(struct client *client, const struct client_handler *handler, struct flight *flight, struct page_range range,
+			      const struct page_place *places, bool last)
 {
 	uint64_t run;
 	int calls = 0;
 
 	for (uint64_t at = 0; at < range.pages; at += run) {
-		bool zero = places[at] == 0;
+		bool zero = places[at].address == 0;
 
-		for (run = 1; at + run < range.pages && run < NEAR_READ_PAGES && (places[at + run] == 0) == zero;)
+		for (run = 1; at + run < range.pages && run < NEAR_READ_PAGES && (places[at + run].address == 0) == zero;)
 			run++;
-		int result = zero ? 0 : near_read(client->near, places + at, run, client->near_pages);
+		uint64_t damaged = 0;
+		struct message_run part = { .pgno = range.pgno + at, .pages = (uint32_t)run, .zero = zero };
 
-		if (result < 0)
-			return connection_fail(client, result);
-		client->bytes_received += zero ? 0 : run * PAGE_BYTES;
-		handler->on_pages(handler->context, cookie, (struct page_range){ range.pgno + at, run }, zero ? NULL : client->near_pages,
-				  last && at + run == range.pages);
-		calls++;
+		if (!zero && read_near(client, places + at, run, &damaged) < 0)
+			return client->error;
+		int made = deliver_run(client, handler, flight, part, client->near_pages, damaged, last && at + run == range.pages);
+
+		if (made < 0)
+			return made;
+		calls += made;
 	}
 	return calls;
 }
 
-int connection_deliver_near(struct client *client, const struct client_handler *handler, uint64_t cookie, const struct page_range *ranges,
-			    size_t count, const uint64_t *places)
+int connection_deliver_near(struct client *client, const struct client_handler *handler, struct flight *flight,
+			    const struct page_range *ranges, size_t count, const struct page_place *places)
 {
 	int calls = 0, result = 0;
 
 	assert(!client->near_busy);
 	client->near_busy = true;
 	for (size_t i = 0; i < count && result >= 0; i++) {
-		result = deliver_near_range(client, handler, cookie, ranges[i], places, i + 1 == count);
+		result = deliver_near_range(client, handler, flight, ranges[i], places, i + 1 == count);
 		calls += DP_MAX(result, 0);
 		places += ranges[i].pages;
 	}
@@ -347,13 +512,13 @@ static int deliver_places(struct client *client, const struct client_handler *ha
 			  uint64_t bytes)
 {
 	const struct page_range asked = flight->ranges[0], located = flight->ranges[1];
-	uint64_t places[GET_PAGES_LIMIT];
+	struct page_place places[GET_PAGES_LIMIT];
 
 	if (message_places_decode(payload, bytes, places, located.pages) < 0)
 		return connection_fail(client, -EPROTO);
 	if (flight->changes == near_changes(client->near)) /* N2 */
 		near_keep(client->near, flight->space, located.pgno, places, located.pages);
-	return connection_deliver_near(client, handler, end_flight(client, flight), &asked, 1, places + (asked.pgno - located.pgno));
+	return connection_deliver_near(client, handler, flight, &asked, 1, places + (asked.pgno - located.pgno));
 }
 
 int connection_deliver(struct client *client, const struct client_handler *handler, const struct message_header *header,
@@ -364,9 +529,13 @@ int connection_deliver(struct client *client, const struct client_handler *handl
 
 	if (!flight)
 		return connection_fail(client, -EPROTO);
-	if (header->type == MESSAGE_DATA && flight->kind == FLIGHT_GET)
+	if (!whole_request(client, flight)) {
+		end_flight(client, flight); /* its one part: nobody wants it any more */
+		return 0;
+	}
+	if (header->type == MESSAGE_DATA && (flight->kind == FLIGHT_GET || flight->kind == FLIGHT_AGAIN) && !flight->answered)
 		return deliver_data(client, handler, header, flight, payload);
-	if (header->type == MESSAGE_PLACES && flight->kind == FLIGHT_LOCATE)
+	if (header->type == MESSAGE_PLACES && flight->kind == FLIGHT_LOCATE && !flight->answered)
 		return deliver_places(client, handler, flight, payload, header->length);
 	if (header->type == MESSAGE_OK && flight->kind == FLIGHT_CHANGE && header->length == 0) {
 		handler->on_done(handler->context, end_flight(client, flight), 0);
@@ -374,6 +543,8 @@ int connection_deliver(struct client *client, const struct client_handler *handl
 	}
 	if (header->type != MESSAGE_ERROR || message_error_decode(payload, header->length, &error) < 0)
 		return connection_fail(client, -EPROTO);
+	if (flight->kind == FLIGHT_AGAIN)
+		return deliver_damaged(client, handler, flight, flight->ranges[0], true);
 	handler->on_done(handler->context, end_flight(client, flight), -error.error);
 	return 1;
 }

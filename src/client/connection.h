@@ -17,7 +17,8 @@
 #define PAGE_ANSWER_LIMIT (512u << 10)   /* payload of an answer to a page request */
 #define CONTROL_TIMEOUT_MS 60000u
 
-enum flight_kind { FLIGHT_FREE, FLIGHT_GET, FLIGHT_LOCATE, FLIGHT_CHANGE };
+/* AGAIN: pages of another request that came damaged; at most 64, so that the answer has one part. */
+enum flight_kind { FLIGHT_FREE, FLIGHT_GET, FLIGHT_LOCATE, FLIGHT_CHANGE, FLIGHT_AGAIN };
 
 /* A page request that waits for its answer. */
 struct flight {
@@ -32,7 +33,11 @@ struct flight {
 	uint32_t range_count, range_at;
 	uint64_t page_at; /* in that range */
 	struct page_range ranges[GET_RANGES_LIMIT]; /* LOCATE: what was asked for, and the whole blocks around it */
-	uint64_t space, changes;                    /* LOCATE */
+	uint64_t space;
+	uint64_t changes;                           /* LOCATE */
+	bool answered;                              /* all parts have come; pages that were asked for again may not have */
+	uint32_t again;                             /* so many requests for them */
+	uint32_t parent, parent_generation;         /* AGAIN: the request that they are for */
 };
 
 /* A message that came while a control call waited for its own; delivered by the next client_receive. */
@@ -47,6 +52,7 @@ struct client {
 	char text[1400]; /* the pool, for error texts */
 	int error;       /* sticky: negative errno */
 	uint64_t bytes_sent, bytes_received;
+	uint64_t damaged_pages; /* came, and were asked for again */
 
 	uint8_t *output; /* bytes [output_start, output_end) wait to be sent */
 	size_t output_start, output_end;
@@ -92,9 +98,11 @@ int connection_deliver(struct client *client, const struct client_handler *handl
 /* A request without pages that is answered by OK or ERROR. */
 int connection_send_change(struct client *client, struct message_header *header, const void *payload, int bytes, uint64_t cookie);
 #define NEAR_READ_PAGES 64u
-/* Hands pages at known places to the handler; the number of calls made or the error. */
-int connection_deliver_near(struct client *client, const struct client_handler *handler, uint64_t cookie,
-			    const struct page_range *ranges, size_t count, const uint64_t *places);
+/* Takes an entry; NULL where all are in use. */
+struct flight *connection_take_flight(struct client *client, enum flight_kind kind, uint64_t cookie, uint64_t *request);
+/* Hands pages at known places to the handler; the number of calls made or the error. Ends the flight. */
+int connection_deliver_near(struct client *client, const struct client_handler *handler, struct flight *flight,
+			    const struct page_range *ranges, size_t count, const struct page_place *places);
 int connection_hold(struct client *client, const struct message_header *header, const uint8_t *payload);
 
 #define ANY_ANSWER ((enum message_type)0)

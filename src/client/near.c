@@ -24,10 +24,10 @@ struct near {
 	int pidfd;
 	uint64_t changes;
 	struct block *block;                       /* [BLOCKS] */
-	uint64_t (*place)[NEAR_BLOCK_PAGES];       /* [BLOCKS], touched as needed */
+	struct page_place (*place)[NEAR_BLOCK_PAGES]; /* [BLOCKS], touched as needed */
 };
 
-#define PLACES_BYTES (sizeof(uint64_t) * NEAR_BLOCK_PAGES * BLOCKS)
+#define PLACES_BYTES (sizeof(struct page_place) * NEAR_BLOCK_PAGES * BLOCKS)
 
 static bool alive(const struct near *near)
 {
@@ -90,13 +90,13 @@ static bool holds(const struct near *near, uint32_t index, uint64_t space, uint6
 	return near->block[index].space == space && near->block[index].first == first;
 }
 
-bool near_find(const struct near *near, uint64_t space, struct page_range range, uint64_t *places)
+bool near_find(const struct near *near, uint64_t space, struct page_range range, struct page_place *places)
 {
 	for (uint64_t i = 0; i < range.pages; i++) {
 		uint64_t pgno = range.pgno + i, first = pgno / NEAR_BLOCK_PAGES * NEAR_BLOCK_PAGES;
 		uint32_t index = index_of(space, first);
 
-		if (!holds(near, index, space, first) || near->place[index][pgno - first] == UNKNOWN)
+		if (!holds(near, index, space, first) || near->place[index][pgno - first].address == UNKNOWN)
 			return false;
 		places[i] = near->place[index][pgno - first];
 	}
@@ -108,7 +108,7 @@ uint64_t near_changes(const struct near *near)
 	return near->changes;
 }
 
-void near_keep(struct near *near, uint64_t space, uint64_t first_pgno, const uint64_t *places, uint64_t pages)
+void near_keep(struct near *near, uint64_t space, uint64_t first_pgno, const struct page_place *places, uint64_t pages)
 {
 	for (uint64_t at = 0; at + NEAR_BLOCK_PAGES <= pages; at += NEAR_BLOCK_PAGES) {
 		uint32_t index = index_of(space, first_pgno + at);
@@ -123,7 +123,7 @@ static void forget_in_block(struct near *near, uint32_t index, uint64_t pgno, ui
 	uint64_t first = near->block[index].first, from = DP_MAX(pgno, first), to = DP_MIN(end, first + NEAR_BLOCK_PAGES);
 
 	for (; from < to; from++)
-		near->place[index][from - first] = UNKNOWN;
+		near->place[index][from - first].address = UNKNOWN;
 }
 
 void near_forget(struct near *near, uint64_t space, uint64_t pgno, uint64_t pages)

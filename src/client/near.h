@@ -24,13 +24,13 @@ struct near *near_open(const struct message_near *pool);
 /* Takes NULL. */
 void near_close(struct near *near);
 
-/* Where the pages lie, if all are known: places[i] is an address, 0: zero. */
-bool near_find(const struct near *near, uint64_t space, struct page_range range, uint64_t *places);
+/* Where the pages lie, if all are known, and what they must be there; address 0: zero. */
+bool near_find(const struct near *near, uint64_t space, struct page_range range, struct page_place *places);
 /* Counts changes: an answer may be kept if this is what it was when it was asked for. */
 uint64_t near_changes(const struct near *near);
 /* Keeps places of whole blocks of NEAR_BLOCK_PAGES. */
 #define NEAR_BLOCK_PAGES 64u
-void near_keep(struct near *near, uint64_t space, uint64_t first_pgno, const uint64_t *places, uint64_t pages);
+void near_keep(struct near *near, uint64_t space, uint64_t first_pgno, const struct page_place *places, uint64_t pages);
 /* These pages are about to change, or the space begins or ends (pages: UINT64_MAX). */
 void near_forget(struct near *near, uint64_t space, uint64_t pgno, uint64_t pages);
 /* Copies pages (none of them zero) into `to`. 0, or -ECONNRESET where the pool has gone. */

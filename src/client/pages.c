@@ -6,8 +6,7 @@
 #include "base/base.h"
 #include "client/connection.h"
 
-/* Takes an entry; NULL where all are in use. */
-static struct flight *take_flight(struct client *client, enum flight_kind kind, uint64_t cookie, uint64_t *request)
+struct flight *connection_take_flight(struct client *client, enum flight_kind kind, uint64_t cookie, uint64_t *request)
 {
 	if (client->first_free == IN_FLIGHT_LIMIT)
 		return NULL;
@@ -18,6 +17,8 @@ static struct flight *take_flight(struct client *client, enum flight_kind kind, 
 	flight->kind = kind;
 	flight->cookie = cookie;
 	flight->pages = 0;
+	flight->answered = false;
+	flight->again = 0;
 	return flight;
 }
 
@@ -62,7 +63,8 @@ bool client_read_near(struct client *client)
 int client_get_near(struct client *client, const struct client_handler *handler, uint64_t space, const struct page_range *ranges,
 		    size_t count, uint64_t cookie)
 {
-	uint64_t places[GET_PAGES_LIMIT], pages = 0;
+	struct page_place places[GET_PAGES_LIMIT];
+	uint64_t pages = 0, unused;
 
 	if (client->error)
 		return client->error;
@@ -71,7 +73,12 @@ int client_get_near(struct client *client, const struct client_handler *handler,
 	for (size_t i = 0; i < count; pages += ranges[i++].pages)
 		if (ranges[i].pages > GET_PAGES_LIMIT - pages || !near_find(client->near, space, ranges[i], places + pages))
 			return 0;
-	return connection_deliver_near(client, handler, cookie, ranges, count, places);
+	struct flight *flight = connection_take_flight(client, FLIGHT_LOCATE, cookie, &unused);
+
+	if (!flight)
+		return 0;
+	flight->space = space;
+	return connection_deliver_near(client, handler, flight, ranges, count, places);
 }
 
 /* Asks where pages lie: the whole blocks around what is wanted, since the neighbours are wanted next. */
@@ -82,7 +89,7 @@ static int locate(struct client *client, enum request_class class, uint64_t spac
 	uint64_t first = range.pgno / NEAR_BLOCK_PAGES * NEAR_BLOCK_PAGES;
 	uint64_t end = (range.pgno + range.pages + NEAR_BLOCK_PAGES - 1) / NEAR_BLOCK_PAGES * NEAR_BLOCK_PAGES;
 	const struct page_range located = end - first <= GET_PAGES_LIMIT ? (struct page_range){ first, end - first } : range;
-	struct flight *flight = take_flight(client, FLIGHT_LOCATE, cookie, &header.request);
+	struct flight *flight = connection_take_flight(client, FLIGHT_LOCATE, cookie, &header.request);
 
 	if (!flight)
 		return -EAGAIN;
@@ -123,10 +130,11 @@ int client_get(struct client *client, enum request_class class, uint64_t space, 
 		return locate(client, class, space, ranges[0], cookie);
 	if (client->get_meter.on)
 		header.class |= MESSAGE_PACKED;
-	struct flight *flight = take_flight(client, FLIGHT_GET, cookie, &header.request);
+	struct flight *flight = connection_take_flight(client, FLIGHT_GET, cookie, &header.request);
 
 	if (!flight)
 		return -EAGAIN;
+	flight->space = space;
 	flight->range_count = (uint32_t)count;
 	flight->range_at = 0;
 	flight->page_at = 0;
@@ -151,7 +159,7 @@ static int send_change(struct client *client, struct message_header *header, con
 		return client->error;
 	if (bytes < 0)
 		return bytes;
-	struct flight *flight = take_flight(client, FLIGHT_CHANGE, cookie, &header->request);
+	struct flight *flight = connection_take_flight(client, FLIGHT_CHANGE, cookie, &header->request);
 
 	if (!flight)
 		return -EAGAIN;
@@ -194,10 +202,41 @@ static size_t pack(struct client *client, const struct iovec *data, size_t data_
 	return pack_pages(client->packed, pages, count);
 }
 
+/* Whole pages, however they are cut into pieces. */
+static void digest_pages(const struct iovec *data, uint64_t pages, uint8_t *bytes)
+{
+	const uint8_t *at = NULL;
+	size_t left = 0;
+
+	for (uint64_t i = 0; i < pages; i++) {
+		uint8_t page[PAGE_BYTES];
+		const uint8_t *whole = page;
+
+		for (size_t done = 0; done < PAGE_BYTES;) {
+			while (left == 0) {
+				at = data->iov_base;
+				left = data++->iov_len;
+			}
+			size_t part = DP_MIN(left, PAGE_BYTES - done);
+
+			if (part == PAGE_BYTES)
+				whole = at;
+			else
+				memcpy(page + done, at, part);
+			done += part;
+			at += part;
+			left -= part;
+		}
+		const struct page_digest digest = page_digest(whole);
+
+		message_digests_encode(bytes + i * DIGEST_BYTES, DIGEST_BYTES, &digest, 1);
+	}
+}
+
 int client_put(struct client *client, uint64_t space, uint64_t epoch, const struct page_range *ranges, size_t count,
 	       const struct iovec *data, size_t data_count, uint64_t cookie)
 {
-	uint8_t payload[8 + PUT_RANGES_LIMIT * 16];
+	uint8_t payload[8 + PUT_RANGES_LIMIT * 16 + PUT_PAGES_LIMIT * DIGEST_BYTES];
 	struct message_header header = { .type = MESSAGE_PUT, .object = space, .epoch = epoch };
 	uint64_t pages = count > PUT_RANGES_LIMIT ? UINT64_MAX : pages_of(ranges, count, PUT_PAGES_LIMIT);
 	size_t bytes = 0;
@@ -207,20 +246,23 @@ int client_put(struct client *client, uint64_t space, uint64_t epoch, const stru
 	if (pages == UINT64_MAX || bytes != pages * PAGE_BYTES)
 		return -EINVAL;
 	forget(client, space, ranges, count);
+	/* What could not be sent would be hashed and packed again and again. */
+	if (client->first_free == IN_FLIGHT_LIMIT || connection_queue_full(client, OUTPUT_PUT_BYTES))
+		return client->error ? client->error : -EAGAIN;
 	int payload_bytes = message_ranges_encode(payload, sizeof(payload), ranges, count);
 	struct iovec packed = { client->packed, 0 };
 
-	if (client->put_meter.on) {
-		/* What could not be sent would be packed again and again. */
-		if (client->first_free == IN_FLIGHT_LIMIT || connection_queue_full(client, OUTPUT_PUT_BYTES))
-			return client->error ? client->error : -EAGAIN;
+	digest_pages(data, pages, payload + payload_bytes);
+	payload_bytes += (int)(pages * DIGEST_BYTES);
+	header.plain = (uint32_t)bytes;
+	if (client->put_meter.on)
 		packed.iov_len = pack(client, data, data_count);
-	}
 	if (packed.iov_len) {
 		header.class = MESSAGE_PACKED;
 		data = &packed;
 		data_count = 1;
 		bytes = packed.iov_len;
+		header.plain = (uint32_t)(bytes - pages * PACK_ENTRY_BYTES);
 		compress_packed(&client->put_meter, pages, bytes);
 	}
 	return send_change(client, &header, payload, payload_bytes, data, data_count, bytes, pages, cookie);
@@ -344,4 +386,9 @@ uint64_t client_bytes_sent(const struct client *client)
 uint64_t client_bytes_received(const struct client *client)
 {
 	return client->bytes_received;
+}
+
+uint64_t client_damaged_pages(const struct client *client)
+{
+	return client->damaged_pages;
 }

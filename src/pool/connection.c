@@ -64,13 +64,19 @@ void connection_queue(struct connection *connection, struct reply *reply, const 
 	uint64_t payload = reply->head_bytes - MESSAGE_HEADER_BYTES + (uint64_t)reply->slot_count * PAGE_BYTES + reply->extra_bytes;
 
 	assert(reply->head_bytes >= MESSAGE_HEADER_BYTES && payload <= MESSAGE_PAYLOAD_LIMIT);
-	message_header_encode(reply->head, &(struct message_header){ .length = (uint32_t)payload,
-								     .type = (uint16_t)type,
-								     .version = MESSAGE_VERSION,
-								     .class = class,
-								     .request = request->request,
-								     .object = object,
-								     .epoch = epoch });
+	struct message_header header = { .length = (uint32_t)payload,
+					 .type = (uint16_t)type,
+					 .version = MESSAGE_VERSION,
+					 .class = class,
+					 .request = request->request,
+					 .object = object,
+					 .epoch = epoch,
+					 .plain = (uint32_t)(reply->slot_count * (uint64_t)PAGE_BYTES + reply->plain) };
+	const struct iovec pieces[] = { { reply->head + MESSAGE_HEADER_BYTES, reply->head_bytes - MESSAGE_HEADER_BYTES },
+					{ reply->extra, reply->extra_bytes } };
+
+	header.check = message_check(&header, pieces, ARRAY_LENGTH(pieces));
+	message_header_encode(reply->head, &header);
 	reply->total = MESSAGE_HEADER_BYTES + payload;
 	reply->next = NULL;
 	*queue->last = reply;
@@ -267,7 +273,7 @@ static int handle_input(struct connection *connection)
 		if (missing < 0) {
 			/* The stream is out of step, nothing behind can be understood: answer what can be answered, then close. */
 			request_fail(connection, &(struct message_header){ .request = 0 }, (int)-missing,
-				     missing == -EPROTONOSUPPORT ? "this pool speaks protocol version 1" : "this is not a message");
+				     missing == -EPROTONOSUPPORT ? "this pool speaks protocol version 2" : "this is not a message");
 			connection->broken = true;
 			break;
 		}
@@ -277,6 +283,12 @@ static int handle_input(struct connection *connection)
 
 		connection->input_start += MESSAGE_HEADER_BYTES + header.length;
 		connection->shared->requests++;
+		if (!message_check_good(&header, payload)) {
+			/* Whatever it was to say, it was something else: nothing of it is done, and the sender must begin anew. */
+			request_fail(connection, &(struct message_header){ .request = 0 }, EBADMSG, "a message arrived damaged");
+			connection->broken = true;
+			break;
+		}
 		int result = request_handle(connection, &header, payload);
 
 		if (result < 0)

@@ -15,7 +15,7 @@
 #define INPUT_SMALL_BYTES (64u << 10)
 #define OUTPUT_HIGH_BYTES (8u << 20)
 #define OUTPUT_LOW_BYTES (2u << 20)
-#define REPLY_HEAD_BYTES (MESSAGE_HEADER_BYTES + 8 + DATA_RUNS_LIMIT * 16)
+#define REPLY_HEAD_BYTES (MESSAGE_HEADER_BYTES + 8 + DATA_RUNS_LIMIT * 16 + DATA_PAGES_LIMIT * DIGEST_BYTES)
 
 /* One message on its way out: a head, then either slots (pages sent from the store's memory) or extra bytes. */
 struct reply {
@@ -25,6 +25,7 @@ struct reply {
 	uint32_t slot_count; /* each slot is referenced until the reply is sent */
 	uint8_t *extra;      /* owned */
 	uint64_t extra_bytes;
+	uint64_t plain; /* of extra_bytes, the last so many: pages */
 	uint64_t slots[DATA_PAGES_LIMIT];
 	uint8_t head[REPLY_HEAD_BYTES];
 };

@@ -15,7 +15,8 @@
 #include "base/log.h"
 #include "wire/bytes.h"
 
-#define FRAME_MAGIC 0x464a5044u /* "DPJF" */
+#define FRAME_MAGIC 0x474a5044u /* "DPJG": pages with digests */
+#define PAGE_RECORD_BYTES 32u      /* page number, slot, digest */
 #define FRAME_HEAD_BYTES 40u
 #define FRAME_LIMIT (1u << 30)
 #define REWRITE_BYTES (UINT64_C(16) << 20) /* a journal is not written anew before it has this size, */
@@ -91,7 +92,7 @@ static void add_bytes(struct journal *journal, enum record kind, const void *byt
 
 void journal_put(struct object *instance, const struct space *space, const uint64_t *pgnos, const uint64_t *slots, size_t count)
 {
-	size_t bytes = 8 + 16 * count;
+	size_t bytes = 8 + PAGE_RECORD_BYTES * count;
 	uint8_t *at = instance->journal && count ? reserve(instance->journal, 8 + bytes) : NULL;
 
 	if (!at)
@@ -104,6 +105,8 @@ void journal_put(struct object *instance, const struct space *space, const uint6
 	for (size_t i = 0; i < count; i++) {
 		bytes_put_u64(&out, pgnos[i]);
 		bytes_put_u64(&out, slots[i]);
+		bytes_put_u64(&out, space->map.slots->digests[slots[i]].low);
+		bytes_put_u64(&out, space->map.slots->digests[slots[i]].high);
 	}
 }
 
@@ -420,11 +423,14 @@ static int read_space(struct pool *pool, struct object *instance, const uint64_t
 
 static int read_pages(struct pool *pool, struct space *space, const uint8_t *bytes, size_t count)
 {
-	for (size_t i = 0; i < count; i++) {
-		uint64_t pgno = bytes_load_u64(bytes + 16 * i), slot = bytes_load_u64(bytes + 16 * i + 8);
+	for (size_t i = 0; i < count; i++, bytes += PAGE_RECORD_BYTES) {
+		uint64_t pgno = bytes_load_u64(bytes), slot = bytes_load_u64(bytes + 8);
 
 		if (pgno >= PGNO_END || slot == 0 || slot >= pool->slots.count)
 			return -EBADMSG;
+		/* What another has in this slot came there later: this frame's page was given up since. */
+		if (pool->slots.references[slot] == 0 || pagemap_own_slot(&space->map, pgno) == slot)
+			pool->slots.digests[slot] = message_digest_at(bytes + 16, 0);
 		slots_take(&pool->slots, slot);
 		int result = pagemap_set(&space->map, pgno, slot);
 
@@ -461,7 +467,7 @@ static int read_record(struct pool *pool, struct object **instance, uint32_t kin
 	if (!space || length % 8)
 		return -EBADMSG;
 	if (kind == RECORD_PAGES)
-		return length % 16 == 8 ? read_pages(pool, space, bytes + 8, length / 16) : -EBADMSG;
+		return length % PAGE_RECORD_BYTES == 8 ? read_pages(pool, space, bytes + 8, length / PAGE_RECORD_BYTES) : -EBADMSG;
 	if (kind == RECORD_DROP && length == 24)
 		return pagemap_drop(&space->map, numbers[1], numbers[2]);
 	if (kind == RECORD_MOVE && length == 32)

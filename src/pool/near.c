@@ -49,7 +49,8 @@ int request_handle_locate(struct request *request)
 {
 	struct store *store = request->pool->store;
 	struct message_ranges ranges;
-	uint64_t places[GET_PAGES_LIMIT];
+	uint64_t slots[GET_PAGES_LIMIT];
+	struct page_place places[GET_PAGES_LIMIT];
 	uint64_t count = 0;
 
 	if (message_get_decode(request->payload, request->header->length, &ranges) < 0 || !request->connection->near)
@@ -61,23 +62,28 @@ int request_handle_locate(struct request *request)
 	for (uint32_t i = 0; i < ranges.count; i++) {
 		struct page_range range = message_range_at(&ranges, i);
 
-		pagemap_read(&space->map, range.pgno, places + count, range.pages);
+		pagemap_read(&space->map, range.pgno, slots + count, range.pages);
 		count += range.pages;
 	}
-	for (uint64_t i = 0; i < count; i++)
-		if (places[i] && !(places[i] = (uintptr_t)store->ops->page(store, places[i])))
+	for (uint64_t i = 0; i < count; i++) {
+		places[i] = (struct page_place){ 0 };
+		if (!slots[i])
+			continue;
+		places[i] = (struct page_place){ (uintptr_t)store->ops->page(store, slots[i]), request->pool->slots.digests[slots[i]] };
+		if (!places[i].address)
 			return -EIO;
+	}
 	struct reply *reply = reply_new(request->connection->shared);
 
 	if (!reply)
 		return -ENOMEM;
-	reply->extra = malloc(count * sizeof(uint64_t));
+	reply->extra = malloc(count * PLACE_BYTES);
 	if (!reply->extra) {
 		reply_free(request->connection->shared, reply);
 		return -ENOMEM;
 	}
 	reply->head_bytes = MESSAGE_HEADER_BYTES;
-	reply->extra_bytes = (uint64_t)message_places_encode(reply->extra, count * sizeof(uint64_t), places, count);
+	reply->extra_bytes = (uint64_t)message_places_encode(reply->extra, count * PLACE_BYTES, places, count);
 	request_answer(request, reply, MESSAGE_PLACES, request->header->class & MESSAGE_CLASS_MASK, request->header->object, 0);
 	return 0;
 }

@@ -1,9 +1,12 @@
 /* The messages about pages: the ones that are many. */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/base.h"
 #include "pool/request.h"
+
+#define PART_RUNS_LIMIT (DATA_RUNS_LIMIT - DATA_PAGES_LIMIT) /* a damaged page may cut a run */
 
 /* A DATA answer in the making. */
 struct parts {
@@ -20,12 +23,11 @@ static void release_slots(struct request *request, struct reply *reply)
 	reply->slot_count = 0;
 }
 
-/* Stores without memory to point at are read into the reply. */
-static int read_slots(struct request *request, struct reply *reply)
+/* Stores without memory to point at are read into the reply; bit i of *damaged where page i cannot be read. */
+static int read_slots(struct request *request, struct reply *reply, uint64_t *damaged)
 {
 	struct store *store = request->pool->store;
 	void *pages[DATA_PAGES_LIMIT];
-	int result;
 
 	if (!reply->slot_count || store->ops->page(store, reply->slots[0]))
 		return 0;
@@ -34,12 +36,60 @@ static int read_slots(struct request *request, struct reply *reply)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < reply->slot_count; i++)
 		pages[i] = reply->extra + (size_t)i * PAGE_BYTES;
-	result = store->ops->read(store, reply->slots, pages, reply->slot_count);
-	if (result < 0)
-		return result;
-	reply->extra_bytes = (uint64_t)reply->slot_count * PAGE_BYTES;
-	release_slots(request, reply);
+	if (store->ops->read(store, reply->slots, pages, reply->slot_count) < 0)
+		for (uint32_t i = 0; i < reply->slot_count; i++)
+			if (store->ops->read(store, reply->slots + i, pages + i, 1) < 0)
+				*damaged |= UINT64_C(1) << i;
 	return 0;
+}
+
+/* The pages that are to be looked at before they are sent, since one came damaged, or did not fit its digest there. */
+static void check_slots(struct request *request, const struct reply *reply, const struct page_digest *digests, uint64_t *damaged)
+{
+	struct store *store = request->pool->store;
+
+	for (uint32_t i = 0; i < reply->slot_count; i++) {
+		const void *page = reply->extra ? reply->extra + (size_t)i * PAGE_BYTES : store->ops->page(store, reply->slots[i]);
+
+		if (!(*damaged >> i & 1) && page_digest_known(digests[i]) && !page_digest_same(page_digest(page), digests[i]))
+			*damaged |= UINT64_C(1) << i;
+	}
+}
+
+/* Takes the damaged pages out of the reply, and says so in the runs. */
+static void leave_out(struct parts *parts, struct page_digest *digests, uint64_t damaged)
+{
+	struct reply *reply = parts->reply;
+	struct message_run runs[DATA_RUNS_LIMIT];
+	uint32_t count = 0, page = 0, kept = 0;
+
+	for (uint32_t i = 0; i < parts->run_count; i++) {
+		struct message_run run = parts->runs[i];
+
+		if (run.zero) {
+			runs[count++] = run;
+			continue;
+		}
+		for (uint32_t at = 0; at < run.pages; at++, page++) {
+			bool bad = damaged >> page & 1;
+
+			if (at == 0 || runs[count - 1].damaged != bad)
+				runs[count++] = (struct message_run){ .pgno = run.pgno + at, .damaged = bad };
+			runs[count - 1].pages++;
+			if (bad) {
+				pool_note_damage(parts->request->pool, reply->slots[page], run.pgno + at, parts->request->header->object);
+				slots_release(&parts->request->pool->slots, reply->slots[page]);
+				continue;
+			}
+			if (reply->extra && kept != page)
+				memmove(reply->extra + (size_t)kept * PAGE_BYTES, reply->extra + (size_t)page * PAGE_BYTES, PAGE_BYTES);
+			digests[kept] = digests[page];
+			reply->slots[kept++] = reply->slots[page];
+		}
+	}
+	reply->slot_count = kept;
+	memcpy(parts->runs, runs, count * sizeof(*runs));
+	parts->run_count = count;
 }
 
 /* Replaces the reply's pages by packed ones. */
@@ -47,14 +97,15 @@ static int pack_reply(struct request *request, struct reply *reply)
 {
 	struct store *store = request->pool->store;
 	const void *pages[DATA_PAGES_LIMIT];
-	size_t count = reply->slot_count ? reply->slot_count : reply->extra_bytes / PAGE_BYTES;
+	size_t count = reply->slot_count;
 	uint8_t *packed = malloc(PACK_ROOM(count) + 1);
 
 	if (!packed)
 		return -ENOMEM;
 	for (size_t i = 0; i < count; i++)
-		pages[i] = reply->slot_count ? store->ops->page(store, reply->slots[i]) : reply->extra + i * PAGE_BYTES;
+		pages[i] = reply->extra ? reply->extra + i * PAGE_BYTES : store->ops->page(store, reply->slots[i]);
 	reply->extra_bytes = pack_pages(packed, pages, count);
+	reply->plain = reply->extra_bytes - count * PACK_ENTRY_BYTES;
 	free(reply->extra);
 	reply->extra = packed;
 	release_slots(request, reply);
@@ -65,17 +116,31 @@ static int parts_flush(struct parts *parts, bool more)
 {
 	struct request *request = parts->request;
 	struct reply *reply = parts->reply;
+	struct page_digest digests[DATA_PAGES_LIMIT];
 	uint8_t class = request->header->class & MESSAGE_CLASS_MASK;
 	bool packed = (request->header->class & MESSAGE_PACKED) && (reply->slot_count > 0);
-	int result = read_slots(request, reply);
+	uint64_t damaged = 0;
+	int result = read_slots(request, reply, &damaged);
 
-	if (result == 0 && packed)
+	for (uint32_t i = 0; i < reply->slot_count; i++)
+		digests[i] = request->pool->slots.digests[reply->slots[i]];
+	if (result == 0 && request->header->class & MESSAGE_CHECKED)
+		check_slots(request, reply, digests, &damaged);
+	if (damaged)
+		leave_out(parts, digests, damaged);
+	uint8_t *head = reply->head + MESSAGE_HEADER_BYTES;
+	uint32_t runs_bytes = (uint32_t)message_data_encode(head, REPLY_HEAD_BYTES - MESSAGE_HEADER_BYTES, parts->runs, parts->run_count);
+
+	reply->head_bytes = MESSAGE_HEADER_BYTES + runs_bytes +
+			    (uint32_t)message_digests_encode(head + runs_bytes, DATA_PAGES_LIMIT * DIGEST_BYTES, digests, reply->slot_count);
+	if (result == 0 && packed) {
 		result = pack_reply(request, reply);
+	} else if (reply->extra) {
+		reply->extra_bytes = reply->plain = (uint64_t)reply->slot_count * PAGE_BYTES;
+		release_slots(request, reply);
+	}
 	if (result < 0)
 		return result;
-	reply->head_bytes = MESSAGE_HEADER_BYTES + (uint32_t)message_data_encode(reply->head + MESSAGE_HEADER_BYTES,
-										 REPLY_HEAD_BYTES - MESSAGE_HEADER_BYTES, parts->runs,
-										 parts->run_count);
 	parts->reply = NULL;
 	parts->run_count = 0;
 	if (packed)
@@ -89,7 +154,7 @@ static int parts_add(struct parts *parts, uint64_t pgno, uint64_t slot)
 	struct message_run *last = parts->run_count ? &parts->runs[parts->run_count - 1] : NULL;
 	bool joins = last && last->zero == (slot == 0) && last->pgno + last->pages == pgno;
 
-	if (parts->reply && ((slot && parts->reply->slot_count == DATA_PAGES_LIMIT) || (!joins && parts->run_count == DATA_RUNS_LIMIT))) {
+	if (parts->reply && ((slot && parts->reply->slot_count == DATA_PAGES_LIMIT) || (!joins && parts->run_count == PART_RUNS_LIMIT))) {
 		int result = parts_flush(parts, true);
 
 		if (result < 0)
@@ -155,42 +220,41 @@ int request_handle_get(struct request *request)
 }
 
 /* The pages of a packed PUT, in room that the connections share: they are stored before the next request is looked at. */
-static int unpack_put(struct request *request, struct message_ranges *encoded, const uint8_t **pages)
+static int unpack_put(struct request *request, struct message_put *put)
 {
 	struct connection_shared *shared = request->connection->shared;
 	struct packed_pages packed;
 
-	if (!may_pack(request) ||
-	    message_put_decode_packed(request->payload, request->header->length, encoded, &packed) < 0)
+	if (!may_pack(request) || message_put_decode_packed(request->payload, request->header->length, put, &packed) < 0)
 		return request_malformed(request);
 	if (!shared->unpacked)
 		shared->unpacked = malloc((size_t)PUT_PAGES_LIMIT * PAGE_BYTES);
 	if (!shared->unpacked)
 		return -ENOMEM;
-	if (pack_unpack(&packed, shared->unpacked) < 0)
+	if (pack_unpack(&packed, shared->unpacked, NULL) < 0)
 		return dp_fail(&request->err, EBADMSG, "a packed page arrived damaged");
-	*pages = shared->unpacked;
+	put->pages = shared->unpacked;
 	return 0;
 }
 
 int request_handle_put(struct request *request)
 {
-	struct message_ranges encoded;
+	struct message_put put;
 	struct page_range ranges[PUT_RANGES_LIMIT];
-	const uint8_t *pages;
+	int result;
 
 	if (request->header->class & MESSAGE_PACKED) {
-		int result = unpack_put(request, &encoded, &pages);
-
+		result = unpack_put(request, &put);
 		if (result < 0)
 			return result;
-	} else if (message_put_decode(request->payload, request->header->length, &encoded, &pages) < 0) {
+	} else if (message_put_decode(request->payload, request->header->length, &put) < 0) {
 		return request_malformed(request);
 	}
-	for (uint32_t i = 0; i < encoded.count; i++)
-		ranges[i] = message_range_at(&encoded, i);
-	return pool_put(request->pool, request->connection, request->header->object, request->header->epoch, ranges, encoded.count,
-			pages);
+	for (uint32_t i = 0; i < put.ranges.count; i++)
+		ranges[i] = message_range_at(&put.ranges, i);
+	result = pool_put(request->pool, request->connection, request->header->object, request->header->epoch, ranges, put.ranges.count,
+			  put.pages, put.digests);
+	return result == -EBADMSG ? dp_fail(&request->err, EBADMSG, "a page arrived damaged") : result;
 }
 
 int request_handle_drop(struct request *request)

@@ -1,8 +1,10 @@
 /* What requests do to the pages of a space. */
 #include <assert.h>
 #include <errno.h>
+#include <inttypes.h>
 
 #include "base/base.h"
+#include "base/log.h"
 #include "pool/journal.h"
 #include "pool/pool.h"
 #include "wire/message.h"
@@ -37,15 +39,32 @@ static int note(struct space *space, int result)
 struct put {
 	uint64_t pgno[PUT_PAGES_LIMIT];      /* pages that hold something, in order */
 	const void *page[PUT_PAGES_LIMIT];
+	struct page_digest digest[PUT_PAGES_LIMIT];
 	uint64_t slot[PUT_PAGES_LIMIT];      /* where each goes */
 	uint64_t fresh[PUT_PAGES_LIMIT];     /* newly allocated, for those that may not be written in place */
 	bool in_place[PUT_PAGES_LIMIT];
 	size_t count, fresh_count;
 };
 
-/* Sorts the pages into those of zeros (dropped at once, P4), those written in place and those that need a slot. */
-static int put_plan(struct space *space, const struct page_range *ranges, size_t count, const uint8_t *pages, struct put *put)
+/* Is every page what its writer says it is? */
+static bool put_undamaged(const struct page_range *ranges, size_t count, const uint8_t *pages, const uint8_t *digests)
 {
+	uint64_t total = 0;
+
+	for (size_t i = 0; i < count; i++)
+		total += ranges[i].pages;
+	for (uint64_t i = 0; digests && i < total; i++)
+		if (!page_digest_same(page_digest(pages + i * PAGE_BYTES), message_digest_at(digests, i)))
+			return false;
+	return true;
+}
+
+/* Sorts the pages into those of zeros (dropped at once, P4), those written in place and those that need a slot. */
+static int put_plan(struct space *space, const struct page_range *ranges, size_t count, const uint8_t *pages, const uint8_t *digests,
+		    bool in_place, struct put *put)
+{
+	const uint8_t *first = pages;
+
 	put->count = put->fresh_count = 0;
 	for (size_t i = 0; i < count; i++) {
 		for (uint64_t pgno = ranges[i].pgno; pgno < ranges[i].pgno + ranges[i].pages; pgno++, pages += PAGE_BYTES) {
@@ -57,10 +76,12 @@ static int put_plan(struct space *space, const struct page_range *ranges, size_t
 				journal_drop(space->object, space, (struct page_range){ pgno, 1 });
 				continue;
 			}
-			uint64_t slot = pagemap_own_slot(&space->map, pgno);
+			uint64_t slot = in_place ? pagemap_own_slot(&space->map, pgno) : 0;
 
 			put->pgno[put->count] = pgno;
 			put->page[put->count] = pages;
+			put->digest[put->count] = digests ? message_digest_at(digests, (uint64_t)(pages - first) / PAGE_BYTES) :
+							    page_digest(pages);
 			put->slot[put->count] = slot;
 			put->in_place[put->count] = slot != 0;
 			put->fresh_count += slot == 0;
@@ -70,23 +91,44 @@ static int put_plan(struct space *space, const struct page_range *ranges, size_t
 	return 0;
 }
 
+/* Plans, and takes the slots that are needed. What a journal tells of is not written over before it tells of what replaces it, unless
+ * there is no other room: after a crash in between the old digest would find the new page damaged. */
+static int put_prepare(struct pool *pool, struct space *space, const struct page_range *ranges, size_t count, const uint8_t *pages,
+		       const uint8_t *digests, struct put *put)
+{
+	bool in_place = !space->object->journal;
+	int result;
+
+	for (;;) {
+		result = put_plan(space, ranges, count, pages, digests, in_place, put);
+		if (result == 0 && put->fresh_count)
+			result = slots_alloc(&pool->slots, put->fresh, put->fresh_count);
+		if (result != -ENOSPC || in_place)
+			return result;
+		in_place = true;
+	}
+}
+
 int pool_put(struct pool *pool, const void *owner, uint64_t id, uint64_t epoch, const struct page_range *ranges, size_t count,
-	     const uint8_t *pages)
+	     const uint8_t *pages, const uint8_t *digests)
 {
 	struct space *space;
 	struct put put;
 	int result = check_writable(pool, owner, id, epoch, &space);
 
+	if (result == 0 && !put_undamaged(ranges, count, pages, digests))
+		result = -EBADMSG;
 	if (result == 0)
-		result = put_plan(space, ranges, count, pages, &put);
-	if (result == 0 && put.fresh_count)
-		result = slots_alloc(&pool->slots, put.fresh, put.fresh_count);
+		result = put_prepare(pool, space, ranges, count, pages, digests, &put);
 	if (result < 0)
 		return space ? note(space, result) : result;
 	for (size_t i = 0, fresh = 0; i < put.count; i++)
 		if (!put.in_place[i])
 			put.slot[i] = put.fresh[fresh++];
 	result = put.count ? pool->store->ops->write(pool->store, put.slot, put.page, put.count) : 0;
+	/* Where a write fails, a page that was to be replaced may be half of each: its digest stays what it was and will tell. */
+	for (size_t i = 0; i < put.count && result == 0; i++)
+		pool->slots.digests[put.slot[i]] = put.digest[i];
 	for (size_t i = 0; i < put.count; i++) {
 		if (put.in_place[i])
 			continue;
@@ -98,6 +140,18 @@ int pool_put(struct pool *pool, const void *owner, uint64_t id, uint64_t epoch, 
 	if (result == 0)
 		journal_put(space->object, space, put.pgno, put.slot, put.count);
 	return note(space, result);
+}
+
+#define DAMAGE_LINES 100u
+
+void pool_note_damage(struct pool *pool, uint64_t slot, uint64_t pgno, uint64_t id)
+{
+	const struct space *space = pool_space(pool, id);
+
+	if (++pool->damaged_pages <= DAMAGE_LINES)
+		log_error("page at %#" PRIx64 " of %s is damaged in the store (slot %" PRIu64 "); repair it with distri-proc pool scrub --repair-from%s",
+			  pgno << PAGE_SHIFT, space ? space->object->name : "what was removed", slot,
+			  pool->damaged_pages == DAMAGE_LINES ? "; further ones are only counted" : "");
 }
 
 int pool_drop(struct pool *pool, const void *owner, uint64_t id, uint64_t epoch, struct page_range range)

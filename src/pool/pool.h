@@ -89,6 +89,7 @@ struct pool {
 	uint8_t identity[IDENTITY_BYTES]; /* of the store where it keeps, else of this process */
 	uint64_t lost_count;              /* instances that may be waiting; pool_expire counts them */
 	uint64_t keep_lost_ns;            /* how long an instance waits for somebody to attach; 0: for ever */
+	uint64_t damaged_pages; /* found so far: pages that are not what was stored */
 };
 
 /* Takes the store and loads the snapshots in it. -EBADMSG where one of them is damaged (named in the text). The store is closed
@@ -107,13 +108,17 @@ uint64_t pool_expire(struct pool *pool);
 
 /* ---- pages ---- */
 struct space *pool_space(const struct pool *pool, uint64_t id);
-/* `pages` holds the ranges' pages, one after another. -ENOENT, -ESTALE, -EROFS, -EPERM, -ENOSPC, -EIO, -ENOMEM. */
+/* `pages` holds the ranges' pages, one after another, `digests` what the writer says of each (message_digest_at), or NULL.
+ * -EBADMSG where a page is not what its digest says: nothing has changed. -ENOENT, -ESTALE, -EROFS, -EPERM, -ENOSPC, -EIO, -ENOMEM. */
 int pool_put(struct pool *pool, const void *owner, uint64_t space, uint64_t epoch, const struct page_range *ranges, size_t count,
-	     const uint8_t *pages);
+	     const uint8_t *pages, const uint8_t *digests);
 int pool_drop(struct pool *pool, const void *owner, uint64_t space, uint64_t epoch, struct page_range range);
 int pool_move(struct pool *pool, const void *owner, uint64_t space, uint64_t epoch, uint64_t from, uint64_t to, uint64_t pages);
 int pool_fork(struct pool *pool, const void *owner, uint64_t parent, uint64_t epoch, uint64_t child);
 int pool_space_free(struct pool *pool, const void *owner, uint64_t space, uint64_t epoch);
+
+/* The slot's page is not what was stored: counts it and says so in the log, the first times. */
+void pool_note_damage(struct pool *pool, uint64_t slot, uint64_t pgno, uint64_t space);
 
 /* ---- snapshots ---- */
 /* Names are normalised: "repo:tag". */

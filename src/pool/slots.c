@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/base.h"
 
@@ -17,19 +18,38 @@ void slots_done(struct slots *slots)
 	slots_flush(slots);
 	free(slots->references);
 	slots->references = NULL;
+	if (slots->digests)
+		munmap(slots->digests, slots->count * sizeof(*slots->digests));
+	slots->digests = NULL;
+}
+
+static int reserve_digests(struct slots *slots, uint64_t count)
+{
+	void *digests = slots->digests ? mremap(slots->digests, slots->count * sizeof(*slots->digests),
+						count * sizeof(*slots->digests), MREMAP_MAYMOVE) :
+					 mmap(NULL, count * sizeof(*slots->digests), PROT_READ | PROT_WRITE,
+					      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (digests == MAP_FAILED)
+		return -ENOMEM;
+	slots->digests = digests;
+	return 0;
 }
 
 int slots_reserve(struct slots *slots, uint64_t end)
 {
 	if (end <= slots->count)
 		return 0;
-	uint64_t count = DP_MAX(end, slots->count + slots->count / 2);
+	/* Whole pages of digests. */
+	uint64_t count = (DP_MAX(end, slots->count + slots->count / 2) + 4095) / 4096 * 4096;
 	uint32_t *references = reallocarray(slots->references, count, sizeof(*references));
 
 	if (!references)
 		return -ENOMEM;
 	memset(references + slots->count, 0, (count - slots->count) * sizeof(*references));
 	slots->references = references;
+	if (reserve_digests(slots, count) < 0)
+		return -ENOMEM;
 	slots->count = count;
 	return 0;
 }
@@ -53,6 +73,7 @@ int slots_alloc(struct slots *slots, uint64_t *list, size_t count)
 	for (size_t i = 0; i < count; i++) {
 		assert(slots->references[list[i]] == 0);
 		slots->references[list[i]] = 1;
+		slots->digests[list[i]] = (struct page_digest){ 0 };
 	}
 	return 0;
 }

@@ -1,5 +1,7 @@
-/* pool/slots: how often each page slot of a store is referred to. Page maps and answers that wait to be sent hold references;
- * a slot that loses its last one is given back to the store, in batches. Thread rule: one thread. */
+/* pool/slots: how often each page slot of a store is referred to, and the digest of what is in it. Page maps and answers that wait
+ * to be sent hold references; a slot that loses its last one is given back to the store, in batches.
+ * A digest goes with the content, not with the place in a map: however many snapshots and instances share a page, it costs 16 bytes
+ * once. All zero: not known (a store of an earlier version). Thread rule: one thread. */
 #ifndef DP_POOL_SLOTS_H
 #define DP_POOL_SLOTS_H
 
@@ -7,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/base.h"
 #include "store/store.h"
 
 #define SLOTS_FREE_BATCH 512
@@ -14,7 +17,8 @@
 struct slots {
 	struct store *store; /* borrowed */
 	uint32_t *references;
-	uint64_t count; /* length of references */
+	struct page_digest *digests; /* mapped, so that what is not used is not touched */
+	uint64_t count; /* length of references and digests */
 	size_t free_count;
 	uint64_t free[SLOTS_FREE_BATCH]; /* to be given back */
 };

@@ -2,6 +2,8 @@
 
 #include <assert.h>
 #include <errno.h>
+#define XXH_STATIC_LINKING_ONLY /* the state lies on the stack */
+#include <xxhash.h>
 
 #include "base/base.h"
 #include "wire/bytes.h"
@@ -75,6 +77,55 @@ void message_header_encode(uint8_t bytes[static MESSAGE_HEADER_BYTES], const str
 	bytes_put_u64(&out, header->request);
 	bytes_put_u64(&out, header->object);
 	bytes_put_u64(&out, header->epoch);
+	bytes_put_u32(&out, header->check);
+	bytes_put_u32(&out, header->plain);
+}
+
+/* XXH3 of the payload, seeded with that of the header. */
+uint32_t message_check(const struct message_header *header, const struct iovec *pieces, size_t count)
+{
+	uint8_t bytes[MESSAGE_HEADER_BYTES];
+	struct message_header fields = *header;
+	size_t left = header->length - header->plain;
+	uint64_t hash;
+
+	fields.check = 0;
+	message_header_encode(bytes, &fields);
+	hash = XXH3_64bits(bytes, sizeof(bytes));
+	while (count && pieces->iov_len == 0) {
+		pieces++;
+		count--;
+	}
+	if (left && pieces->iov_len >= left) {
+		hash = XXH3_64bits_withSeed(pieces->iov_base, left, hash);
+	} else if (left) {
+		XXH3_state_t state;
+
+		XXH3_INITSTATE(&state);
+		XXH3_64bits_reset_withSeed(&state, hash);
+		for (; left; pieces++) {
+			size_t part = DP_MIN(left, pieces->iov_len);
+
+			XXH3_64bits_update(&state, pieces->iov_base, part);
+			left -= part;
+		}
+		hash = XXH3_64bits_digest(&state);
+	}
+	return (uint32_t)(hash ^ hash >> 32);
+}
+
+bool message_check_good(const struct message_header *header, const uint8_t *payload)
+{
+	return message_check(header, &(const struct iovec){ (void *)payload, header->length }, 1) == header->check;
+}
+
+void message_seal(uint8_t *message)
+{
+	struct message_header header;
+
+	message_header_decode(message, &header);
+	header.check = message_check(&header, &(const struct iovec){ message + MESSAGE_HEADER_BYTES, header.length }, 1);
+	message_header_encode(message, &header);
 }
 
 int message_header_decode(const uint8_t bytes[static MESSAGE_HEADER_BYTES], struct message_header *header)
@@ -87,11 +138,14 @@ int message_header_decode(const uint8_t bytes[static MESSAGE_HEADER_BYTES], stru
 		.request = bytes_load_u64(bytes + 8),
 		.object = bytes_load_u64(bytes + 16),
 		.epoch = bytes_load_u64(bytes + 24),
+		.check = bytes_load_u32(bytes + 32),
+		.plain = bytes_load_u32(bytes + 36),
 	};
 	if (header->version != MESSAGE_VERSION)
 		return -EPROTONOSUPPORT;
 	if (!type_known(header->type) || header->length > MESSAGE_PAYLOAD_LIMIT ||
-	    (header->class & MESSAGE_CLASS_MASK) > CLASS_WRITE_BACK)
+	    (header->class & MESSAGE_CLASS_MASK) > CLASS_WRITE_BACK || header->plain > header->length ||
+	    (header->plain && header->type != MESSAGE_PUT && header->type != MESSAGE_DATA))
 		return -EBADMSG;
 	return 0;
 }
@@ -251,24 +305,55 @@ int message_drop_decode(const uint8_t *bytes, size_t length, struct message_rang
 	return complete(&in);
 }
 
-int message_put_decode(const uint8_t *bytes, size_t length, struct message_ranges *ranges, const uint8_t **pages)
+int message_digests_encode(uint8_t *bytes, size_t size, const struct page_digest *digests, size_t count)
+{
+	struct bytes_writer out = bytes_writer(bytes, size);
+
+	for (size_t i = 0; i < count; i++) {
+		bytes_put_u64(&out, digests[i].low);
+		bytes_put_u64(&out, digests[i].high);
+	}
+	return written(&out);
+}
+
+struct page_digest message_digest_at(const uint8_t *digests, uint64_t index)
+{
+	const uint8_t *at = digests + index * DIGEST_BYTES;
+
+	return (struct page_digest){ bytes_load_u64(at), bytes_load_u64(at + 8) };
+}
+
+/* Ranges and digests: a writer knows what it writes, so none of these may be unknown. */
+static struct bytes_reader get_put(const uint8_t *bytes, size_t length, struct message_put *put)
 {
 	struct bytes_reader in = reader_of(bytes, length);
 
-	get_ranges(&in, PUT_RANGES_LIMIT, PUT_PAGES_LIMIT, ranges);
-	*pages = bytes_take(&in, in.bad ? 0 : ranges->pages * PAGE_BYTES);
+	*put = (struct message_put){ 0 };
+	get_ranges(&in, PUT_RANGES_LIMIT, PUT_PAGES_LIMIT, &put->ranges);
+	put->digests = bytes_take(&in, in.bad ? 0 : put->ranges.pages * DIGEST_BYTES);
+	for (uint64_t i = 0; !in.bad && i < put->ranges.pages; i++)
+		if (!page_digest_known(message_digest_at(put->digests, i)))
+			in.bad = true;
+	return in;
+}
+
+int message_put_decode(const uint8_t *bytes, size_t length, struct message_put *put)
+{
+	struct bytes_reader in = get_put(bytes, length, put);
+
+	put->pages = bytes_take(&in, in.bad ? 0 : put->ranges.pages * PAGE_BYTES);
 	return complete(&in);
 }
 
-int message_put_decode_packed(const uint8_t *bytes, size_t length, struct message_ranges *ranges, struct packed_pages *packed)
+int message_put_decode_packed(const uint8_t *bytes, size_t length, struct message_put *put, struct packed_pages *packed)
 {
-	struct bytes_reader in = reader_of(bytes, length);
+	struct bytes_reader in = get_put(bytes, length, put);
 
-	get_ranges(&in, PUT_RANGES_LIMIT, PUT_PAGES_LIMIT, ranges);
-	return in.bad ? -EBADMSG : pack_decode(in.at, (size_t)(in.end - in.at), (uint32_t)ranges->pages, packed);
+	return in.bad ? -EBADMSG : pack_decode(in.at, (size_t)(in.end - in.at), (uint32_t)put->ranges.pages, packed);
 }
 
 #define RUN_ZERO 1u
+#define RUN_DAMAGED 2u
 
 struct message_run message_run_at(const struct message_data *data, uint32_t index)
 {
@@ -276,7 +361,8 @@ struct message_run message_run_at(const struct message_data *data, uint32_t inde
 
 	return (struct message_run){ .pgno = bytes_load_u64(at),
 				     .pages = bytes_load_u32(at + 8),
-				     .zero = (bytes_load_u32(at + 12) & RUN_ZERO) != 0 };
+				     .zero = bytes_load_u32(at + 12) == RUN_ZERO,
+				     .damaged = bytes_load_u32(at + 12) == RUN_DAMAGED };
 }
 
 int message_data_encode(uint8_t *bytes, size_t size, const struct message_run *runs, size_t count)
@@ -288,7 +374,7 @@ int message_data_encode(uint8_t *bytes, size_t size, const struct message_run *r
 	for (size_t i = 0; i < count; i++) {
 		bytes_put_u64(&out, runs[i].pgno);
 		bytes_put_u32(&out, runs[i].pages);
-		bytes_put_u32(&out, runs[i].zero ? RUN_ZERO : 0);
+		bytes_put_u32(&out, runs[i].zero ? RUN_ZERO : runs[i].damaged ? RUN_DAMAGED : 0);
 	}
 	return written(&out);
 }
@@ -303,13 +389,14 @@ static void get_runs(struct bytes_reader *in, struct message_data *data)
 		struct message_run run = message_run_at(data, i);
 
 		if (!range_good((struct page_range){ run.pgno, run.pages }) || run.pages > GET_PAGES_LIMIT ||
-		    bytes_load_u32(data->at + (size_t)i * 16 + 12) > RUN_ZERO)
+		    bytes_load_u32(data->at + (size_t)i * 16 + 12) > RUN_DAMAGED)
 			in->bad = true;
-		else if (!run.zero)
+		else if (!run.zero && !run.damaged)
 			data->data_pages += run.pages; /* <= 128 * 1024 */
 	}
 	if (data->data_pages > DATA_PAGES_LIMIT)
 		in->bad = true;
+	data->digests = bytes_take(in, in->bad ? 0 : (uint64_t)data->data_pages * DIGEST_BYTES);
 }
 
 int message_data_decode(const uint8_t *bytes, size_t length, struct message_data *data)

@@ -1,6 +1,6 @@
 /* wire/message: the protocol between a client and a pool, as bytes (docs/protocol.md describes every field).
  *
- * A message is a header of 32 bytes and a payload of at most 8 MiB, little-endian, fixed width. The functions here turn
+ * A message is a header of 40 bytes and a payload of at most 8 MiB, little-endian, fixed width. The functions here turn
  * structs into bytes and back; they do no I/O and allocate nothing. Encoders write into the caller's buffer and return the
  * payload's length, or -EMSGSIZE where the buffer is too small. Decoders return 0 or -EBADMSG; what they give back points
  * into the bytes in hand. Every length and count is checked against the bytes in hand and the limits below, and a payload
@@ -11,13 +11,15 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/uio.h>
 
+#include "base/base.h"
 #include "wire/pack.h"
 #include "wire/order.h"
 #include "wire/page_range.h"
 
-#define MESSAGE_VERSION 1
-#define MESSAGE_HEADER_BYTES 32
+#define MESSAGE_VERSION 2
+#define MESSAGE_HEADER_BYTES 40
 #define MESSAGE_PAYLOAD_LIMIT (8u << 20)
 #define MESSAGE_MAGIC 0x4c4f4f50u /* "POOL" */
 
@@ -27,7 +29,9 @@
 #define PUT_RANGES_LIMIT 256
 #define DROP_RANGES_LIMIT 4096
 #define DATA_PAGES_LIMIT 64 /* pages with bytes in one part of an answer: 256 KiB */
-#define DATA_RUNS_LIMIT 128
+#define DATA_RUNS_LIMIT 192
+#define DIGEST_BYTES 16u
+#define PLACE_BYTES 24u
 #define FILE_PART_LIMIT (4u << 20)
 #define NAME_LIMIT 255
 #define FILE_NAME_LIMIT 127
@@ -73,7 +77,8 @@ enum message_type {
 	MESSAGE_NOTE = 54,
 };
 
-#define MESSAGE_CLASS_MASK 0x3f
+#define MESSAGE_CLASS_MASK 0x1f
+#define MESSAGE_CHECKED 0x20 /* in GET: the pool is to compare the pages with their digests before it sends them; it came damaged before */
 #define MESSAGE_PACKED 0x40 /* in GET: the answer's pages may come packed; in DATA and PUT: they are (wire/pack.h) */
 #define MESSAGE_MORE 0x80   /* in an answer's class byte: more parts of this answer follow */
 
@@ -85,11 +90,20 @@ struct message_header {
 	uint64_t request;
 	uint64_t object; /* a space, draft, snapshot or instance */
 	uint64_t epoch;
+	uint32_t check; /* of this header and of the payload, but for its last `plain` bytes: message_check */
+	uint32_t plain; /* bytes of pages, which have digests of their own. PUT and DATA only */
 };
 
 void message_header_encode(uint8_t bytes[static MESSAGE_HEADER_BYTES], const struct message_header *header);
 /* -EPROTONOSUPPORT: another version. -EBADMSG: unknown type or class, or a payload beyond the limit. */
 int message_header_decode(const uint8_t bytes[static MESSAGE_HEADER_BYTES], struct message_header *header);
+/* The check of a message whose payload is in pieces, however it is cut; the header's plain bytes, which must be the last, are left out.
+ * Against damage on the way, not against attackers: they are TLS's business. */
+uint32_t message_check(const struct message_header *header, const struct iovec *pieces, size_t count);
+/* Writes the check into a message that lies whole in memory, header first. */
+void message_seal(uint8_t *message);
+/* Is the message what was sent? */
+bool message_check_good(const struct message_header *header, const uint8_t *payload);
 /* The type's name for messages and tests, or "unknown". */
 const char *message_type_name(unsigned type);
 
@@ -136,34 +150,48 @@ struct page_range message_range_at(const struct message_ranges *ranges, uint32_t
 int message_ranges_encode(uint8_t *bytes, size_t size, const struct page_range *ranges, size_t count);
 int message_get_decode(const uint8_t *bytes, size_t length, struct message_ranges *ranges);
 int message_drop_decode(const uint8_t *bytes, size_t length, struct message_ranges *ranges);
-/* *pages points at ranges->pages * 4096 bytes. */
-int message_put_decode(const uint8_t *bytes, size_t length, struct message_ranges *ranges, const uint8_t **pages);
+/* What a PUT says of its pages: where they belong, and for each, in order, the digest that the writer computed. */
+struct message_put {
+	struct message_ranges ranges;
+	const uint8_t *digests; /* message_digest_at */
+	const uint8_t *pages;   /* ranges.pages * 4096 bytes; NULL where packed */
+};
+int message_put_decode(const uint8_t *bytes, size_t length, struct message_put *put);
 /* A PUT with MESSAGE_PACKED. */
-int message_put_decode_packed(const uint8_t *bytes, size_t length, struct message_ranges *ranges, struct packed_pages *packed);
+int message_put_decode_packed(const uint8_t *bytes, size_t length, struct message_put *put, struct packed_pages *packed);
+/* Digests in a row, as they follow the ranges of a PUT and the runs of a DATA. */
+int message_digests_encode(uint8_t *bytes, size_t size, const struct page_digest *digests, size_t count);
+struct page_digest message_digest_at(const uint8_t *digests, uint64_t index);
 
 /* A run of a DATA answer. */
 struct message_run {
 	uint64_t pgno;
 	uint32_t pages;
-	bool zero; /* no bytes follow for it */
+	bool zero;    /* no bytes follow for it */
+	bool damaged; /* nor for it: what the pool has of these pages is not what was stored */
 };
 struct message_data {
 	const uint8_t *at;
 	uint32_t count;
 	uint32_t data_pages; /* pages with bytes */
+	const uint8_t *digests; /* of these, in order; where one is not known (page_digest_known) the pool had none */
 	const uint8_t *pages;
 };
 struct message_run message_run_at(const struct message_data *data, uint32_t index);
-/* Encodes count and runs; the pages' bytes come behind. */
+/* Encodes count and runs; the digests and the pages' bytes come behind. */
 int message_data_encode(uint8_t *bytes, size_t size, const struct message_run *runs, size_t count);
 int message_data_decode(const uint8_t *bytes, size_t length, struct message_data *data);
 /* A DATA with MESSAGE_PACKED; data->pages is NULL, the caller unpacks. */
 int message_data_decode_packed(const uint8_t *bytes, size_t length, struct message_data *data, struct packed_pages *packed);
 
 /* PLACES, the answer to LOCATE: for each page asked for, in order, its address in the pool's memory, 0: zero. */
-int message_places_encode(uint8_t *bytes, size_t size, const uint64_t *places, size_t count);
+struct page_place {
+	uint64_t address;
+	struct page_digest digest;
+};
+int message_places_encode(uint8_t *bytes, size_t size, const struct page_place *places, size_t count);
 /* -EBADMSG unless it is exactly that many. */
-int message_places_decode(const uint8_t *bytes, size_t length, uint64_t *places, size_t count);
+int message_places_decode(const uint8_t *bytes, size_t length, struct page_place *places, size_t count);
 
 /* NEAR, question and answer: who the pool is, and a number that only its memory shows, at a place in it. */
 #define NEAR_PROOF_BYTES 16

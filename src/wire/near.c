@@ -6,21 +6,24 @@
 #include "wire/bytes.h"
 #include "wire/message.h"
 
-int message_places_encode(uint8_t *bytes, size_t size, const uint64_t *places, size_t count)
+int message_places_encode(uint8_t *bytes, size_t size, const struct page_place *places, size_t count)
 {
 	struct bytes_writer out = bytes_writer(bytes, size);
 
-	for (size_t i = 0; i < count; i++)
-		bytes_put_u64(&out, places[i]);
+	for (size_t i = 0; i < count; i++) {
+		bytes_put_u64(&out, places[i].address);
+		bytes_put_u64(&out, places[i].digest.low);
+		bytes_put_u64(&out, places[i].digest.high);
+	}
 	return out.bad ? -EMSGSIZE : (int)(out.at - out.start);
 }
 
-int message_places_decode(const uint8_t *bytes, size_t length, uint64_t *places, size_t count)
+int message_places_decode(const uint8_t *bytes, size_t length, struct page_place *places, size_t count)
 {
-	if (length != count * sizeof(uint64_t))
+	if (length != count * PLACE_BYTES)
 		return -EBADMSG;
-	for (size_t i = 0; i < count; i++)
-		places[i] = bytes_load_u64(bytes + i * sizeof(uint64_t));
+	for (size_t i = 0; i < count; i++, bytes += PLACE_BYTES)
+		places[i] = (struct page_place){ bytes_load_u64(bytes), { bytes_load_u64(bytes + 8), bytes_load_u64(bytes + 16) } };
 	return 0;
 }
 

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <lz4.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "base/base.h"
@@ -51,21 +52,31 @@ int pack_decode(const uint8_t *bytes, size_t length, uint32_t count, struct pack
 	return bytes_complete(&in) ? 0 : -EBADMSG;
 }
 
-int pack_unpack(const struct packed_pages *packed, uint8_t *pages)
+static bool unpack_page(const uint8_t *entry, const uint8_t *at, uint8_t *page)
+{
+	uint32_t length = bytes_load_u32(entry);
+
+	if (length == PAGE_BYTES)
+		memcpy(page, at, PAGE_BYTES);
+	else if (LZ4_decompress_safe((const char *)at, (char *)page, (int)length, PAGE_BYTES) != (int)PAGE_BYTES)
+		return false;
+	return (uint32_t)page_hash(page) == bytes_load_u32(entry + 4);
+}
+
+int pack_unpack(const struct packed_pages *packed, uint8_t *pages, uint64_t *damaged)
 {
 	const uint8_t *at = packed->bytes;
+	int result = 0;
 
 	for (uint32_t i = 0; i < packed->count; i++, pages += PAGE_BYTES) {
 		const uint8_t *entry = packed->table + (size_t)i * PACK_ENTRY_BYTES;
-		uint32_t length = bytes_load_u32(entry);
 
-		if (length == PAGE_BYTES)
-			memcpy(pages, at, PAGE_BYTES);
-		else if (LZ4_decompress_safe((const char *)at, (char *)pages, (int)length, PAGE_BYTES) != (int)PAGE_BYTES)
-			return -EBADMSG;
-		if ((uint32_t)page_hash(pages) != bytes_load_u32(entry + 4))
-			return -EBADMSG;
-		at += length;
+		if (!unpack_page(entry, at, pages)) {
+			result = -EBADMSG;
+			if (damaged)
+				damaged[i / 64] |= UINT64_C(1) << (i % 64);
+		}
+		at += bytes_load_u32(entry);
 	}
-	return 0;
+	return result;
 }

@@ -27,7 +27,8 @@ struct packed_pages {
 size_t pack_pages(uint8_t *bytes, const void *const *pages, size_t count);
 /* Looks at a table and the bytes behind it, which it must use up exactly. 0 or -EBADMSG. */
 int pack_decode(const uint8_t *bytes, size_t length, uint32_t count, struct packed_pages *packed);
-/* Writes count * 4096 bytes. -EBADMSG where one of them is damaged; what was written then is nonsense. */
-int pack_unpack(const struct packed_pages *packed, uint8_t *pages);
+/* Writes count * 4096 bytes. -EBADMSG where one of them is damaged; what was written then is nonsense. `damaged`: NULL, or a bit
+ * for each page, set where it is damaged; the others are right. */
+int pack_unpack(const struct packed_pages *packed, uint8_t *pages, uint64_t *damaged);
 
 #endif

@@ -53,20 +53,20 @@ static void unpack(const struct packed_pages *packed)
 
 	assert(packed->count <= PUT_PAGES_LIMIT);
 	pages[packed->count * (size_t)PAGE_BYTES] = 0xaa;
-	pack_unpack(packed, pages);
+	pack_unpack(packed, pages, NULL);
 	assert(pages[packed->count * (size_t)PAGE_BYTES] == 0xaa);
 }
 
 static void check_packed(unsigned type, const uint8_t *payload, size_t length)
 {
-	struct message_ranges ranges;
+	struct message_put put;
 	struct message_data data;
 	struct packed_pages packed;
 
-	if (type == MESSAGE_PUT && message_put_decode_packed(payload, length, &ranges, &packed) == 0) {
-		assert(packed.count == ranges.pages);
+	if (type == MESSAGE_PUT && message_put_decode_packed(payload, length, &put, &packed) == 0) {
+		assert(packed.count == put.ranges.pages);
 		unpack(&packed);
-		check_ranges(payload, &ranges, 0);
+		check_ranges(payload, &put.ranges, 0);
 	}
 	if (type == MESSAGE_DATA && message_data_decode_packed(payload, length, &data, &packed) == 0) {
 		assert(packed.count == data.data_pages);
@@ -111,16 +111,17 @@ static void check_pages(unsigned type, const uint8_t *payload, size_t length)
 	struct message_move move;
 	struct message_inherit inherit;
 	struct message_near near;
-	uint64_t places[GET_PAGES_LIMIT];
-	const uint8_t *pages;
+	struct page_place places[GET_PAGES_LIMIT];
+	struct message_put put;
 
 	if (type == MESSAGE_GET && message_get_decode(payload, length, &ranges) == 0)
 		check_ranges(payload, &ranges, 0);
 	if (type == MESSAGE_DROP && message_drop_decode(payload, length, &ranges) == 0)
 		check_ranges(payload, &ranges, 0);
-	if (type == MESSAGE_PUT && message_put_decode(payload, length, &ranges, &pages) == 0) {
-		assert(pages + ranges.pages * PAGE_BYTES == payload + length);
-		check_ranges(payload, &ranges, 0);
+	if (type == MESSAGE_PUT && message_put_decode(payload, length, &put) == 0) {
+		assert(put.pages + put.ranges.pages * PAGE_BYTES == payload + length);
+		assert(page_digest_known(message_digest_at(put.digests, put.ranges.pages - 1)));
+		check_ranges(payload, &put.ranges, 0);
 	}
 	if (type == MESSAGE_SNAPSHOT_INHERIT && message_inherit_decode(payload, length, &inherit) == 0)
 		check_ranges(payload, &inherit.ranges, 8);
@@ -128,8 +129,8 @@ static void check_pages(unsigned type, const uint8_t *payload, size_t length)
 		check_data(payload, length);
 	if (type == MESSAGE_NEAR && message_near_decode(payload, length, &near) == 0)
 		same(payload, length, message_near_encode(again, sizeof(again), &near));
-	if (type == MESSAGE_PLACES && length / 8 <= GET_PAGES_LIMIT && message_places_decode(payload, length, places, length / 8) == 0)
-		same(payload, length, message_places_encode(again, sizeof(again), places, length / 8));
+	if (type == MESSAGE_PLACES && length / PLACE_BYTES <= GET_PAGES_LIMIT && message_places_decode(payload, length, places, length / PLACE_BYTES) == 0)
+		same(payload, length, message_places_encode(again, sizeof(again), places, length / PLACE_BYTES));
 	if (type == MESSAGE_MOVE && message_move_decode(payload, length, &move) == 0)
 		same(payload, length, message_move_encode(again, sizeof(again), &move));
 }

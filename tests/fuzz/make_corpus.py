@@ -11,7 +11,7 @@ TYPES = dict(hello=1, ok=2, error=3, get=16, data=17, put=18, drop=19, move=20, 
 
 
 def message(kind, payload=b"", obj=0, epoch=0, request=1, cls=0):
-    return struct.pack("<IHBBQQQ", len(payload), TYPES[kind], 1, cls, request, obj, epoch) + payload
+    return struct.pack("<IHBBQQQII", len(payload), TYPES[kind], 2, cls, request, obj, epoch, 0, 0) + payload  # the targets seal it
 
 
 def text(value):
@@ -26,12 +26,16 @@ def page(byte):
     return bytes([byte]) * 4096
 
 
+def digests(count):
+    return bytes([1]) * 16 * count  # not known here; the pool's target computes them
+
+
 def spaces(*rows):
     return b"".join(struct.pack("<QQQ", *row) for row in rows)
 
 
 PACKED, SEVENS = 0x40, bytes.fromhex("1a0000009d85b6741f070100fffffffffffffffffffffffffffffff6500707070707")  # a page of sevens: length, check, LZ4
-hello = message("hello", struct.pack("<IHHI", MAGIC, 1, 1, 1))
+hello = message("hello", struct.pack("<IHHI", MAGIC, 2, 2, 1))
 name = struct.pack("<I", 0) + text(b"redis:prod")
 info = struct.pack("<QQQQIIII", 1, 2, 3, 4096, 4, 2, 1, 1) + text(b"redis:prod") + struct.pack("<I", 2) + b"{}"
 info += text(b"pstree.img") + struct.pack("<Q", 9) + text(b"mm-1.img") + struct.pack("<Q", 10) + spaces((1, 2, 3)) + spaces((1, 2, 3)) + text(b"web-1")
@@ -40,10 +44,11 @@ messages = {
     "hello": hello,
     "error": message("error", struct.pack("<I", 28) + text(b"full")),
     "get": message("get", ranges((5, 3), (100, 1)), 1 << 20),
-    "data": message("data", struct.pack("<II", 2, 0) + struct.pack("<QIIQII", 5, 1, 0, 6, 90, 1) + page(7)),
-    "data-packed": message("data", struct.pack("<II", 2, 0) + struct.pack("<QIIQII", 5, 1, 0, 6, 90, 1) + SEVENS, cls=PACKED | 1),
-    "put-packed": message("put", ranges((5, 1)) + SEVENS, 1 << 20, cls=PACKED | 2),
-    "put": message("put", ranges((5, 1)) + page(9), 1 << 20),
+    "data": message("data", struct.pack("<II", 2, 0) + struct.pack("<QIIQII", 5, 1, 0, 6, 90, 1) + digests(1) + page(7)),
+    "data-packed": message("data", struct.pack("<II", 2, 0) + struct.pack("<QIIQII", 5, 1, 0, 6, 90, 1) + digests(1) + SEVENS, cls=PACKED | 1),
+    "put-packed": message("put", ranges((5, 1)) + digests(1) + SEVENS, 1 << 20, cls=PACKED | 2),
+    "data-damaged": message("data", struct.pack("<II", 2, 0) + struct.pack("<QIIQII", 5, 1, 2, 6, 90, 1)),
+    "put": message("put", ranges((5, 1)) + digests(1) + page(9), 1 << 20),
     "drop": message("drop", ranges((0, 1 << 36)), 1 << 20),
     "move": message("move", struct.pack("<QQQ", 0, 512, 512), 1 << 20),
     "fork": message("fork", struct.pack("<Q", 2), 1),
@@ -60,28 +65,29 @@ messages = {
 # Object 1 is the draft and then the snapshot, 2 the instance; the first space of each is number 1.
 draft, instance = 1 << 20 | 1, 2 << 20 | 1
 snapshot = (hello + message("begin", name) + message("space", struct.pack("<Q", 77), 1) +
-            message("put", ranges((0, 2), (511, 2)) + page(1) + page(2) + page(0) + page(3), draft) +
+            message("put", ranges((0, 2), (511, 2)) + digests(4) + page(1) + page(2) + page(0) + page(3), draft) +
             message("file", struct.pack("<QQ", 4, 0) + text(b"pstree.img") + b"tree", 1) + message("commit", b"{}", 1))
 streams = {
     "snapshot": snapshot + message("open", struct.pack("<I", 1) + text(b"redis:prod")) + message("get", ranges((0, 1024)), draft) +
                 message("file_get", struct.pack("<QQ", 0, 4) + text(b"pstree.img"), 1) + message("list", struct.pack("<I", 0) + text(b"")),
     "instance": snapshot + message("create", struct.pack("<I", 1) + text(b"redis:prod") + text(b"web-1")) +
-                message("put", ranges((0, 1)) + page(8), instance, 1) + message("fork", struct.pack("<Q", instance + 1), instance, 1) +
+                message("put", ranges((0, 1)) + digests(1) + page(8), instance, 1) + message("fork", struct.pack("<Q", instance + 1), instance, 1) +
                 message("move", struct.pack("<QQQ", 0, 512, 600), instance, 1) + message("drop", ranges((0, 1 << 36)), instance, 1) +
                 message("get", ranges((0, 700)), instance + 1, cls=1) + message("lease", b"", 2) +
-                message("put", ranges((0, 1)) + page(8), instance, 1) + message("space_free", b"", instance + 1, 2) +
+                message("put", ranges((0, 1)) + digests(1) + page(8), instance, 1) + message("space_free", b"", instance + 1, 2) +
                 message("status") + message("end", b"", 2, 2) + message("remove", name),
     "inherit": snapshot + message("begin", struct.pack("<I", 0) + text(b"next:a")) + message("space", struct.pack("<Q", 1), 2) +
                message("inherit", struct.pack("<Q", draft) + ranges((0, 512), (512, 512)), 2 << 20 | 1) + message("commit", b"", 2) +
                message("remove", name) + message("get", ranges((0, 1000)), 2 << 20 | 1),
-    "abort": hello + message("begin", name) + message("space", struct.pack("<Q", 1), 1) + message("put", ranges((3, 1)) + page(1), draft) +
+    "abort": hello + message("begin", name) + message("space", struct.pack("<Q", 1), 1) + message("put", ranges((3, 1)) + digests(1) + page(1), draft) +
              message("abort", b"", 1) + message("get", ranges((3, 1)), draft),
     "packed": hello + message("begin", name) + message("space", struct.pack("<Q", 77), 1) +
-              message("put", ranges((3, 1)) + SEVENS, draft, cls=PACKED | 2) + message("get", ranges((0, 9)), draft, cls=PACKED) +
-              message("put", ranges((3, 1)) + SEVENS[:-1] + b"!", draft, cls=PACKED) + message("get", ranges((0, 9)), draft, cls=1),
+              message("put", ranges((3, 1)) + digests(1) + SEVENS, draft, cls=PACKED | 2) + message("get", ranges((0, 9)), draft, cls=PACKED) +
+              message("put", ranges((3, 1)) + digests(1) + SEVENS[:-1] + b"!", draft, cls=PACKED) + message("get", ranges((0, 9)), draft, cls=1) + message("get", ranges((0, 9)), draft, cls=0x20),
+    "damaged-on-the-way": hello + message("status", request=1 << 60) + message("status"),
     "no-hello": message("status"),
     "nonsense": b"GET / HTTP/1.1\r\nHost: pool\r\n\r\n" + bytes(64),
-    "too-long": hello + struct.pack("<IHBBQQQ", 9 << 20, 18, 1, 0, 1, 1, 0),
+    "too-long": hello + struct.pack("<IHBBQQQII", 9 << 20, 18, 2, 0, 1, 1, 0, 0, 0),
 }
 
 

@@ -69,7 +69,7 @@ static void pack__any_pages__come_back_the_same(void **state)
 		assert_true(length <= PACK_ROOM(count));
 		assert_int_equal(pack_decode(packed, length, (uint32_t)count, &found), 0);
 		memset(again, 0xaa, sizeof(again));
-		assert_int_equal(pack_unpack(&found, again[0]), 0);
+		assert_int_equal(pack_unpack(&found, again[0], NULL), 0);
 		assert_memory_equal(again, pages, count * PAGE_BYTES);
 		for (size_t i = count; i < 64; i++)
 			assert_int_equal(again[i][0], 0xaa);
@@ -112,7 +112,7 @@ static void unpack__damaged_or_cut__is_refused_never_wrong(void **state)
 	for (size_t bit = 0; bit < length * 8; bit++) {
 		packed[bit / 8] ^= (uint8_t)(1u << bit % 8);
 		/* Another way of saying the same (a match further back in a page of zeros) is no damage. */
-		if (pack_decode(packed, length, 4, &found) == 0 && pack_unpack(&found, again[0]) == 0)
+		if (pack_decode(packed, length, 4, &found) == 0 && pack_unpack(&found, again[0], NULL) == 0)
 			assert_memory_equal(again, pages, sizeof(pages));
 		packed[bit / 8] ^= (uint8_t)(1u << bit % 8);
 	}
@@ -337,12 +337,14 @@ static void put__packed_page_damaged__is_refused_and_changes_nothing(void **stat
 	for (unsigned damaged = 0; damaged < 2; damaged++) {
 		size_t at = MESSAGE_HEADER_BYTES, length;
 
-		header.length = (uint32_t)message_hello_encode(bytes + at, 64, &(struct message_hello){ 1, 1, damaged });
+		header.length = (uint32_t)message_hello_encode(bytes + at, 64, &(struct message_hello){ MESSAGE_VERSION, MESSAGE_VERSION, damaged });
 		header.type = MESSAGE_HELLO;
 		header.class = 0;
 		message_header_encode(bytes, &header);
+		message_seal(bytes);
 		at += header.length + MESSAGE_HEADER_BYTES;
 		length = (size_t)message_ranges_encode(bytes + at, 64, &range, 1);
+		length += (size_t)message_digests_encode(bytes + at + length, 64, &(struct page_digest){ 1, 2 }, 1);
 		length += pack_pages(bytes + at + length, (const void *const[]){ text }, 1);
 		bytes[at + length - 1] ^= damaged ? 1 : 0;
 		header.type = MESSAGE_PUT;
@@ -350,6 +352,7 @@ static void put__packed_page_damaged__is_refused_and_changes_nothing(void **stat
 		header.object = space;
 		header.length = (uint32_t)length;
 		message_header_encode(bytes + at - MESSAGE_HEADER_BYTES, &header);
+		message_seal(bytes + at - MESSAGE_HEADER_BYTES);
 		assert_int_equal(stream_connect_unix(&stream, fixture.endpoint.path, NULL), 0);
 		assert_int_equal(stream_sendv(stream, &(struct iovec){ bytes, at + length }, 1), at + length);
 		size_t got = 0;

@@ -44,10 +44,9 @@ static int decode_number(const uint8_t *bytes, size_t length)
 
 static int decode_put(const uint8_t *bytes, size_t length)
 {
-	struct message_ranges ranges;
-	const uint8_t *pages;
+	struct message_put put;
 
-	return message_put_decode(bytes, length, &ranges, &pages);
+	return message_put_decode(bytes, length, &put);
 }
 
 static struct message_text text(const char *at)
@@ -80,10 +79,13 @@ static void header__round_trip__keeps_every_field(void **state)
 					       .class = CLASS_WRITE_BACK | MESSAGE_MORE,
 					       .request = 0x1122334455667788,
 					       .object = 0x99aabbccddeeff00,
-					       .epoch = 7 };
-	static const uint8_t expected[MESSAGE_HEADER_BYTES] = { 0x40, 0xe2, 0x01, 0x00, 18,   0,    1,    0x82, 0x88, 0x77, 0x66,
+					       .epoch = 7,
+					       .check = 0x01020304,
+					       .plain = 4096 };
+	static const uint8_t expected[MESSAGE_HEADER_BYTES] = { 0x40, 0xe2, 0x01, 0x00, 18,   0,    2,    0x82, 0x88, 0x77, 0x66,
 								0x55, 0x44, 0x33, 0x22, 0x11, 0x00, 0xff, 0xee, 0xdd, 0xcc, 0xbb,
-								0xaa, 0x99, 7,    0,    0,    0,    0,    0,    0,    0 };
+								0xaa, 0x99, 7,    0,    0,    0,    0,    0,    0,    0,
+								4,    3,    2,    1,    0,    16,   0,    0 };
 	struct message_header back;
 
 	message_header_encode(buffer, &header);
@@ -98,7 +100,7 @@ static void header__wrong_version_type_class_or_length__is_refused(void **state)
 	struct message_header bad, back;
 
 	bad = good;
-	bad.version = 2;
+	bad.version = 1;
 	message_header_encode(buffer, &bad);
 	assert_int_equal(message_header_decode(buffer, &back), -EPROTONOSUPPORT);
 	bad = good;
@@ -113,6 +115,49 @@ static void header__wrong_version_type_class_or_length__is_refused(void **state)
 	bad.length = MESSAGE_PAYLOAD_LIMIT + 1;
 	message_header_encode(buffer, &bad);
 	assert_int_equal(message_header_decode(buffer, &back), -EBADMSG);
+	bad = good;
+	bad.length = 100;
+	bad.plain = 10; /* a GET carries no pages */
+	message_header_encode(buffer, &bad);
+	assert_int_equal(message_header_decode(buffer, &back), -EBADMSG);
+	bad.type = MESSAGE_PUT;
+	bad.plain = 101;
+	message_header_encode(buffer, &bad);
+	assert_int_equal(message_header_decode(buffer, &back), -EBADMSG);
+}
+
+static void check__any_bit_flipped__is_noticed_but_for_pages(void **state)
+{
+	struct message_header header = { .type = MESSAGE_PUT, .version = MESSAGE_VERSION, .length = 100, .plain = 60, .object = 5 };
+	unsigned noticed = 0;
+
+	memset(buffer, 0x5a, 200);
+	message_header_encode(buffer, &header);
+	message_seal(buffer);
+	for (unsigned bit = 0; bit < (MESSAGE_HEADER_BYTES + 100) * 8; bit++) {
+		buffer[bit / 8] ^= (uint8_t)(1u << bit % 8);
+		/* Refused by its header, or by its check; a length that was flipped would be noticed once as many bytes have come. */
+		if (message_header_decode(buffer, &header) < 0 || header.length > 160 || !message_check_good(&header, buffer + MESSAGE_HEADER_BYTES))
+			noticed++;
+		buffer[bit / 8] ^= (uint8_t)(1u << bit % 8);
+	}
+	assert_int_equal(noticed, (MESSAGE_HEADER_BYTES + 40) * 8);
+	message_header_decode(buffer, &header);
+	assert_true(message_check_good(&header, buffer + MESSAGE_HEADER_BYTES));
+}
+
+static void digest__of_any_page__begins_with_its_hash_and_is_known(void **state)
+{
+	static uint8_t page[PAGE_BYTES];
+
+	for (unsigned round = 0; round < 1000; round++) {
+		struct page_digest digest = page_digest(page);
+
+		assert_true(page_digest_known(digest));
+		assert_int_equal(digest.low, page_hash(page));
+		page[round * 37 % PAGE_BYTES] ^= (uint8_t)(round % 255 + 1);
+		assert_false(page_digest_same(digest, page_digest(page)));
+	}
 }
 
 static void payloads__cut_or_longer_anywhere__are_refused(void **state)
@@ -137,9 +182,12 @@ static void payloads__cut_or_longer_anywhere__are_refused(void **state)
 	check_truncations(decode_get, buffer, message_ranges_encode(buffer, sizeof(buffer), ranges, 2));
 	check_truncations(decode_drop, buffer, message_ranges_encode(buffer, sizeof(buffer), ranges, 2));
 	length = message_ranges_encode(buffer, sizeof(buffer), ranges, 2);
-	check_truncations(decode_put, buffer, length + 4 * (int)PAGE_BYTES);
+	memset(buffer + length, 1, 4 * DIGEST_BYTES);
+	check_truncations(decode_put, buffer, length + 4 * (int)(DIGEST_BYTES + PAGE_BYTES));
+	memset(buffer + length + DIGEST_BYTES, 0, DIGEST_BYTES); /* a writer that does not know what it wrote */
+	assert_int_equal(decode_put(buffer, (size_t)length + 4 * (DIGEST_BYTES + PAGE_BYTES)), -EBADMSG);
 	length = message_data_encode(buffer, sizeof(buffer), runs, 2);
-	check_truncations(decode_data, buffer, length + 2 * (int)PAGE_BYTES);
+	check_truncations(decode_data, buffer, length + 2 * (int)(DIGEST_BYTES + PAGE_BYTES));
 	check_truncations(decode_move, buffer, message_move_encode(buffer, sizeof(buffer), &(struct message_move){ 1, 2, 3 }));
 	check_truncations(decode_number, buffer, message_number_encode(buffer, sizeof(buffer), 42));
 	check_truncations(decode_name, buffer, message_name_encode(buffer, sizeof(buffer), &(struct message_name){ 1, text("a:b") }));
@@ -206,7 +254,7 @@ static void ranges__empty_beyond_the_end_or_too_many__are_refused(void **state)
 	memcpy(buffer, &(uint32_t){ UINT32_MAX }, 4);
 	assert_int_equal(message_drop_decode(buffer, (size_t)length, &back), -EBADMSG);
 	/* The payload's limit and PUT's own agree: the largest PUT fits. */
-	assert_true(8 + PUT_RANGES_LIMIT * 16 + PUT_PAGES_LIMIT * PAGE_BYTES <= MESSAGE_PAYLOAD_LIMIT);
+	assert_true(8 + PUT_RANGES_LIMIT * 16 + PUT_PAGES_LIMIT * (DIGEST_BYTES + PAGE_BYTES) <= MESSAGE_PAYLOAD_LIMIT);
 }
 
 static void data__runs_that_claim_more_than_is_there__are_refused(void **state)
@@ -214,16 +262,22 @@ static void data__runs_that_claim_more_than_is_there__are_refused(void **state)
 	const struct message_run runs[] = { { 5, DATA_PAGES_LIMIT, false }, { 500, 1, false } };
 	struct message_data back;
 	int length = message_data_encode(buffer, sizeof(buffer), runs, 2);
-	uint8_t *bytes = calloc(1, (size_t)length + (DATA_PAGES_LIMIT + 1) * PAGE_BYTES);
+	const size_t whole = 24 + DATA_PAGES_LIMIT * (size_t)(DIGEST_BYTES + PAGE_BYTES);
+	uint8_t *bytes = calloc(1, whole + 16 + DIGEST_BYTES + PAGE_BYTES);
 
 	memcpy(bytes, buffer, (size_t)length);
-	assert_int_equal(message_data_decode(bytes, (size_t)length + (DATA_PAGES_LIMIT + 1) * PAGE_BYTES, &back), -EBADMSG);
+	assert_int_equal(message_data_decode(bytes, whole + 16 + DIGEST_BYTES + PAGE_BYTES, &back), -EBADMSG);
 	bytes[0] = 1;
-	assert_int_equal(message_data_decode(bytes, 24 + DATA_PAGES_LIMIT * PAGE_BYTES, &back), 0);
+	assert_int_equal(message_data_decode(bytes, whole, &back), 0);
 	assert_int_equal(back.data_pages, DATA_PAGES_LIMIT);
-	assert_ptr_equal(back.pages, bytes + 24);
-	bytes[8 + 12] = 2; /* an unknown flag */
-	assert_int_equal(message_data_decode(bytes, 24 + DATA_PAGES_LIMIT * PAGE_BYTES, &back), -EBADMSG);
+	assert_ptr_equal(back.digests, bytes + 24);
+	assert_ptr_equal(back.pages, bytes + 24 + DATA_PAGES_LIMIT * DIGEST_BYTES);
+	bytes[8 + 12] = 3; /* an unknown flag */
+	assert_int_equal(message_data_decode(bytes, whole, &back), -EBADMSG);
+	bytes[8 + 12] = 2; /* damaged: nothing follows */
+	assert_int_equal(message_data_decode(bytes, 24, &back), 0);
+	assert_true(message_run_at(&back, 0).damaged);
+	assert_int_equal(back.data_pages, 0);
 	free(bytes);
 }
 
@@ -340,6 +394,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(header__round_trip__keeps_every_field),
 		cmocka_unit_test(header__wrong_version_type_class_or_length__is_refused),
+		cmocka_unit_test(check__any_bit_flipped__is_noticed_but_for_pages),
+		cmocka_unit_test(digest__of_any_page__begins_with_its_hash_and_is_known),
 		cmocka_unit_test(payloads__cut_or_longer_anywhere__are_refused),
 		cmocka_unit_test(ranges__round_trip__keep_order_and_sum),
 		cmocka_unit_test(ranges__empty_beyond_the_end_or_too_many__are_refused),

@@ -674,6 +674,7 @@ static void commit__disk_is_slow__others_are_served_meanwhile(void **state)
 								.version = MESSAGE_VERSION,
 								.request = UINT64_C(1) << 63 | 99,
 								.object = commit.draft });
+	message_seal(header);
 	assert_int_equal(write(client_fd(commit.client), header, sizeof(header)), (ssize_t)sizeof(header));
 	client_close(commit.client);
 	make_snapshot(client, "fourth", 5);
