@@ -1,8 +1,10 @@
 """b. What a fault costs the thread that waits for it."""
 import contextlib
+import json
 
 from .context import StockRestore, Touch
 from .plots import draw, panel_of
+from .process import run as run_command
 from .swap import Swap
 
 NAME, TITLE = "latency", "b. Fault latency"
@@ -11,6 +13,8 @@ STOCK = {"CRIU lazy, local images": "lazy", "CRIU lazy, page server (TCP)": "pag
 TRANSPORTS = {"dir": "ours, embedded store (dir:)", "unix": "ours, Unix socket", "tcp": "ours, TCP"}
 FILL = ", while all is filled"
 NO_GUESSES = {"--prefetch-policy": ["--prefetch-policy", "none"], "--record": ["--record=no"]}  # a fault is to be a fault
+FLOORS = {"tcp": "floor: a message and a page, TCP", "unix": "floor: a message and a page, Unix socket",
+	  "fault": "floor: userfaultfd, the page at hand"}
 FRESH_BASE = "CRIU lazy, page server (TCP)"
 
 
@@ -39,14 +43,23 @@ def fresh_ours(context, snapshot, transport, touches, options):
 		return line.run("uniform", touches=touches, seed=context.counter)
 
 
+def floors(context, table):
+	"""What the host itself takes: no pager, no pool."""
+	for line in run_command(context.host.programs / "floor", 4000 if context.quick else 20000, timeout=60).splitlines():
+		figure = json.loads(line)
+		for column, field in zip(QUANTILES, ("p50_us", "p99_us", "p999_us")):
+			table.add(FLOORS[figure["what"]], column, figure[field])
+
+
 def fresh(context, mib):
 	touches = 4000 if context.quick else 20000
 	table = context.report.table("fresh", "Random touches right after restore", "peer", [*QUANTILES, "touches that waited"],
 				     {**dict.fromkeys(QUANTILES, "us"), "touches that waited": "%"}, baseline_row=FRESH_BASE, better="lower",
-				     rows=[*STOCK, *TRANSPORTS.values()],
+				     rows=[*STOCK, *TRANSPORTS.values(), *FLOORS.values()],
 				     note=f"{mib} MiB, {touches} touches at random pages; latencies of those that took more than 1 us. Stock "
 				     "CRIU always brings all memory in the background; ours only where it says so. Ours fetches nothing ahead here "
-				     "(--prefetch-policy none), and no recorded order.")
+				     "(--prefetch-policy none), and no recorded order. Floors: what a message with its "
+				     "answer, or a fault alone, costs here without us (bench/programs/floor.c).")
 	ways = {name: lambda mode=mode: fresh_stock(context, context.touch_snapshot(mib), mode, touches) for name, mode in STOCK.items()}
 	reason = context.host.lacks_option("restore", "--migrate")
 	plain = [word for option, words in NO_GUESSES.items() if not context.host.lacks_option("restore", option) for word in words]
@@ -59,7 +72,11 @@ def fresh(context, mib):
 				table.skip(row, column, reason)
 		else:
 			ways[row] = lambda t=transport: fresh_ours(context, context.touch_snapshot(mib), t, touches, ["--migrate", *plain])
+	for row in FLOORS.values():
+		table.skip(row, "touches that waited", "not of a process")
 	for _ in range(context.runs):
+		with context.attempt("floors", *[(table, row, column) for row in FLOORS.values() for column in QUANTILES]):
+			floors(context, table)
 		for row, way in ways.items():
 			with context.attempt(f"fault latency, {row}", *[(table, row, column) for column in table.columns]):
 				add(table, row, way())
