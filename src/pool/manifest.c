@@ -53,7 +53,7 @@ void manifest_begin(struct manifest_writer *writer, const struct manifest_head *
 	*writer = (struct manifest_writer){ 0 };
 	add(writer, magic, sizeof(magic));
 	add_u64(writer, 0);
-	add_u32(writer, 1);
+	add_u32(writer, 2);
 	add_u32(writer, head->file_count);
 	add_u32(writer, head->space_count);
 	add_u64(writer, head->created_unix_ns);
@@ -77,34 +77,43 @@ void manifest_add_space(struct manifest_writer *writer, uint64_t label)
 	writer->run_pages = 0;
 }
 
-static void add_run(struct manifest_writer *writer)
+/* A run's head; the number of its pages is written over by close_run. */
+static void begin_run(struct manifest_writer *writer, uint64_t pgno, uint64_t slot)
 {
-	add_u64(writer, writer->run_pgno);
-	add_u32(writer, writer->run_pages);
-	add_u64(writer, writer->run_slot);
-}
-
-void manifest_add_page(struct manifest_writer *writer, uint64_t pgno, uint64_t slot)
-{
-	if (writer->run_pages && writer->run_pages < UINT32_MAX && pgno == writer->run_pgno + writer->run_pages &&
-	    slot == writer->run_slot + writer->run_pages) {
-		writer->run_pages++;
-		return;
-	}
-	if (writer->run_pages)
-		add_run(writer);
+	writer->run_at = writer->length;
 	writer->run_pgno = pgno;
 	writer->run_slot = slot;
-	writer->run_pages = 1;
+	writer->run_pages = 0;
+	add_u64(writer, pgno);
+	add_u32(writer, 0);
+	add_u64(writer, slot);
+}
+
+static void close_run(struct manifest_writer *writer)
+{
+	uint32_t pages = htole32(writer->run_pages);
+
+	if (!writer->failed && writer->run_pages)
+		memcpy(writer->bytes + writer->run_at + 8, &pages, sizeof(pages));
+	writer->run_pages = 0;
+}
+
+void manifest_add_page(struct manifest_writer *writer, uint64_t pgno, uint64_t slot, struct page_digest digest)
+{
+	if (!writer->run_pages || writer->run_pages == UINT32_MAX || pgno != writer->run_pgno + writer->run_pages ||
+	    slot != writer->run_slot + writer->run_pages) {
+		close_run(writer);
+		begin_run(writer, pgno, slot);
+	}
+	writer->run_pages++;
+	add_u64(writer, digest.low);
+	add_u64(writer, digest.high);
 }
 
 void manifest_end_space(struct manifest_writer *writer)
 {
-	if (writer->run_pages)
-		add_run(writer);
-	writer->run_pgno = writer->run_slot = 0;
-	writer->run_pages = 0;
-	add_run(writer);
+	close_run(writer);
+	begin_run(writer, 0, 0);
 }
 
 int manifest_end(struct manifest_writer *writer)
@@ -148,7 +157,8 @@ int manifest_open(struct manifest_reader *reader, const void *bytes, uint64_t le
 
 	if (in->bad || hash != XXH3_64bits(in->at, (size_t)(in->end - in->at)))
 		return -EBADMSG;
-	if (bytes_get_u32(in) != 1)
+	reader->version = bytes_get_u32(in);
+	if (reader->version < 1 || reader->version > 2)
 		in->bad = true;
 	head->file_count = bytes_get_u32(in);
 	head->space_count = bytes_get_u32(in);
@@ -185,6 +195,9 @@ int manifest_next_run(struct manifest_reader *reader, struct manifest_run *run)
 	if (run->pages == 0)
 		return 0;
 	if (run->pgno < reader->next_pgno || run->pgno > PGNO_END - run->pages || run->slot == 0 || run->slot > UINT64_MAX - run->pages)
+		return -EBADMSG;
+	run->digests = reader->version > 1 ? bytes_take(&reader->in, (uint64_t)run->pages * DIGEST_BYTES) : NULL;
+	if (reader->in.bad)
 		return -EBADMSG;
 	reader->next_pgno = run->pgno + run->pages;
 	return 1;

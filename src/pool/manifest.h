@@ -1,9 +1,10 @@
 /* pool/manifest: what a persistent store keeps of a snapshot, as bytes: names, metadata, the skeleton's files, and which slots
  * hold which pages. Pure codec; the reader streams, so it allocates nothing, whatever the bytes say.
  *
- * Layout, little-endian: "DPMANIF1", u64 XXH3 of all that follows, u32 version (1), u32 files, u32 spaces, u64 created (unix
+ * Layout, little-endian: "DPMANIF1", u64 XXH3 of all that follows, u32 version (2), u32 files, u32 spaces, u64 created (unix
  * ns), u16 + name, u32 + metadata; each file: u16 + name, u64 + content; each space: u64 label, then runs of u64 pgno, u32
- * pages, u64 first slot, ascending, ended by a run of 0 pages. Nothing may follow.
+ * pages, u64 first slot, and 16 bytes for each page: its digest (zeros: not known), ascending, ended by a run of 0 pages. Nothing
+ * may follow. Version 1 had no digests; it is read, never written.
  * Errors: -EBADMSG, -ENOMEM (writer). */
 #ifndef DP_POOL_MANIFEST_H
 #define DP_POOL_MANIFEST_H
@@ -21,6 +22,7 @@ struct manifest_writer {
 	bool failed;
 	uint64_t run_pgno, run_slot; /* the run being gathered */
 	uint32_t run_pages;
+	size_t run_at; /* where it begins in bytes */
 };
 
 struct manifest_head {
@@ -33,7 +35,7 @@ struct manifest_head {
 void manifest_begin(struct manifest_writer *writer, const struct manifest_head *head);
 void manifest_add_file(struct manifest_writer *writer, const char *name, const void *content, uint64_t bytes);
 void manifest_add_space(struct manifest_writer *writer, uint64_t label);
-void manifest_add_page(struct manifest_writer *writer, uint64_t pgno, uint64_t slot);
+void manifest_add_page(struct manifest_writer *writer, uint64_t pgno, uint64_t slot, struct page_digest digest);
 void manifest_end_space(struct manifest_writer *writer);
 /* Returns 0 with writer->bytes and ->length whole, or -ENOMEM. manifest_writer_done frees in either case. */
 int manifest_end(struct manifest_writer *writer);
@@ -42,10 +44,12 @@ void manifest_writer_done(struct manifest_writer *writer);
 struct manifest_run {
 	uint64_t pgno, slot;
 	uint32_t pages;
+	const uint8_t *digests; /* message_digest_at; NULL in version 1 */
 };
 struct manifest_reader {
 	struct bytes_reader in;
 	uint64_t next_pgno; /* runs ascend */
+	uint32_t version;
 };
 
 /* Checks the frame and the checksum, reads the head. Then head->file_count files, and head->space_count times a space and its

@@ -20,14 +20,23 @@ static void blob_name(const char *name, char blob[static BLOB_NAME_LIMIT + 64])
 			*at = '%';
 }
 
+struct encoding {
+	struct manifest_writer *writer;
+	const struct slots *slots;
+};
+
 static int add_page(void *context, uint64_t pgno, uint64_t slot)
 {
-	manifest_add_page(context, pgno, slot);
+	const struct encoding *encoding = context;
+
+	manifest_add_page(encoding->writer, pgno, slot, encoding->slots->digests[slot]);
 	return 0;
 }
 
-static int encode(const struct object *snapshot, struct manifest_writer *writer)
+static int encode(const struct pool *pool, const struct object *snapshot, struct manifest_writer *writer)
 {
+	struct encoding encoding = { writer, &pool->slots };
+
 	struct manifest_head head = { .created_unix_ns = snapshot->created_unix_ns,
 				      .file_count = (uint32_t)snapshot->file_count,
 				      .space_count = snapshot->space_count,
@@ -39,7 +48,7 @@ static int encode(const struct object *snapshot, struct manifest_writer *writer)
 		manifest_add_file(writer, snapshot->files[i].name, snapshot->files[i].content, snapshot->files[i].total);
 	for (const struct space *space = snapshot->spaces; space; space = space->next) {
 		manifest_add_space(writer, space->label);
-		pagemap_walk(&space->map, add_page, writer);
+		pagemap_walk(&space->map, add_page, &encoding);
 		manifest_end_space(writer);
 	}
 	return manifest_end(writer);
@@ -53,7 +62,7 @@ int persist_save(struct pool *pool, const struct object *snapshot, struct dp_err
 	if (!pool->store->persistent)
 		return 0;
 	blob_name(snapshot->name, blob);
-	int result = encode(snapshot, &writer);
+	int result = encode(pool, snapshot, &writer);
 
 	if (result == 0)
 		result = pool->store->ops->blob_put(pool->store, blob, writer.bytes, writer.length);
@@ -109,6 +118,16 @@ static int load_files(struct manifest_reader *reader, struct object *snapshot, u
 	return 0;
 }
 
+/* Two snapshots that share a page must say the same of it. */
+static bool load_digest(struct slots *slots, uint64_t slot, struct page_digest digest)
+{
+	if (page_digest_known(slots->digests[slot]) && page_digest_known(digest) && !page_digest_same(slots->digests[slot], digest))
+		return false;
+	if (page_digest_known(digest))
+		slots->digests[slot] = digest;
+	return true;
+}
+
 static int load_space(struct load *load, struct manifest_reader *reader, struct object *snapshot)
 {
 	struct slots *slots = &load->pool->slots;
@@ -126,7 +145,10 @@ static int load_space(struct load *load, struct manifest_reader *reader, struct 
 		/* Slots beyond the heap's end: the heap was cut. */
 		if (run.slot >= load->end_slot || run.pages > load->end_slot - run.slot)
 			return -EBADMSG;
+		snapshot->unverified |= !run.digests;
 		for (uint32_t i = 0; i < run.pages; i++) {
+			if (run.digests && !load_digest(slots, run.slot + i, message_digest_at(run.digests, i)))
+				return -EBADMSG;
 			slots_take(slots, run.slot + i);
 			int result = pagemap_set(&space->map, run.pgno + i, run.slot + i);
 

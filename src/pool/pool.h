@@ -60,6 +60,7 @@ struct object {
 	bool replace;
 	int failed; /* a write to the draft failed with this: it cannot be committed */
 	bool committing; /* no more writes */
+	bool unverified; /* its manifest, of an earlier version, does not say what its pages must be */
 	uint32_t instances;
 	uint8_t *order; /* snapshots: the recorded order as it came (wire/order.h), or NULL */
 	uint32_t order_bytes;

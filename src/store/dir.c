@@ -1,6 +1,7 @@
 /* dir:/path: pages in one sparse file, blobs in a file each.
  *
- *   format      "distri-proc store 1": says that this directory is a store
+ *   format      "distri-proc store 2": says that this directory is a store. One of version 1 is read, and becomes one of version 2 before
+ *               anything is put into it, so that programs that know only version 1 refuse it from then on
  *   lock        flock'ed by the one pool that has it open
  *   pages.heap  slot n at n * 4096
  *   blobs/NAME  put by write, fsync, rename, fsync of the directory
@@ -19,11 +20,13 @@
 #include "base/base.h"
 #include "store/heap_store.h"
 
-#define FORMAT_TEXT "distri-proc store 1\n"
+#define FORMAT_TEXT "distri-proc store 2\n"
+#define FORMAT_TEXT_1 "distri-proc store 1\n" /* the same, but for what the pool writes into its manifests */
 
 struct dir_store {
 	struct heap_store base;
 	int directory_fd, blobs_fd, lock_fd, pages_fd;
+	bool old_format;
 };
 
 static struct dir_store *dir_of(struct store *store)
@@ -54,6 +57,16 @@ static int write_new(int blobs_fd, const char *name, const void *bytes, uint64_t
 	return fsync(fd) < 0 ? no_space(errno) : 0;
 }
 
+static int write_format(struct dir_store *dir)
+{
+	int result = write_new(dir->directory_fd, "format.new", FORMAT_TEXT, strlen(FORMAT_TEXT));
+
+	if (result == 0 && (renameat(dir->directory_fd, "format.new", dir->directory_fd, "format") < 0 || fsync(dir->directory_fd) < 0))
+		result = -errno;
+	dir->old_format = result < 0 && dir->old_format;
+	return result;
+}
+
 static int dir_blob_put(struct store *store, const char *name, const void *bytes, uint64_t length)
 {
 	int blobs_fd = dir_of(store)->blobs_fd;
@@ -62,8 +75,10 @@ static int dir_blob_put(struct store *store, const char *name, const void *bytes
 	if (!store_blob_name_good(name))
 		return -EINVAL;
 	snprintf(temporary, sizeof(temporary), ".new-%s", name);
-	int result = write_new(blobs_fd, temporary, bytes, length);
+	int result = dir_of(store)->old_format ? write_format(dir_of(store)) : 0;
 
+	if (result == 0)
+		result = write_new(blobs_fd, temporary, bytes, length);
 	if (result == 0 && renameat(blobs_fd, temporary, blobs_fd, name) < 0)
 		result = no_space(errno);
 	if (result < 0) {
@@ -182,8 +197,9 @@ static int check_format(struct dir_store *dir, const char *path, bool create, st
 	cleanup_free char *text = NULL;
 	ssize_t got = io_read_file_at(dir->directory_fd, "format", &text, 64);
 
+	dir->old_format = got >= 0 && strcmp(text, FORMAT_TEXT_1) == 0;
 	if (got >= 0)
-		return strcmp(text, FORMAT_TEXT) == 0 ?
+		return dir->old_format || strcmp(text, FORMAT_TEXT) == 0 ?
 			       0 :
 			       dp_fail(err, EBADMSG, "store dir:%s is of another version than this program's; use the program that made it", path);
 	if (got != -ENOENT)
@@ -194,10 +210,8 @@ static int check_format(struct dir_store *dir, const char *path, bool create, st
 		return dp_fail(err, ENOENT, "there is no pool at dir:%s (the directory is empty)", path);
 	if (mkdirat(dir->directory_fd, "blobs", 0700) < 0 && errno != EEXIST)
 		return dp_fail_errno(err, errno, "create %s/blobs", path);
-	int result = write_new(dir->directory_fd, "format.new", FORMAT_TEXT, strlen(FORMAT_TEXT));
+	int result = write_format(dir);
 
-	if (result == 0 && (renameat(dir->directory_fd, "format.new", dir->directory_fd, "format") < 0 || fsync(dir->directory_fd) < 0))
-		result = -errno;
 	if (result == 0)
 		result = store_sync_parent(path);
 	return result < 0 ? dp_fail_errno(err, -result, "create %s/format", path) : 0;

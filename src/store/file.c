@@ -5,6 +5,8 @@
  *
  * A change of blobs writes the blob and a new catalog into free slots, syncs, then writes the superblock that is not current
  * and syncs again: one 4 KiB write flips from the old state to the new. The old catalog's slots are free only after that.
+ * A store of version 1 (the same, but for what the pool writes into its manifests) is read; before anything is put into it both its
+ * superblocks become those of version 2, so that programs that know only version 1 refuse it from then on.
  * flock on the file itself keeps a second pool out. */
 #include "store/store.h"
 
@@ -23,6 +25,7 @@
 
 #define SUPERBLOCKS 2
 #define SUPERBLOCK_MAGIC UINT64_C(0x314552545350444c)
+#define FILE_VERSION 2u
 #define SUPERBLOCK_BYTES 52 /* the fields; the rest of the page is zero */
 #define CATALOG_LIMIT (UINT64_C(1) << 30)
 
@@ -36,7 +39,8 @@ struct file_store {
 	int fd;
 	bool broken; /* a superblock was written, but perhaps not: both states must stay on disk, so nothing is freed any more */
 	uint64_t generation;
-	uint64_t catalog_first, catalog_length; /* 0, 0: no blobs yet */
+	uint64_t catalog_first, catalog_length, catalog_hash; /* 0, 0: no blobs yet */
+	bool old_format;
 	struct file_blob *blobs;
 	size_t blob_count;
 };
@@ -70,7 +74,7 @@ static void superblock_encode(uint8_t page[static PAGE_BYTES], uint64_t generati
 
 	memset(page, 0, PAGE_BYTES);
 	bytes_put_u64(&out, SUPERBLOCK_MAGIC);
-	bytes_put_u32(&out, 1);
+	bytes_put_u32(&out, FILE_VERSION);
 	bytes_put_u64(&out, generation);
 	bytes_put_u64(&out, first);
 	bytes_put_u64(&out, length);
@@ -78,18 +82,23 @@ static void superblock_encode(uint8_t page[static PAGE_BYTES], uint64_t generati
 	bytes_put_u64(&out, XXH3_64bits(page, SUPERBLOCK_BYTES - 8));
 }
 
-static bool superblock_decode(const uint8_t page[static PAGE_BYTES], uint64_t *generation, uint64_t *first, uint64_t *length,
-			      uint64_t *hash)
+struct superblock {
+	bool good;
+	uint32_t version;
+	uint64_t generation, first, length, hash;
+};
+
+static struct superblock superblock_decode(const uint8_t page[static PAGE_BYTES])
 {
 	struct bytes_reader in = { .at = page, .end = page + SUPERBLOCK_BYTES };
-	bool magic = bytes_get_u64(&in) == SUPERBLOCK_MAGIC;
+	struct superblock block = { .good = bytes_get_u64(&in) == SUPERBLOCK_MAGIC, .version = bytes_get_u32(&in) };
 
-	magic = bytes_get_u32(&in) == 1 && magic;
-	*generation = bytes_get_u64(&in);
-	*first = bytes_get_u64(&in);
-	*length = bytes_get_u64(&in);
-	*hash = bytes_get_u64(&in);
-	return bytes_get_u64(&in) == XXH3_64bits(page, SUPERBLOCK_BYTES - 8) && magic;
+	block.generation = bytes_get_u64(&in);
+	block.first = bytes_get_u64(&in);
+	block.length = bytes_get_u64(&in);
+	block.hash = bytes_get_u64(&in);
+	block.good &= bytes_get_u64(&in) == XXH3_64bits(page, SUPERBLOCK_BYTES - 8);
+	return block;
 }
 
 /* Fresh bytes. */
@@ -175,39 +184,64 @@ static void free_run(struct file_store *file, uint64_t first, uint64_t length)
 	heap_free_run(&file->base.heap, first, DP_MAX(slots_of(length), 1u));
 }
 
-/* Makes file->blobs the truth on disk. On failure the superblock still names the old catalog. */
-static int flip(struct file_store *file)
+/* The superblock that is not current becomes so, naming a catalog that is on the disk. */
+static int write_superblock(struct file_store *file, uint64_t first, uint64_t length, uint64_t hash)
 {
-	uint64_t length = 0, first = 0;
 	uint8_t page[PAGE_BYTES];
-	cleanup_free uint8_t *catalog = catalog_encode(file, &length);
 
-	if (file->broken)
-		return -EIO;
-	if (!catalog)
-		return -ENOMEM;
-	int result = write_run(file, catalog, length, &first);
+	superblock_encode(page, file->generation + 1, first, length, hash);
+	int result = io_pwrite_full(file->fd, page, PAGE_BYTES, (file->generation + 1) % SUPERBLOCKS * PAGE_BYTES);
 
-	if (result < 0)
-		return result;
-	superblock_encode(page, file->generation + 1, first, length, XXH3_64bits(catalog, length));
-	result = fdatasync(file->fd) < 0 ? -errno : 0;
-	if (result < 0) {
-		free_run(file, first, length);
-		return result;
-	}
-	result = io_pwrite_full(file->fd, page, PAGE_BYTES, (file->generation + 1) % SUPERBLOCKS * PAGE_BYTES);
 	if (result == 0 && fdatasync(file->fd) < 0)
 		result = -errno;
 	if (result < 0) {
 		file->broken = true;
 		return result;
 	}
-	if (file->catalog_first)
-		free_run(file, file->catalog_first, file->catalog_length);
 	file->catalog_first = first;
 	file->catalog_length = length;
+	file->catalog_hash = hash;
 	file->generation++;
+	return 0;
+}
+
+/* Both superblocks, or an older program would take the one of its version for the truth. */
+static int upgrade(struct file_store *file)
+{
+	int result = 0;
+
+	for (unsigned i = 0; i < SUPERBLOCKS && result == 0; i++)
+		result = write_superblock(file, file->catalog_first, file->catalog_length, file->catalog_hash);
+	file->old_format = result < 0;
+	return result;
+}
+
+/* Makes file->blobs the truth on disk. On failure the superblock still names the old catalog. */
+static int flip(struct file_store *file)
+{
+	uint64_t length = 0, first = 0, old_first = file->catalog_first, old_length = file->catalog_length;
+	cleanup_free uint8_t *catalog = catalog_encode(file, &length);
+
+	if (file->broken)
+		return -EIO;
+	if (!catalog)
+		return -ENOMEM;
+	int result = file->old_format ? upgrade(file) : 0;
+
+	if (result == 0)
+		result = write_run(file, catalog, length, &first);
+	if (result < 0)
+		return result;
+	if (fdatasync(file->fd) < 0) {
+		result = -errno;
+		free_run(file, first, length);
+		return result;
+	}
+	result = write_superblock(file, first, length, XXH3_64bits(catalog, length));
+	if (result < 0)
+		return result;
+	if (old_first)
+		free_run(file, old_first, old_length);
 	return 0;
 }
 
@@ -385,20 +419,21 @@ static int load_catalog(struct file_store *file, uint64_t hash)
 /* Takes the newer superblock whose catalog can be read. */
 static int load(struct file_store *file, const char *path, struct dp_err *err)
 {
-	struct {
-		bool good;
-		uint64_t generation, first, length, hash;
-	} found[SUPERBLOCKS], *newest;
+	struct superblock found[SUPERBLOCKS], *newest;
 
-	for (size_t i = 0; i < SUPERBLOCKS; i++)
-		found[i].good = superblock_decode(heap_page(&file->base.heap, i), &found[i].generation, &found[i].first,
-						  &found[i].length, &found[i].hash);
+	for (size_t i = 0; i < SUPERBLOCKS; i++) {
+		found[i] = superblock_decode(heap_page(&file->base.heap, i));
+		if (found[i].good && (found[i].version < 1 || found[i].version > FILE_VERSION))
+			return dp_fail(err, EBADMSG, "store file:%s is of another version than this program's; use the program that made it", path);
+		file->old_format |= found[i].good && found[i].version < FILE_VERSION;
+	}
 	if (!found[0].good && !found[1].good)
 		return dp_fail(err, EBADMSG, "file %s is not a pool's store; name another or a new file", path);
 	newest = !found[1].good || (found[0].good && found[0].generation > found[1].generation) ? &found[0] : &found[1];
 	file->generation = newest->generation;
 	file->catalog_first = newest->first;
 	file->catalog_length = newest->length;
+	file->catalog_hash = newest->hash;
 	int result = load_catalog(file, newest->hash);
 
 	return result < 0 ? dp_fail_errno(err, -result, "store file:%s: its catalog is damaged", path) : 0;

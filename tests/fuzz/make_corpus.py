@@ -27,7 +27,7 @@ def page(byte):
 
 
 def digests(count):
-    return bytes([1]) * 16 * count  # not known here; the pool's target computes them
+    return bytes([1]) * 16 * count  # not the real ones: the pool's target computes them
 
 
 def spaces(*rows):
@@ -106,6 +106,9 @@ manifests = {
     "counts": manifest(struct.pack("<IIIQ", 1, 0xFFFFFFFF, 0xFFFFFFFF, 5) + text(b"a:b") + struct.pack("<I", 0)),
     "beyond": manifest(struct.pack("<IIIQ", 1, 0, 1, 5) + text(b"a:b") + struct.pack("<I", 0) + struct.pack("<Q", 1) + run((1 << 36) - 1, 2, 1)),
 }
+head2 = struct.pack("<I", 2) + head[4:]
+manifests["digests"] = manifest(head2 + struct.pack("<Q", 1) + run(0, 3, 1) + digests(3) + run(512, 1, 9) +
+                                digests(1) + run(0, 0, 0) + struct.pack("<Q", 2) + run(0, 0, 0))
 endpoints = {
     "tcp": b"dp://pool.example:7400/team/redis:prod", "v6": b"dp://[fe80::1%eth0]:99/a", "unix": b"dp+unix:///run/pool.sock#redis:prod",
     "dir": b"dir:/var/lib/pool/#redis:prod", "file": b"file:/var/lib/pool.store#a", "listen": b"tcp://127.0.0.1:0",
