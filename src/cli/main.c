@@ -30,6 +30,8 @@ static const struct command {
 	{ "ps", cmd_ps, "list the process trees restored on this host", GROUP_PROCESSES },
 	{ "stats", cmd_stats, "show memory, faults and traffic of one", GROUP_PROCESSES },
 	{ "migrate-in", cmd_migrate_in, "fetch all memory of a running one in the background", GROUP_PROCESSES },
+	{ "commit", cmd_commit, "make the present state of one restorable, while it runs on", GROUP_PROCESSES },
+	{ "protect", cmd_protect, "commit one again and again, and keep the newest states", GROUP_PROCESSES },
 	{ "stop", cmd_stop, "end one and wait until nothing of it is left", GROUP_PROCESSES },
 	{ "pool", cmd_pool, "serve a pool; list, show and remove what is in one", GROUP_POOL },
 	{ "check", cmd_check, "say what this host can do, and what to do about each \"no\"", GROUP_HOST },
@@ -61,7 +63,14 @@ static void print_help(void)
 		}
 	}
 	puts("\n'distri-proc help COMMAND' tells more about one; 'distri-proc --version [--json]' its version.\n"
-	     "A pool is named by a URI: dp://HOST:PORT/REPO:TAG, dp+unix:///PATH#REPO:TAG, dir:/PATH#REPO:TAG.");
+	     "A pool is named by a URI: dp://HOST:PORT/REPO:TAG, dp+unix:///PATH#REPO:TAG, dir:/PATH#REPO:TAG;\n"
+	     "dps://HOST:PORT/REPO:TAG for TLS, for which every command takes these options (or variables):\n\n"
+	     "  --psk-file FILE     a pre-shared key, IDENTITY:HEXKEY (DISTRI_PROC_PSK_FILE)\n"
+	     "  --tls-cert FILE     our certificate (DISTRI_PROC_TLS_CERT)\n"
+	     "  --tls-key FILE      its key (DISTRI_PROC_TLS_KEY)\n"
+	     "  --tls-ca FILE       who signs the other side's (DISTRI_PROC_TLS_CA)\n"
+	     "  --tls-name NAME     the name in the pool's certificate, if not its host (DISTRI_PROC_TLS_NAME)\n"
+	     "  --allow-plaintext   dp:// beyond loopback: whoever is in between sees all (DISTRI_PROC_ALLOW_PLAINTEXT=1)");
 }
 
 static int print_version(bool json)
@@ -102,6 +111,66 @@ static int run_command(const char *name, int argc, char **argv)
 	snprintf(title, sizeof(title), "distri-proc %s", command->name);
 	argv[0] = title;
 	return command->function(argc, argv);
+}
+
+/* How pools are reached is the same for every command, and for the processes that it starts: it goes into the environment. */
+static const struct connection_option {
+	const char *option, *variable;
+	bool path; /* made absolute: servers leave their directory */
+} connection_options[] = {
+	{ "--tls-cert", "DISTRI_PROC_TLS_CERT", true },  { "--tls-key", "DISTRI_PROC_TLS_KEY", true },
+	{ "--tls-ca", "DISTRI_PROC_TLS_CA", true },      { "--tls-name", "DISTRI_PROC_TLS_NAME", false },
+	{ "--psk-file", "DISTRI_PROC_PSK_FILE", true },  { "--allow-plaintext", "DISTRI_PROC_ALLOW_PLAINTEXT", false },
+};
+
+static int set_connection_option(const struct connection_option *option, const char *value)
+{
+	char *absolute = option->path ? realpath(value, NULL) : NULL;
+	int failed = setenv(option->variable, absolute ? absolute : value, 1);
+	free(absolute);
+	return failed ? -ENOMEM : 0;
+}
+
+/* The value of `argument` if it is this option: behind '=' or the next argument. *used: how many arguments that were. */
+static const char *option_value(const struct connection_option *option, const char *argument, const char *next, int *used)
+{
+	size_t length = strlen(option->option);
+	if (strncmp(argument, option->option, length) != 0 || (argument[length] && argument[length] != '='))
+		return NULL;
+	*used = 1;
+	if (strcmp(option->option, "--allow-plaintext") == 0)
+		return argument[length] ? NULL : "1";
+	if (argument[length])
+		return argument + length + 1;
+	*used = 2;
+	return next;
+}
+
+/* Takes the connection options out of the arguments, up to "--", wherever they stand. The number of those that are left. */
+static int take_connection_options(int argc, char **argv)
+{
+	int kept = argc ? 1 : 0;
+	bool end = false;
+	for (int at = 1; at < argc;) {
+		const char *value = NULL;
+		int used = 1;
+		end = end || strcmp(argv[at], "--") == 0;
+		for (size_t i = 0; i < ARRAY_LENGTH(connection_options) && !value && !end; i++) {
+			value = option_value(&connection_options[i], argv[at], at + 1 < argc ? argv[at + 1] : NULL, &used);
+			if (value && set_connection_option(&connection_options[i], value))
+				return -ENOMEM;
+			if (!value && used == 2) {
+				cli_usage_error("distri-proc", "%s needs a value", argv[at]);
+				return -EINVAL;
+			}
+		}
+		if (value)
+			at += used;
+		else
+			argv[kept++] = argv[at++];
+	}
+	argv[kept] = NULL;
+	return kept;
 }
 
 /* A full disk behind stdout must not look like success. */
@@ -147,5 +216,8 @@ int main(int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	if (argc && working_set_is_action(argv[0]))
 		return working_set_action(argv[0]);
+	argc = take_connection_options(argc, argv);
+	if (argc < 0)
+		return argc == -EINVAL ? EXIT_USAGE : EXIT_FAILED;
 	return finish_output(dispatch(argc, argv));
 }

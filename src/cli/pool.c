@@ -21,8 +21,9 @@ static const char usage[] =
 	"  inspect POOL/NAME                show one: its spaces, files, sizes, what it shares\n"
 	"  rm POOL/NAME                     remove one\n"
 	"  status POOL                      what the pool holds and does\n"
+	"  keygen IDENTITY                  make a pre-shared key for TLS\n"
 	"\n"
-	"POOL is dp://HOST:PORT, dp+unix:///PATH, dir:/PATH or file:/PATH; with a name: dp://HOST:PORT/REPO:TAG,\n"
+	"POOL is dp://HOST:PORT, dps://HOST:PORT (TLS), dp+unix:///PATH, dir:/PATH or file:/PATH; with a name: dp://HOST:PORT/REPO:TAG,\n"
 	"dp+unix:///PATH#REPO:TAG, dir:/PATH#REPO:TAG. 'distri-proc pool COMMAND --help' tells more.\n";
 
 static const char usage_ls[] = "Usage: distri-proc pool ls [--json] POOL\n"
@@ -357,11 +358,11 @@ static int run(const struct subcommand *subcommand, int argc, char **argv)
 
 int cmd_pool(int argc, char **argv)
 {
-	const char *names[ARRAY_LENGTH(subcommands) + 1] = { "serve" };
+	const char *names[ARRAY_LENGTH(subcommands) + 2] = { "serve", "keygen" };
 	char title[64];
 
 	if (argc < 2)
-		return cli_usage_error(argv[0], "serve, ls, inspect, rm or status?");
+		return cli_usage_error(argv[0], "serve, ls, inspect, rm, status or keygen?");
 	if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
 		fputs(usage, stdout);
 		return EXIT_OK;
@@ -371,8 +372,12 @@ int cmd_pool(int argc, char **argv)
 		argv[1] = title;
 		return cmd_pool_serve(argc - 1, argv + 1);
 	}
+	if (strcmp(argv[1], "keygen") == 0) {
+		argv[1] = title;
+		return cmd_pool_keygen(argc - 1, argv + 1);
+	}
 	for (size_t i = 0; i < ARRAY_LENGTH(subcommands); i++) {
-		names[i + 1] = subcommands[i].name;
+		names[i + 2] = subcommands[i].name;
 		if (strcmp(argv[1], subcommands[i].name) == 0) {
 			argv[1] = title;
 			return run(&subcommands[i], argc - 1, argv + 1);

@@ -3,5 +3,6 @@
 #define DP_CLI_POOL_H
 
 int cmd_pool_serve(int argc, char **argv);
+int cmd_pool_keygen(int argc, char **argv);
 
 #endif

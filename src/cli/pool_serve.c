@@ -13,6 +13,7 @@
 #include "cli/cli.h"
 #include "client/captive.h"
 #include "pool/server.h"
+#include "transport/tls.h"
 
 #define LISTEN_LIMIT 16
 #define CAPTIVE_IDLE_NS (UINT64_C(2) * 1000000000)
@@ -27,7 +28,15 @@ static const char usage[] =
 	"                      (made where absent; also reachable by its own name, dir:/path#NAME)\n"
 	"                      dir:/path?compress=zstd (or lz4) makes a store that keeps its pages packed\n"
 	"                      memory:4G?ready=1G keeps 1 GiB touched ahead of need (default 256M)\n"
-	"  --listen URI        tcp://127.0.0.1:7400 (port 0 picks one) or unix:///run/pool.sock; may be repeated\n"
+	"  --listen URI        dps://0.0.0.0:7400 (TLS), tcp://127.0.0.1:7400 (port 0 picks one) or\n"
+	"                      unix:///run/pool.sock; may be repeated\n"
+	"  --psk-file FILE     keys of those who may connect by dps://, IDENTITY:HEXKEY lines ('pool keygen')\n"
+	"  --tls-cert FILE --tls-key FILE --tls-ca FILE\n"
+	"                      our certificate and key, and who signs the certificates of those who may connect\n"
+	"  --access FILE       who may do what with which snapshots, and how much of it (distri-proc-pool-serve(1))\n"
+	"  --quota BYTES       store at most this much, before packing\n"
+	"  --max-connections N            in all (default 8192)\n"
+	"  --max-connections-per-peer N   of one host or user (default 4096)\n"
 	"  --allow-plaintext   listen beyond loopback although nothing is encrypted\n"
 	"  --stay-awake auto|never  the host's processors do not sleep while pages are wanted at once (default)\n"
 	"  --pidfile FILE      write the process id there\n"
@@ -35,7 +44,9 @@ static const char usage[] =
 	"  --verbose           log more\n";
 
 struct serve {
-	const char *store_uri, *pidfile;
+	const char *store_uri, *pidfile, *access_file;
+	uint64_t quota_bytes;
+	unsigned connections, connections_per_peer;
 	const char *listen[LISTEN_LIMIT];
 	size_t listen_count;
 	bool allow_plaintext, may_sleep, captive, create, verbose;
@@ -56,6 +67,10 @@ static int parse_options(struct serve *serve, int argc, char **argv)
 		{ "listen", required_argument, NULL, 'l' },
 		{ "allow-plaintext", no_argument, NULL, 'a' },
 		{ "stay-awake", required_argument, NULL, 'w' },
+		{ "access", required_argument, NULL, 'A' },
+		{ "quota", required_argument, NULL, 'q' },
+		{ "max-connections", required_argument, NULL, 'm' },
+		{ "max-connections-per-peer", required_argument, NULL, 'M' },
 		{ "pidfile", required_argument, NULL, 'p' },
 		{ "ready-fd", required_argument, NULL, 'r' },
 		{ "captive", no_argument, NULL, 'c' }, /* by client/captive.c only */
@@ -66,6 +81,9 @@ static int parse_options(struct serve *serve, int argc, char **argv)
 	};
 	uint64_t number;
 
+	serve->quota_bytes = UINT64_MAX;
+	serve->connections = SERVER_CONNECTIONS;
+	serve->connections_per_peer = SERVER_CONNECTIONS_PER_PEER;
 	for (int option; (option = getopt_long(argc, argv, "hv", options, NULL)) != -1;) {
 		switch (option) {
 		case 's':
@@ -83,6 +101,19 @@ static int parse_options(struct serve *serve, int argc, char **argv)
 			serve->may_sleep = strcmp(optarg, "never") == 0;
 			if (!serve->may_sleep && strcmp(optarg, "auto") != 0)
 				return cli_usage_error(argv[0], "--stay-awake takes auto or never");
+			break;
+		case 'A':
+			serve->access_file = optarg;
+			break;
+		case 'q':
+			if (parse_size(optarg, &serve->quota_bytes) < 0)
+				return cli_usage_error(argv[0], "--quota %s is no size; for example --quota 100G", optarg);
+			break;
+		case 'm':
+		case 'M':
+			if (parse_size(optarg, &number) < 0 || number == 0 || number > 1000000)
+				return cli_usage_error(argv[0], "'%s' is no number of connections", optarg);
+			*(option == 'm' ? &serve->connections : &serve->connections_per_peer) = (unsigned)number;
 			break;
 		case 'p':
 			serve->pidfile = optarg;
@@ -127,7 +158,10 @@ static int listen_at(struct server *server, const struct endpoint *endpoint, con
 {
 	const struct endpoint *in_use;
 	char text[1400];
-	int result = server_listen(server, endpoint, serve->allow_plaintext, &in_use, err);
+	struct tls_settings settings;
+
+	tls_settings_from_environment(&settings);
+	int result = server_listen(server, endpoint, serve->allow_plaintext || settings.allow_plaintext, &in_use, err);
 
 	if (result < 0)
 		return result;
@@ -158,7 +192,7 @@ static int listen_everywhere(struct server *server, const struct serve *serve, s
 	for (size_t i = 0; i < serve->listen_count && result == 0; i++) {
 		result = endpoint_parse(&endpoint, serve->listen[i], err);
 		if (result == 0 && ((endpoint.kind != ENDPOINT_TCP && endpoint.kind != ENDPOINT_UNIX) || endpoint.name[0]))
-			result = dp_fail(err, EINVAL, "cannot listen at '%s'; write tcp://127.0.0.1:7400 or unix:///run/pool.sock",
+			result = dp_fail(err, EINVAL, "cannot listen at '%s'; write dps://0.0.0.0:7400, tcp://127.0.0.1:7400 or unix:///run/pool.sock",
 					 serve->listen[i]);
 		if (result == 0)
 			result = listen_at(server, &endpoint, serve, true, err);
@@ -235,6 +269,20 @@ static int open_store(const struct serve *serve, struct store **store, struct dp
 	return uri ? store_open(store, uri, !serve->captive || serve->create, err) : dp_fail_errno(err, ENOMEM, "open store");
 }
 
+/* Who may come, and how much each may have. */
+static int set_rules(struct server *server, struct pool *pool, const struct serve *serve, struct dp_err *err)
+{
+	struct access *access = NULL;
+	int result = serve->access_file ? access_read(&access, serve->access_file, err) : 0;
+
+	if (result < 0)
+		return result;
+	server_set_access(server, access);
+	server_set_connection_limits(server, serve->connections, serve->connections_per_peer);
+	pool->slots.accounts.list[0]->quota_bytes = serve->quota_bytes;
+	return 0;
+}
+
 static int serve_pool(const struct serve *serve, struct dp_err *err)
 {
 	struct store *store;
@@ -249,6 +297,8 @@ static int serve_pool(const struct serve *serve, struct dp_err *err)
 		result = pool_open(&pool, store, err);
 	if (result == 0)
 		result = server_open(&server, pool, err);
+	if (result == 0)
+		result = set_rules(server, pool, serve, err);
 	if (result == 0) {
 		if (serve->may_sleep)
 			server_let_sleep(server);

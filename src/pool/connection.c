@@ -54,6 +54,8 @@ void connection_shared_done(struct connection_shared *shared)
 	shared->spare_count = 0;
 	free(shared->unpacked);
 	shared->unpacked = NULL;
+	access_free(shared->access);
+	shared->access = NULL;
 }
 
 void connection_queue(struct connection *connection, struct reply *reply, const struct message_header *request, enum message_type type,
@@ -108,7 +110,8 @@ struct connection *connection_new(struct connection_shared *shared, struct strea
 	connection->stream = stream;
 	connection->input = input;
 	connection->input_size = INPUT_SMALL_BYTES;
-	connection->last_active_ns = clock_now_ns();
+	connection->last_active_ns = connection->accepted_ns = clock_now_ns();
+	stream_peer(stream, &connection->peer);
 	queue_init(&connection->urgent);
 	queue_init(&connection->bulk);
 	shared->connections++;

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "pool/access.h"
 #include "pool/committer.h"
 #include "pool/pool.h"
 #include "sys/awake.h"
@@ -44,6 +45,9 @@ struct connection_shared {
 	uint64_t started_ns;
 	uint64_t bytes_in, bytes_out, requests, connections;
 	struct awake awake; /* while pages are wanted at once */
+	struct access *access; /* owned; NULL: whoever is let in may do all */
+	uint64_t refusal_second; /* refusals are counted by the second, for the log */
+	unsigned refusals;
 	uint8_t *unpacked; /* room for a packed PUT, or NULL while there was none */
 };
 
@@ -56,6 +60,13 @@ struct connection {
 	bool can_pack;   /* it said so */
 	bool near;       /* it asked where we are, and may ask where pages lie */
 	bool committing; /* a commit is under way: later requests wait, so that they stay in order */
+	bool identified; /* peer is whole; trusted, account are set */
+	bool trusted;    /* every right */
+	uint16_t account; /* who pays for what it stores */
+	struct stream_peer peer;
+	uint64_t accepted_ns;
+	uint64_t seen_object; /* its last object, and the rights to it */
+	unsigned seen_kind, seen_rights;
 	bool broken;     /* to be closed once what is queued is sent */
 	uint32_t events; /* what epoll watches; the server's */
 	uint8_t *input;

@@ -26,6 +26,7 @@ struct object *object_new(struct pool *pool, enum object_kind kind, const char *
 		return NULL;
 	object->kind = kind;
 	object->owner = owner;
+	object->account = pool->slots.accounts.payer;
 	object->id = pool->next_id;
 	object->created_unix_ns = unix_now_ns();
 	object->next_number = 1;
@@ -116,6 +117,7 @@ void object_free(struct pool *pool, struct object *object)
 	for (size_t i = 0; i < object->file_count; i++)
 		free(object->files[i].content);
 	free(object->files);
+	accounts_refund(&pool->slots.accounts, object->account, object->file_bytes);
 	free(object->meta);
 	free(object->order);
 	free(object->failures);

@@ -192,6 +192,8 @@ int pool_fork(struct pool *pool, const void *owner, uint64_t parent_id, uint64_t
 		return -EINVAL;
 	if (pool_space(pool, child_id))
 		return -EEXIST;
+	if (parent->object->space_count >= SPACES_PER_OBJECT_LIMIT)
+		return -EMFILE;
 	struct space *child = object_add_space(pool, parent->object, number, parent->label);
 
 	if (!child)

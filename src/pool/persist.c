@@ -77,6 +77,7 @@ int persist_remove(struct pool *pool, const char *name, struct dp_err *err)
 	if (!pool->store->persistent)
 		return 0;
 	order_remove(pool, name);
+	owner_remove(pool, name);
 	blob_name(name, blob);
 	int result = pool->store->ops->blob_delete(pool->store, blob);
 
@@ -114,6 +115,7 @@ static int load_files(struct manifest_reader *reader, struct object *snapshot, u
 			return -ENOMEM;
 		memcpy(file->content, content.at, content.length);
 		message_text_copy(name, file->name, sizeof(file->name));
+		snapshot->file_bytes += content.length;
 	}
 	return 0;
 }
@@ -173,6 +175,7 @@ static int load_manifest(struct load *load, const char *blob, const void *bytes,
 	blob_name(name, expected);
 	if (strcmp(expected, blob) != 0)
 		return -EBADMSG;
+	load->pool->slots.accounts.payer = owner_load(load->pool, name, head.created_unix_ns);
 	struct object *snapshot = object_new(load->pool, OBJECT_DRAFT, name, NULL);
 
 	if (!snapshot)
@@ -184,6 +187,8 @@ static int load_manifest(struct load *load, const char *blob, const void *bytes,
 	snapshot->meta_length = head.meta.length;
 	message_text_copy(head.meta, snapshot->meta, head.meta.length + 1u);
 	int result = load_files(&reader, snapshot, head.file_count);
+
+	accounts_charge(&load->pool->slots.accounts, snapshot->account, snapshot->file_bytes);
 
 	for (uint32_t i = 0; result == 0 && i < head.space_count; i++)
 		result = load_space(load, &reader, snapshot);
@@ -205,6 +210,7 @@ static int load_blob(struct load *load, const char *blob)
 
 	if (result == 0)
 		result = load_manifest(load, blob, bytes, length);
+	load->pool->slots.accounts.payer = 0;
 	free(bytes);
 	if (result == -EBADMSG)
 		return dp_fail(load->err, EBADMSG,

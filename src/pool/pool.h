@@ -25,7 +25,13 @@
 #include "wire/page_range.h"
 
 #define SPACE_NUMBER_BITS 20
+/* What a peer can make us keep besides pages, which quotas are for. */
 #define DRAFTS_PER_OWNER_LIMIT 64
+#define SNAPSHOTS_LIMIT 65536
+#define INSTANCES_LIMIT 65536
+#define SPACES_PER_OBJECT_LIMIT 65536
+#define FILES_PER_DRAFT_LIMIT 8192
+#define FILE_BYTES_PER_DRAFT_LIMIT (UINT64_C(16) << 30)
 
 enum object_kind { OBJECT_DRAFT, OBJECT_SNAPSHOT, OBJECT_INSTANCE };
 
@@ -49,6 +55,8 @@ struct object {
 	uint64_t id;
 	char name[256];
 	uint64_t created_unix_ns;
+	uint16_t account;  /* of who made it; 0: not known */
+	uint64_t file_bytes; /* what it is charged with for its files */
 	const void *owner; /* drafts; instances: who holds the lease; NULL once that connection is gone */
 	struct space *spaces, **last_space;
 	uint32_t space_count, next_number;
@@ -177,6 +185,10 @@ int persist_load(struct pool *pool, struct dp_err *err);
 /* The pages must have been synced before (T3). */
 int persist_save(struct pool *pool, const struct object *snapshot, struct dp_err *err);
 int persist_remove(struct pool *pool, const char *name, struct dp_err *err);
+/* Who stored a snapshot (owner.c). The number of his account; 0: not known. */
+int owner_save(struct pool *pool, const struct object *snapshot);
+uint16_t owner_load(struct pool *pool, const char *name, uint64_t created_unix_ns);
+void owner_remove(struct pool *pool, const char *name);
 /* Orders are advice: one that is damaged or of another snapshot of that name is dropped. */
 int order_save(struct pool *pool, const struct object *snapshot, struct dp_err *err);
 void order_load(struct pool *pool, struct object *snapshot);

@@ -20,6 +20,16 @@ int request_malformed(struct request *request);
 void request_answer(struct request *request, struct reply *reply, enum message_type type, uint8_t class, uint64_t object,
 		    uint64_t epoch);
 
+/* ---- rights.c ---- */
+/* Before any handler: who is it, and may he send this? -EACCES with a text. Sets who pays for what is stored. */
+int request_check(struct request *request);
+/* For names and objects that are in the payload. */
+int request_right_name(struct request *request, const char *name, unsigned right);
+int request_right_object(struct request *request, uint64_t object, unsigned right);
+bool request_may_read(const struct request *request, const struct object *object);
+/* Counts a refusal; a peer that insists must not fill the log. */
+bool refusal_may_be_logged(struct connection_shared *shared);
+
 /* A handler answers by itself, or returns 0 for a plain OK, or -errno for an ERROR. */
 int request_handle_get(struct request *request);
 int request_handle_near(struct request *request);

@@ -16,13 +16,15 @@ int request_malformed(struct request *request)
 	return dp_fail(&request->err, EBADMSG, "malformed %s message", message_type_name(request->header->type));
 }
 
-/* Takes a name out of a message and normalises it. */
-static int take_name(struct request *request, struct message_text text, char name[static 256])
+/* Takes a name out of a message and normalises it; whoever names it must have the right to it. */
+static int take_name(struct request *request, struct message_text text, unsigned right, char name[static 256])
 {
 	char raw[NAME_LIMIT + 1];
 
 	message_text_copy(text, raw, sizeof(raw));
-	return endpoint_name_check(raw, name, &request->err);
+	int result = endpoint_name_check(raw, name, &request->err);
+
+	return result < 0 ? result : request_right_name(request, name, right);
 }
 
 /* A reply whose payload is in a fresh buffer of the given size, to be filled by the caller; NULL where memory is out. */
@@ -107,7 +109,7 @@ static int handle_snapshot_begin(struct request *request)
 
 	if (message_name_decode(request->payload, request->header->length, &message) < 0)
 		return request_malformed(request);
-	int result = take_name(request, message.name, name);
+	int result = take_name(request, message.name, RIGHT_WRITE, name);
 
 	if (result < 0)
 		return result;
@@ -131,6 +133,7 @@ static int handle_snapshot_inherit(struct request *request)
 
 	if (message_inherit_decode(request->payload, request->header->length, &message) < 0)
 		return request_malformed(request);
+	result = request_right_object(request, message.source >> SPACE_NUMBER_BITS, RIGHT_READ);
 	for (uint32_t i = 0; i < message.ranges.count && result == 0; i++)
 		result = pool_snapshot_inherit(request->pool, request->connection, request->header->object, message.source,
 					       message_range_at(&message.ranges, i), &request->err);
@@ -250,7 +253,7 @@ static int handle_snapshot_open(struct request *request)
 
 	if (message_name_decode(request->payload, request->header->length, &message) < 0)
 		return request_malformed(request);
-	int result = take_name(request, message.name, name);
+	int result = take_name(request, message.name, RIGHT_READ, name);
 
 	if (result < 0)
 		return result;
@@ -277,6 +280,8 @@ static int handle_list(struct request *request)
 	while (snapshot && strcmp(snapshot->name, after) <= 0)
 		snapshot = snapshot->next_name;
 	for (; snapshot && bytes < LIST_BYTES && result == 0; snapshot = snapshot->next_name) {
+		if (!request_may_read(request, snapshot))
+			continue;
 		bytes += info_size(snapshot, false, false);
 		result = answer_info(request, snapshot, false, false, true);
 	}
@@ -326,7 +331,7 @@ static int handle_remove(struct request *request)
 
 	if (message_name_decode(request->payload, request->header->length, &message) < 0)
 		return request_malformed(request);
-	int result = take_name(request, message.name, name);
+	int result = take_name(request, message.name, RIGHT_ADMIN, name);
 
 	return result < 0 ? result : pool_snapshot_remove(request->pool, name, message.flags & NAME_FLAG_FORCE, &request->err);
 }
@@ -393,7 +398,7 @@ static int handle_instance_create(struct request *request)
 
 	if (message_instance_create_decode(request->payload, request->header->length, &message) < 0)
 		return request_malformed(request);
-	int result = take_name(request, message.snapshot, snapshot);
+	int result = take_name(request, message.snapshot, RIGHT_READ, snapshot);
 
 	if (result < 0)
 		return result;
@@ -543,6 +548,9 @@ int request_handle(struct connection *connection, const struct message_header *h
 		connection->broken = true;
 		return request_fail(connection, header, EPROTO, "the first message must be hello");
 	}
+	result = request_check(&request);
+	if (result < 0)
+		return request_fail(connection, header, -result, request.err.text);
 	result = is_operation(header->type) ? handle_operation(&request) : handlers[header->type](&request);
 	if (result < 0)
 		return request_fail(connection, header, -result, request.err.text[0] ? request.err.text : strerror(-result));

@@ -5,13 +5,16 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/stat.h>
 
 #include "base/base.h"
 #include "base/log.h"
 #include "pool/connection.h"
+#include "pool/request.h"
 
 #define EVENTS 64
 #define TICK_MS 1000
+#define PENDING_ROUNDS 8 /* reads of what a stream holds already, before others have their turn */
 #define SHRINK_AFTER_NS (UINT64_C(5) * 1000000000)
 
 struct server_listener {
@@ -27,6 +30,9 @@ struct server {
 	struct connection *connections;
 	uint64_t idle_exit_ns; /* 0: never */
 	uint64_t idle_since_ns, ticked_ns;
+	unsigned connection_limit, peer_limit;
+	unsigned strangers; /* connections that have not said hello */
+	bool pending;       /* a connection has bytes that epoll does not tell of */
 	bool commits_done; /* the committer has something for us */
 	bool stopping;
 };
@@ -39,6 +45,8 @@ int server_open(struct server **result, struct pool *pool, struct dp_err *err)
 		return dp_fail_errno(err, ENOMEM, "open server");
 	server->shared.pool = pool;
 	awake_init(&server->shared.awake, true);
+	server->connection_limit = SERVER_CONNECTIONS;
+	server->peer_limit = SERVER_CONNECTIONS_PER_PEER;
 	server->shared.started_ns = server->idle_since_ns = clock_now_ns();
 	server->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	server->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -82,6 +90,10 @@ int server_listen(struct server *server, const struct endpoint *endpoint, bool a
 		return dp_fail_errno(err, ENOMEM, "listen");
 	int result = listener_open(&entry->listener, endpoint, allow_plaintext, err);
 
+	/* Users that the rights name must reach the socket; each is asked who he is (SO_PEERCRED). */
+	if (result == 0 && endpoint->kind == ENDPOINT_UNIX && access_names_users(server->shared.access, geteuid()) &&
+	    chmod(endpoint->path, 0666) < 0)
+		log_warn("%s: other users cannot connect: %s", endpoint->path, strerror(errno));
 	if (result == 0) {
 		result = watch_listener(server, entry);
 		if (result < 0) {
@@ -105,6 +117,17 @@ void server_let_sleep(struct server *server)
 	awake_done(&server->shared.awake);
 }
 
+void server_set_access(struct server *server, struct access *access)
+{
+	server->shared.access = access;
+}
+
+void server_set_connection_limits(struct server *server, unsigned connections, unsigned per_peer)
+{
+	server->connection_limit = connections;
+	server->peer_limit = per_peer;
+}
+
 void server_set_idle_exit(struct server *server, uint64_t idle_ns)
 {
 	server->idle_exit_ns = idle_ns;
@@ -120,8 +143,43 @@ void server_stop(struct server *server)
 
 /* ---- connections ---- */
 
+/* Is there room for one more of this peer? Logs where there is none. */
+static bool admits(struct server *server, const struct connection *fresh)
+{
+	unsigned same = 0, same_strangers = 0;
+	const char *why = NULL;
+
+	for (const struct connection *connection = server->connections; connection; connection = connection->next) {
+		bool is_same = strcmp(connection->peer.host, fresh->peer.host) == 0;
+
+		same += is_same;
+		same_strangers += is_same && !connection->hello;
+	}
+	if (server->shared.connections > server->connection_limit)
+		why = "as many connections as --max-connections allows";
+	else if (same >= server->peer_limit)
+		why = "as many connections of this peer as --max-connections-per-peer allows";
+	else if (server->strangers >= SERVER_STRANGERS || same_strangers >= SERVER_STRANGERS_PER_PEER)
+		why = "too many connections that have not said who they are";
+	if (why && refusal_may_be_logged(&server->shared))
+		log_warn("refused %s: there are %s", fresh->peer.place, why);
+	return !why;
+}
+
+/* A peer that went before it said hello: what the handshake came to, or that there was none. */
+static void log_stranger(struct server *server, const struct connection *connection, int result)
+{
+	const char *why = stream_why(connection->stream);
+
+	if (connection->hello || (result == -EPIPE && !*why && !connection->stream->ops->why) || !refusal_may_be_logged(&server->shared))
+		return;
+	log_warn("refused %s: %s", connection->peer.place,
+		 *why ? why : result == -ETIMEDOUT ? "it did not say hello in time" : result == -EPIPE ? "it left in the handshake" : strerror(-result));
+}
+
 static void drop_connection(struct server *server, struct connection *connection)
 {
+	server->strangers -= !connection->hello;
 	if (connection->previous)
 		connection->previous->next = connection->next;
 	else
@@ -164,6 +222,11 @@ static void accept_all(struct server *server, struct server_listener *entry)
 			error = -ENOMEM;
 			break;
 		}
+		if (!admits(server, connection)) {
+			connection_free(connection);
+			continue;
+		}
+		server->strangers++;
 		connection->events = UINT32_MAX;
 		connection->next = server->connections;
 		if (server->connections)
@@ -182,6 +245,7 @@ static void accept_all(struct server *server, struct server_listener *entry)
 
 static void serve_connection(struct server *server, struct connection *connection, uint32_t events)
 {
+	bool hello = connection->hello;
 	int result = 0;
 
 	if (events & EPOLLOUT)
@@ -193,10 +257,44 @@ static void serve_connection(struct server *server, struct connection *connectio
 		else if (connection_wants_read(connection))
 			result = connection_readable(connection);
 	}
+	/* What the stream has already read; also what it had when we stopped reading for want of room for answers. */
+	for (int i = 0; i < PENDING_ROUNDS && result == 0 && connection_wants_read(connection) && stream_pending(connection->stream); i++)
+		result = connection_readable(connection);
+	server->strangers -= connection->hello && !hello;
+	server->pending = server->pending || (result == 0 && connection_wants_read(connection) && stream_pending(connection->stream));
 	if (result == 0)
 		result = update_events(server, connection);
-	if (result < 0)
+	if (result < 0) {
+		log_stranger(server, connection, result);
 		drop_connection(server, connection);
+	}
+}
+
+/* One peer that sends without end must not keep the others from their turn: it goes on here, behind their events. */
+static void serve_pending(struct server *server)
+{
+	struct connection *next;
+
+	server->pending = false;
+	for (struct connection *connection = server->connections; connection; connection = next) {
+		next = connection->next;
+		if (connection_wants_read(connection) && stream_pending(connection->stream))
+			serve_connection(server, connection, EPOLLIN);
+	}
+}
+
+/* Those that said no hello in time. */
+static void drop_strangers(struct server *server, uint64_t now)
+{
+	struct connection *next;
+
+	for (struct connection *connection = server->connections; connection; connection = next) {
+		next = connection->next;
+		if (!connection->hello && now - connection->accepted_ns > SERVER_HELLO_NS) {
+			log_stranger(server, connection, -ETIMEDOUT);
+			drop_connection(server, connection);
+		}
+	}
 }
 
 static void finish_commits(struct server *server)
@@ -242,10 +340,12 @@ static int loop_timeout_ms(const struct server *server)
 
 		return now >= end ? 0 : (int)((end - now) / 1000000 + 1);
 	}
+	if (server->pending)
+		return 0;
 	for (const struct server_listener *entry = server->listeners; entry; entry = entry->next)
 		if (!entry->watched)
 			return TICK_MS;
-	if (server->shared.pool->lost_count)
+	if (server->shared.pool->lost_count || server->strangers)
 		return TICK_MS;
 	for (const struct connection *connection = server->connections; connection; connection = connection->next)
 		if (connection->input_size > INPUT_SMALL_BYTES)
@@ -266,6 +366,8 @@ static void tick(struct server *server)
 	uint64_t now = clock_now_ns();
 
 	server->ticked_ns = now;
+	if (server->strangers)
+		drop_strangers(server, now);
 	if (server->shared.pool->lost_count)
 		pool_expire(server->shared.pool);
 	for (struct connection *connection = server->connections; connection; connection = connection->next)
@@ -311,7 +413,9 @@ int server_run(struct server *server)
 		/* Behind the others: this may close connections that the others are about. */
 		if (server->commits_done)
 			finish_commits(server);
-		bool late = server->shared.pool->lost_count && clock_now_ns() - server->ticked_ns > TICK_MS * UINT64_C(1000000);
+		if (server->pending)
+			serve_pending(server);
+		bool late = (server->shared.pool->lost_count || server->strangers) && clock_now_ns() - server->ticked_ns > TICK_MS * UINT64_C(1000000);
 
 		if (count <= 0 || late)
 			tick(server);

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "pool/access.h"
 #include "pool/pool.h"
 #include "transport/stream.h"
 
@@ -20,6 +21,16 @@ struct server;
 
 /* `pool` is borrowed and outlives the server. */
 int server_open(struct server **server, struct pool *pool, struct dp_err *err);
+/* Who may do what (access.h), taken; without it, whoever is let in may do all. Before server_listen. */
+void server_set_access(struct server *server, struct access *access);
+/* Connections at once, in all and of one host or user. Beyond that a connection is closed as soon as it is made. */
+#define SERVER_CONNECTIONS 8192
+#define SERVER_CONNECTIONS_PER_PEER 4096
+void server_set_connection_limits(struct server *server, unsigned connections, unsigned per_peer);
+/* Those that have not said hello yet: how many, and for how long. */
+#define SERVER_STRANGERS 512
+#define SERVER_STRANGERS_PER_PEER 128
+#define SERVER_HELLO_NS (UINT64_C(10) * 1000000000)
 /* Adds a place to listen at; *in_use (may be NULL) is the endpoint with the port in use, borrowed from the server. */
 int server_listen(struct server *server, const struct endpoint *endpoint, bool allow_plaintext, const struct endpoint **in_use,
 		  struct dp_err *err);

@@ -10,14 +10,19 @@
 int slots_init(struct slots *slots, struct store *store)
 {
 	*slots = (struct slots){ .store = store };
-	return slots_reserve(slots, 4096);
+	int result = accounts_init(&slots->accounts);
+
+	return result < 0 ? result : slots_reserve(slots, 4096);
 }
 
 void slots_done(struct slots *slots)
 {
 	slots_flush(slots);
 	free(slots->references);
+	free(slots->payer);
 	slots->references = NULL;
+	slots->payer = NULL;
+	accounts_done(&slots->accounts);
 	if (slots->digests)
 		munmap(slots->digests, slots->count * sizeof(*slots->digests));
 	slots->digests = NULL;
@@ -44,10 +49,15 @@ int slots_reserve(struct slots *slots, uint64_t end)
 	uint64_t count = (DP_MAX(end, slots->count + slots->count / 2) + 4095) / 4096 * 4096;
 	uint32_t *references = reallocarray(slots->references, count, sizeof(*references));
 
-	if (!references)
+	if (references)
+		slots->references = references;
+	uint16_t *payer = reallocarray(slots->payer, count, sizeof(*payer));
+
+	if (payer)
+		slots->payer = payer;
+	if (!references || !payer)
 		return -ENOMEM;
 	memset(references + slots->count, 0, (count - slots->count) * sizeof(*references));
-	slots->references = references;
 	if (reserve_digests(slots, count) < 0)
 		return -ENOMEM;
 	slots->count = count;
@@ -56,8 +66,11 @@ int slots_reserve(struct slots *slots, uint64_t end)
 
 int slots_alloc(struct slots *slots, uint64_t *list, size_t count)
 {
-	int result = slots->store->ops->alloc(slots->store, list, count);
+	int result = accounts_check(&slots->accounts, count * PAGE_BYTES);
 
+	if (result < 0)
+		return result;
+	result = slots->store->ops->alloc(slots->store, list, count);
 	if (result == -ENOSPC && slots->free_count) {
 		slots_flush(slots);
 		result = slots->store->ops->alloc(slots->store, list, count);
@@ -73,8 +86,10 @@ int slots_alloc(struct slots *slots, uint64_t *list, size_t count)
 	for (size_t i = 0; i < count; i++) {
 		assert(slots->references[list[i]] == 0);
 		slots->references[list[i]] = 1;
+		slots->payer[list[i]] = slots->accounts.payer;
 		slots->digests[list[i]] = (struct page_digest){ 0 };
 	}
+	accounts_charge(&slots->accounts, slots->accounts.payer, count * PAGE_BYTES);
 	return 0;
 }
 

@@ -49,6 +49,8 @@ int pool_snapshot_begin(struct pool *pool, const void *owner, const char *name, 
 		return name_taken(name, err);
 	for (const struct object *object = pool->all; object; object = object->next)
 		drafts += object->kind == OBJECT_DRAFT && object->owner == owner;
+	if (pool->snapshot_count >= SNAPSHOTS_LIMIT)
+		return dp_fail(err, EMFILE, "the pool holds %d snapshots, and takes no more", SNAPSHOTS_LIMIT);
 	if (drafts >= DRAFTS_PER_OWNER_LIMIT)
 		return dp_fail(err, EMFILE, "more than %d drafts on one connection", DRAFTS_PER_OWNER_LIMIT);
 	struct object *object = object_new(pool, OBJECT_DRAFT, name, owner);
@@ -67,7 +69,7 @@ int pool_snapshot_space(struct pool *pool, const void *owner, uint64_t id, uint6
 
 	if (result < 0)
 		return result;
-	if (draft->next_number >> SPACE_NUMBER_BITS)
+	if (draft->space_count >= SPACES_PER_OBJECT_LIMIT)
 		return dp_fail(err, EINVAL, "too many spaces in the draft of %s", draft->name);
 	struct space *space = object_add_space(pool, draft, 0, label);
 
@@ -104,7 +106,7 @@ int pool_snapshot_inherit(struct pool *pool, const void *owner, uint64_t draft_s
 }
 
 /* The file of that name, emptied, or a new one. */
-static struct pool_file *start_file(struct object *draft, const char *name)
+static struct pool_file *start_file(struct pool *pool, struct object *draft, const char *name)
 {
 	struct pool_file *file = (struct pool_file *)pool_file_find(draft, name);
 
@@ -119,6 +121,8 @@ static struct pool_file *start_file(struct object *draft, const char *name)
 		snprintf(file->name, sizeof(file->name), "%s", name);
 	}
 	free(file->content);
+	draft->file_bytes -= file->filled;
+	accounts_refund(&pool->slots.accounts, draft->account, file->filled);
 	file->content = NULL;
 	file->filled = 0;
 	return file;
@@ -132,7 +136,9 @@ int pool_snapshot_file(struct pool *pool, const void *owner, uint64_t id, const 
 
 	if (result < 0)
 		return result;
-	struct pool_file *file = offset == 0 ? start_file(draft, name) : (struct pool_file *)pool_file_find(draft, name);
+	if (offset == 0 && draft->file_count >= FILES_PER_DRAFT_LIMIT)
+		return dp_fail(err, EMFILE, "more than %d files in the draft of %s", FILES_PER_DRAFT_LIMIT, draft->name);
+	struct pool_file *file = offset == 0 ? start_file(pool, draft, name) : (struct pool_file *)pool_file_find(draft, name);
 
 	if (!file)
 		return offset == 0 ? dp_fail(err, ENOMEM, "the pool is out of memory") :
@@ -141,6 +147,13 @@ int pool_snapshot_file(struct pool *pool, const void *owner, uint64_t id, const 
 		file->total = total;
 	if (offset != file->filled || total != file->total || bytes > total - offset)
 		return dp_fail(err, EINVAL, "the parts of file %s do not fit together", name);
+	if (bytes > FILE_BYTES_PER_DRAFT_LIMIT || draft->file_bytes > FILE_BYTES_PER_DRAFT_LIMIT - bytes)
+		return dp_fail(err, EFBIG, "the files of the draft of %s are too large", draft->name);
+	result = accounts_check(&pool->slots.accounts, bytes);
+	if (result < 0) {
+		draft->failed = -result;
+		return dp_fail_errno(err, -result, "store file %s of snapshot %s", name, draft->name);
+	}
 	/* Grows with what has come, not with what was announced. */
 	uint8_t *grown = realloc(file->content, file->filled + bytes + 1);
 
@@ -152,6 +165,8 @@ int pool_snapshot_file(struct pool *pool, const void *owner, uint64_t id, const 
 	if (bytes)
 		memcpy(grown + file->filled, content, bytes);
 	file->filled += bytes;
+	draft->file_bytes += bytes;
+	accounts_charge(&pool->slots.accounts, draft->account, bytes);
 	return 0;
 }
 
@@ -207,6 +222,9 @@ int pool_snapshot_commit_finish(struct pool *pool, const void *owner, uint64_t i
 	result = old ? release_base(pool, old) : 0;
 	if (result < 0)
 		return dp_fail_errno(err, -result, "keep the pages of the instances of %s", old->name);
+	result = owner_save(pool, draft);
+	if (result < 0)
+		return dp_fail_errno(err, -result, "store who owns snapshot %s", draft->name);
 	result = persist_save(pool, draft, err);
 	if (result < 0)
 		return result;
@@ -255,6 +273,8 @@ int pool_instance_create(struct pool *pool, const void *owner, const char *snaps
 
 	if (!snapshot)
 		return dp_fail(err, ENOENT, "there is no snapshot %s", snapshot_name);
+	if (pool->instance_count >= INSTANCES_LIMIT)
+		return dp_fail(err, EMFILE, "the pool has %d instances, and takes no more", INSTANCES_LIMIT);
 	struct object *instance = object_new(pool, OBJECT_INSTANCE, name, owner);
 
 	if (!instance)

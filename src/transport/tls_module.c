@@ -108,11 +108,15 @@ static void explain(struct tls_stream *tls)
 
 	if (tls->why[0])
 		return;
-	if (verdict != X509_V_OK && !SSL_session_reused(tls->ssl))
+	int number = code && ERR_GET_LIB(code) == ERR_LIB_SSL ? ERR_GET_REASON(code) : 0;
+
+	if (tls->psk[0] && number == (tls->server ? SSL_R_BINDER_DOES_NOT_VERIFY : SSL_AD_REASON_OFFSET + SSL_AD_ILLEGAL_PARAMETER))
+		snprintf(tls->why, sizeof(tls->why), "the pre-shared keys of %s differ", tls->psk);
+	else if (verdict != X509_V_OK && !SSL_session_reused(tls->ssl))
 		snprintf(tls->why, sizeof(tls->why), "its certificate is refused: %s", X509_verify_cert_error_string(verdict));
-	else if (code && ERR_GET_LIB(code) == ERR_LIB_SSL && ERR_GET_REASON(code) > SSL_AD_REASON_OFFSET)
+	else if (number > SSL_AD_REASON_OFFSET)
 		snprintf(tls->why, sizeof(tls->why), "it refused us: %s", reason ? reason : "no reason given");
-	else if (code && ERR_GET_LIB(code) == ERR_LIB_SSL && ERR_GET_REASON(code) == SSL_R_WRONG_VERSION_NUMBER)
+	else if (number == SSL_R_WRONG_VERSION_NUMBER || number == SSL_R_HTTP_REQUEST)
 		snprintf(tls->why, sizeof(tls->why), "it does not speak TLS");
 	else
 		snprintf(tls->why, sizeof(tls->why), "TLS: %s", reason ? reason : "the handshake failed");
@@ -458,6 +462,7 @@ static int set_up(struct context *context, struct dp_err *err)
 	SSL_CTX_set_options(context->ssl, SSL_OP_NO_TICKET | SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_NO_RENEGOTIATION |
 						  SSL_OP_IGNORE_UNEXPECTED_EOF | SSL_OP_NO_COMPRESSION);
 	SSL_CTX_set_num_tickets(context->ssl, 0);
+	SSL_CTX_set_session_id_context(context->ssl, (const unsigned char *)"distri-proc", 11); /* asked for, though nothing is resumed */
 	SSL_CTX_set_session_cache_mode(context->ssl, SSL_SESS_CACHE_OFF);
 	SSL_CTX_set_mode(context->ssl, SSL_MODE_RELEASE_BUFFERS);
 	SSL_CTX_set_read_ahead(context->ssl, 1);
