@@ -58,8 +58,17 @@ int keeper_send_text(int socket_fd, const char *text)
 
 int keeper_init(struct keeper *keeper, int *pager_end, struct dp_err *err)
 {
-	int pair[2];
 	*keeper = (struct keeper){ .socket_fd = -1 };
+	return keeper_renew(keeper, pager_end, err);
+}
+
+int keeper_renew(struct keeper *keeper, int *pager_end, struct dp_err *err)
+{
+	int pair[2];
+	if (keeper->socket_fd >= 0)
+		close(keeper->socket_fd);
+	keeper->socket_fd = -1;
+	keeper->text[0] = 0;
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
 		return dp_fail_errno(err, errno, "socket pair for the pager");
 	keeper->socket_fd = pair[0];
@@ -69,6 +78,12 @@ int keeper_init(struct keeper *keeper, int *pager_end, struct dp_err *err)
 
 static int keep(struct keeper *keeper, enum keeper_kind kind, uint64_t key, int fd)
 {
+	for (size_t i = 0; i < keeper->count; i++)
+		if (keeper->kept[i].kind == kind && keeper->kept[i].key == key) {
+			close(keeper->kept[i].fd);
+			keeper->kept[i].fd = fd;
+			return 0;
+		}
 	if (keeper->count == keeper->room) {
 		size_t room = keeper->room ? keeper->room * 2 : 64;
 		struct kept *larger = reallocarray(keeper->kept, room, sizeof(*larger));
@@ -110,6 +125,11 @@ static int take_message(struct keeper *keeper, const struct keeper_header *heade
 	switch (header->kind) {
 	case KEEPER_UFFD:
 	case KEEPER_PIDFD:
+	case KEEPER_STATE:
+	case KEEPER_HOLDER:
+	case KEEPER_RING:
+	case KEEPER_EVENT:
+	case KEEPER_WARDEN:
 		return fd < 0 ? -EBADMSG : keep(keeper, header->kind, header->key, fd);
 	case KEEPER_RELEASE:
 		if (fd >= 0)

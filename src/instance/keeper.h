@@ -21,6 +21,12 @@ enum keeper_kind {
 	KEEPER_PIDFD = 'p',   /* the pidfd of a task of the space `key` */
 	KEEPER_RELEASE = 'r', /* the space `key` is gone: drop what was kept for it */
 	KEEPER_TEXT = 't',    /* why the pager ends */
+	/* for a pager that takes over (pager/recover.h); one of each for a key, the last */
+	KEEPER_STATE = 's',   /* saved state: of the tree with key 0, of a space */
+	KEEPER_HOLDER = 'h',  /* pidfd of the process that shares the pager's descriptors; key 0 */
+	KEEPER_RING = 'g',    /* of the space's warden: the ring, */
+	KEEPER_EVENT = 'e',   /* its eventfd, */
+	KEEPER_WARDEN = 'w',  /* and its pidfd */
 };
 
 /* ---- the pager's end ---- */
@@ -44,6 +50,8 @@ struct keeper {
 
 /* Makes the pair: *pager_end is for the pager (CLOEXEC, the caller closes its copy). -errno with err set. */
 int keeper_init(struct keeper *keeper, int *pager_end, struct dp_err *err);
+/* Another pair, for a pager that takes over; what is kept stays kept. The old end was read to its end. */
+int keeper_renew(struct keeper *keeper, int *pager_end, struct dp_err *err);
 /* Reads all messages that wait; never blocks. 0, -EPIPE after the last message of a closed end, -ENOMEM, -EBADMSG. */
 int keeper_receive(struct keeper *keeper);
 /* Sends SIGKILL through every pidfd kept. */

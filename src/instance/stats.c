@@ -54,10 +54,12 @@ uint64_t histogram_quantile_ns(const struct histogram *histogram, double share)
 	return histogram->max_ns;
 }
 
-struct pager_stats *stats_map(const char *path, int create, struct dp_err *err)
+struct pager_stats *stats_map(const char *path, enum stats_mode mode, struct dp_err *err)
 {
+	static const int flags[] = { [STATS_READ] = O_RDONLY, [STATS_CREATE] = O_RDWR | O_CREAT | O_TRUNC, [STATS_GO_ON] = O_RDWR | O_CREAT };
 	size_t bytes = sizeof(struct pager_stats);
-	cleanup_fd int fd = open(path, create ? O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC : O_RDONLY | O_CLOEXEC, 0644);
+	bool create = mode != STATS_READ;
+	cleanup_fd int fd = open(path, flags[mode] | O_CLOEXEC, 0644);
 	if (fd < 0) {
 		dp_fail_errno(err, errno, "open statistics %s", path);
 		return NULL;
@@ -78,7 +80,7 @@ struct pager_stats *stats_map(const char *path, int create, struct dp_err *err)
 	}
 	if (create) {
 		stats->size = bytes;
-		stats->started_ns = clock_now_ns();
+		stats->started_ns = stats->started_ns ? stats->started_ns : clock_now_ns();
 		__atomic_store_n(&stats->magic, STATS_MAGIC, __ATOMIC_RELEASE);
 	} else if (__atomic_load_n(&stats->magic, __ATOMIC_ACQUIRE) != STATS_MAGIC) {
 		stats_unmap(stats);

@@ -93,10 +93,13 @@ struct pager_stats {
 	uint64_t prefetched_by[8];   /* of the prefetched pages, by enum prefetch_policy of who advised it */
 	uint64_t evict_cpu_ns;       /* processor time that the pager spent on moving pages out; the wardens' is their own */
 	uint64_t pushed_pages;       /* sent ahead of a commit, while they stayed local */
+	uint64_t pager_restarts;     /* pagers that died and were followed by another */
+	uint64_t warden_restarts;    /* wardens that died and were */
 };
 
-/* Maps `path` (created with the right size if `create`). Returns the mapping or NULL with err set; stats_unmap ends it. */
-struct pager_stats *stats_map(const char *path, int create, struct dp_err *err);
+/* Maps `path`: to read it; made anew; or to go on counting in it, for a pager that follows another (anew where it is not there). Returns the mapping or NULL with err set; stats_unmap ends it. */
+enum stats_mode { STATS_READ, STATS_CREATE, STATS_GO_ON };
+struct pager_stats *stats_map(const char *path, enum stats_mode mode, struct dp_err *err);
 void stats_unmap(struct pager_stats *stats);
 /* Did the pager that wrote this file leave because everything is local? false also where there is no such file. */
 bool stats_pager_left(const char *path);

@@ -105,7 +105,7 @@ static int export_tree(struct tree *tree)
 		return -errno;
 	}
 	struct export_head head = { 0 };
-	source_pool_instance(tree->source, &head.instance, &head.epoch);
+	source_pool_instance(tree->config->source, &head.instance, &head.epoch);
 	snprintf(head.pool, sizeof(head.pool), "%s", tree->config->pool_uri ? tree->config->pool_uri : "");
 	for (struct space *space = tree->spaces; space; space = space->next)
 		head.count += !space->closed && space->pid > 0;

@@ -57,7 +57,7 @@ static void give_up(struct space *space, uint64_t start, uint64_t end, bool keep
 	bool had_copy = loosen(space, pgno, pages, PAGE_ZERO);
 	if (table_clear(&space->table, pgno, pages, keep_local))
 		tree_fail(space->tree, -ENOMEM, "page table");
-	if (had_copy)
+	if (had_copy || recover_repeats(space->tree))
 		tell_dropped(space, pgno, pages);
 }
 
@@ -65,7 +65,7 @@ static void on_remove(struct space *space, uint64_t start, uint64_t end)
 {
 	const struct warden *warden = &space->warden;
 	space->tree->stats->events_remove++;
-	if (warden->state == WARDEN_READY && start >= warden->staging && end <= warden->staging + warden->staging_bytes)
+	if (warden->staging && start >= warden->staging && end <= warden->staging + warden->staging_bytes)
 		return; /* the warden gives staging back */
 	/* MADV_DONTNEED removes, MADV_FREE only may: local pages are looked at when it has been done. */
 	give_up(space, start, end, true);
@@ -78,31 +78,48 @@ static void on_unmap(struct space *space, uint64_t start, uint64_t end)
 	give_up(space, start, end, false);
 	if (rangeset_remove(&space->registered, start, end) || rangeset_remove(&space->wipe, start, end))
 		tree_fail(space->tree, -ENOMEM, "list of areas");
+	recover_save_ranges(space, SAVED_REGISTERED);
+	recover_save_ranges(space, SAVED_WIPE);
 }
 
-static void on_remap(struct space *space, uint64_t from, uint64_t to, uint64_t bytes)
+/* What is known of the old range is known of the new one too: repeatable until it was done (recover.h R3). */
+static int follow_remap(struct space *space, uint64_t from_pgno, uint64_t to_pgno, uint64_t pages)
 {
 	struct tree *tree = space->tree;
 	struct source *source = tree->source;
-	uint64_t from_pgno = from >> PAGE_SHIFT, to_pgno = to >> PAGE_SHIFT, pages = bytes >> PAGE_SHIFT;
-	tree->stats->events_remap++;
 	staging_flush(space);
-	give_up(space, to, to + bytes, false);
+	give_up(space, to_pgno << PAGE_SHIFT, (to_pgno + pages) << PAGE_SHIFT, false);
 	/* Staged pages: the source has their content (P2), and moves it along. */
-	bool had_copy = loosen(space, from_pgno, pages, PAGE_REMOTE);
-	int ret = table_relocate(&space->table, from_pgno, to_pgno, pages);
-	if (!ret)
-		ret = rangeset_remove(&space->registered, from, from + bytes);
-	if (!ret)
-		ret = rangeset_add(&space->registered, to, to + bytes);
+	bool had_copy = loosen(space, from_pgno, pages, PAGE_REMOTE) || recover_repeats(tree);
+	int ret = table_relocate_copy(&space->table, from_pgno, to_pgno, pages);
 	while (!ret && had_copy && source->ops->move) {
 		ret = source->ops->move(source, space->source_space, from_pgno, to_pgno, pages, COOKIE_IGNORED);
 		if (ret != -EAGAIN)
 			break;
 		ret = DP_MIN(source->ops->receive(source), 0);
 	}
+	if (!ret)
+		recover_copied(tree);
+	return ret;
+}
+
+static void on_remap(struct space *space, uint64_t from, uint64_t to, uint64_t bytes)
+{
+	struct tree *tree = space->tree;
+	uint64_t from_pgno = from >> PAGE_SHIFT, to_pgno = to >> PAGE_SHIFT, pages = bytes >> PAGE_SHIFT;
+	int ret = 0;
+	tree->stats->events_remap++;
+	if (!recover_is_copied(tree))
+		ret = follow_remap(space, from_pgno, to_pgno, pages);
+	if (!ret)
+		ret = table_clear(&space->table, from_pgno, pages, false);
+	if (!ret)
+		ret = rangeset_remove(&space->registered, from, from + bytes);
+	if (!ret)
+		ret = rangeset_add(&space->registered, to, to + bytes);
 	if (ret)
 		tree_fail(tree, ret, "follow a moved area");
+	recover_save_ranges(space, SAVED_REGISTERED);
 	watch_note_doubt(space, to, to + bytes, false);
 }
 
@@ -127,7 +144,6 @@ static void on_fork(struct space *space, int uffd)
 		tree_fail(tree, -ENOMEM, "space of a forked child");
 		return;
 	}
-	table_done(&child->table);
 	int ret = table_fork(&child->table, &space->table);
 	if (!ret)
 		ret = rangeset_copy(&child->registered, &space->registered);
@@ -145,13 +161,16 @@ static void on_fork(struct space *space, int uffd)
 	}
 	wipe(child);
 	/* The warden's areas stay with the parent (MADV_DONTFORK): the child's own is injected when it is needed. */
-	if (space->warden.state == WARDEN_READY)
+	if (space->warden.staging)
 		rangeset_remove(&child->registered, space->warden.staging, space->warden.staging + space->warden.staging_bytes);
 	child->parent_pid = space->pid;
 	child->vpid = 0;
 	child->doubt_all = true; /* it may lack areas of its parent (MADV_DONTFORK) */
 	child->known_size_pages = 0; /* its areas are looked at as soon as its pid is known */
 	child->shared = space->shared = true;
+	child->saved->doubt_all = 1;
+	recover_save_space(space);
+	recover_space_complete(child, recover_event(tree));
 	tree->next_watch_ns = 0;
 	tree->next_sample_ns = 0;
 }

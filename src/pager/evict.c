@@ -6,6 +6,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -13,6 +14,7 @@
 #include <time.h>
 
 #include "base/log.h"
+#include "sys/proc.h"
 
 #define PAUSE_NS (2u * 1000 * 1000)
 #define STAGE_PAUSE_NS (1000u * 1000)
@@ -140,8 +142,8 @@ static uint32_t book_moved(struct space *space)
 			}
 			staging->page[slot] = page;
 			staging->state[slot] = SLOT_FRESH;
+			*table_link(&space->table, page) = (uint32_t)slot; /* before it counts as staged (recover.h) */
 			table_change(&space->table, page, PAGE_STAGED, 0, 0);
-			*table_link(&space->table, page) = (uint32_t)slot;
 			moved++;
 		}
 	}
@@ -162,11 +164,18 @@ static void move_out(struct space *space, uint32_t limit)
 		return;
 	}
 	uint32_t laid_out = lay_out(space, victims, count);
+	recover_announce_move(space, laid_out);
 	if (warden_move(&space->warden)) {
-		space_lost(space);
+		evict_warden_lost(space);
+		for (uint32_t i = 0; i < count && !space->closed; i++) {
+			uint32_t page = table_find(&space->table, victims[i]);
+			if ((*table_page(&space->table, page) & PAGE_STATE_MASK) == PAGE_LOCAL)
+				table_enqueue(&space->table, page, QUEUE_MAIN);
+		}
 		return;
 	}
 	uint32_t moved = book_moved(space);
+	recover_booked_move(space);
 	for (uint32_t i = laid_out; i < count; i++)
 		table_enqueue(&space->table, table_find(&space->table, victims[i]), QUEUE_MAIN);
 	space->staging.head += laid_out;
@@ -180,8 +189,9 @@ static void drop_out(struct space *space, uint64_t count)
 {
 	struct staging *staging = &space->staging;
 	uint64_t slot = staging->tail % staging->capacity;
+	recover_announce_drop(space, count);
 	if (warden_drop(&space->warden, space->warden.staging + slot * PAGE_BYTES, count * PAGE_BYTES)) {
-		space_lost(space);
+		evict_warden_lost(space);
 		return;
 	}
 	for (uint64_t i = 0; i < count; i++)
@@ -189,14 +199,118 @@ static void drop_out(struct space *space, uint64_t count)
 	staging->dropping = count;
 }
 
+struct slots {
+	struct space *space;
+	uint64_t from, to; /* of the ring, in slots */
+};
+
+static void slots_present(void *context, uint64_t start, uint64_t end)
+{
+	struct slots *slots = context;
+	struct staging *staging = &slots->space->staging;
+	uint64_t first = slots->space->warden.staging;
+	for (uint64_t slot = (start - first) / PAGE_BYTES; slot < (end - first) / PAGE_BYTES; slot++)
+		if (staging->state[slot] == SLOT_EMPTY) {
+			staging->state[slot] = SLOT_GARBAGE;
+			staging->page[slot] = NO_PAGE;
+			staging->present++;
+		}
+}
+
+/* What the last MOVE filled: its pages are staged, whatever the warden came to say of them. */
+static void settle_move(struct space *space)
+{
+	struct staging *staging = &space->staging;
+	const struct warden_ring *ring = space->warden.ring;
+	const struct space_saved *saved = space->saved;
+	if (saved->move_posted != ring->posted || saved->move_booked == saved->move_posted || ring->command != WARDEN_MOVE)
+		return;
+	for (uint32_t r = 0; r < DP_MIN(ring->run_count, (uint32_t)WARDEN_RUNS); r++) {
+		const struct warden_run *run = &ring->run[r];
+		uint64_t first = (run->to - space->warden.staging) / PAGE_BYTES;
+		for (uint64_t i = 0; i < run->pages && first + i < staging->capacity; i++) {
+			uint32_t page = table_find(&space->table, (run->from >> PAGE_SHIFT) + i);
+			if (staging->state[first + i] != SLOT_GARBAGE || page == NO_PAGE)
+				continue;
+			if ((*table_page(&space->table, page) & PAGE_STATE_MASK) != PAGE_LOCAL)
+				continue;
+			staging->page[first + i] = page;
+			staging->state[first + i] = SLOT_FRESH;
+			staging->held++;
+			*table_link(&space->table, page) = (uint32_t)(first + i);
+			table_change(&space->table, page, PAGE_STAGED, 0, 0);
+		}
+	}
+	staging->head = saved->head;
+	recover_booked_move(space);
+}
+
+void evict_settle(struct space *space)
+{
+	struct staging *staging = &space->staging;
+	struct slots slots = { .space = space };
+	char path[64];
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", staging_reader(space));
+	cleanup_fd int pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);
+	uint64_t start = space->warden.staging;
+	int ret = pagemap_fd < 0 ? -errno : proc_scan_present(pagemap_fd, start, start + staging->capacity * PAGE_BYTES, slots_present, &slots);
+	if (ret)
+		log_warn("look at the staging of process %d: %s", space->pid, strerror(-ret));
+	staging->dropping = 0; /* what it did not drop is garbage now, and dropped again */
+	if (space->warden.ring)
+		settle_move(space);
+}
+
+/* Pages on their way to be made exclusive are in no queue. */
+static void unshare_ended(struct space *space)
+{
+	for (uint32_t i = 0; i < space->warden.ring->run_count; i++) {
+		uint32_t page = table_find(&space->table, space->warden.ring->run[i].from >> PAGE_SHIFT);
+		if (page != NO_PAGE && space->again_count < MOVE_PAGES)
+			space->again_page[space->again_count++] = page;
+	}
+}
+
+void evict_warden_lost(struct space *space)
+{
+	struct warden *warden = &space->warden;
+	if (warden->state != WARDEN_READY || !warden_is_dead(warden) || space_memory_is_gone(space)) {
+		space_lost(space);
+		return;
+	}
+	log_warn("warden %d of process %d has died: another is placed", warden->pid, space->pid);
+	space->tree->stats->warden_restarts++;
+	if (warden->busy && warden->ring->command == WARDEN_UNSHARE)
+		unshare_ended(space);
+	warden->pid = 0; /* its memory is read through the process from here on */
+	evict_settle(space);
+	/* Their copies in the tree's budget count again when the next one drops them. */
+	epoll_ctl(space->tree->epoll_fd, EPOLL_CTL_DEL, warden->event_fd, NULL);
+	epoll_ctl(space->tree->epoll_fd, EPOLL_CTL_DEL, warden->pidfd, NULL);
+	warden_lose(warden);
+	recover_save_warden(space);
+}
+
+int evict_watch_warden(struct space *space)
+{
+	int ret = tree_watch_fd(space->tree, space->warden.event_fd, &space->warden_handle);
+	return ret ? ret : tree_watch_fd(space->tree, space->warden.pidfd, &space->warden_handle);
+}
+
 void evict_warden_done(struct space *space)
 {
 	struct warden *warden = &space->warden;
-	if (warden->state != WARDEN_READY || !warden_finished(warden))
+	if (warden->state != WARDEN_READY)
 		return;
+	if (!warden_finished(warden)) {
+		if (warden_is_dead(warden))
+			evict_warden_lost(space);
+		return;
+	}
 	if (warden->ring->command == WARDEN_DROP) {
 		space->staging.tail += space->staging.dropping;
 		space->staging.dropping = 0;
+		recover_booked_drop(space);
 	} else if (warden->ring->command == WARDEN_UNSHARE) {
 		for (uint32_t i = 0; i < warden->ring->run_count; i++) {
 			space->tree->stats->unshared_pages += warden->ring->run[i].done & 1;
@@ -220,7 +334,7 @@ static void unshare(struct space *space)
 	}
 	space->unshare_count = 0;
 	if (ring->run_count && warden_unshare(&space->warden))
-		space_lost(space);
+		evict_warden_lost(space);
 }
 
 /* ---- the steps ---- */
@@ -243,7 +357,7 @@ static void bring_warden(struct space *space, uint64_t now)
 	struct tree *tree = space->tree;
 	struct dp_err err;
 	int ret;
-	if (space->warden.state == WARDEN_ABSENT) {
+	if (space->warden.state == WARDEN_ABSENT || space->warden.state == WARDEN_LOST) {
 		ret = warden_begin(&space->warden, space->pid, &err);
 		ret = ret < 0 ? ret : 0;
 	} else {
@@ -251,10 +365,10 @@ static void bring_warden(struct space *space, uint64_t now)
 		if (ret == 0)
 			bring_needed_page(space);
 		if (ret == 1) {
-			staging_done(&space->staging);
-			ret = staging_init(&space->staging, tree->budget.staging_pages);
+			ret = space->staging.capacity ? 0 : staging_init(&space->staging, tree->budget.staging_pages);
 			if (!ret)
-				ret = tree_watch_fd(tree, space->warden.event_fd, &space->warden_handle);
+				ret = evict_watch_warden(space);
+			recover_save_warden(space);
 			setpriority(PRIO_PROCESS, (id_t)space->warden.pid, PAGER_NICE);
 			log_info("warden %d placed in process %d", space->warden.pid, space->pid);
 		}
@@ -324,9 +438,11 @@ static bool evict_step(struct space *space, uint64_t excess, uint64_t used, uint
 /* A thread that was stopped for an injection goes on as soon as that is over, whether there is still anything to evict or not. */
 static void finish_injections(struct tree *tree, uint64_t now)
 {
-	for (struct space *space = tree->spaces; space && !tree->failure; space = space->next)
-		if (!space->closed && space->warden.state == WARDEN_STOPPING_TARGET)
+	for (struct space *space = tree->spaces; space && !tree->failure; space = space->next) {
+		bool lost = space->warden.state == WARDEN_LOST && can_evict(space, now);
+		if (!space->closed && (lost || space->warden.state == WARDEN_STOPPING_TARGET))
 			bring_warden(space, now);
+	}
 }
 
 bool evict_work(struct tree *tree)
@@ -378,9 +494,13 @@ static bool retire(struct space *space)
 		return false;
 	struct injection stopped = warden->injection;
 	epoll_ctl(space->tree->epoll_fd, EPOLL_CTL_DEL, warden->event_fd, NULL);
+	epoll_ctl(space->tree->epoll_fd, EPOLL_CTL_DEL, warden->pidfd, NULL);
 	warden->state = WARDEN_READY;
+	recover_retiring(space);
 	warden_retire(warden, space->uffd, &stopped);
 	inject_leave(&stopped);
+	staging_done(&space->staging);
+	recover_save_warden(space);
 	return true;
 }
 
@@ -390,7 +510,7 @@ bool evict_drain(struct space *space)
 	struct warden *warden = &space->warden;
 	if (warden->state == WARDEN_ABSENT)
 		return true;
-	if (warden->state == WARDEN_STOPPING_TARGET) {
+	if (warden->state == WARDEN_STOPPING_TARGET || warden->state == WARDEN_LOST) {
 		bring_warden(space, clock_now_ns());
 		return warden->state == WARDEN_ABSENT;
 	}

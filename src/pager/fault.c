@@ -53,7 +53,7 @@ static void serve_staged(struct space *space, uint64_t pgno, uint32_t page, bool
 {
 	struct tree *tree = space->tree;
 	struct iovec local = { tree->buffer, PAGE_BYTES }, remote = { (void *)staging_address(space, page), PAGE_BYTES };
-	if (process_vm_readv(space->warden.pid, &local, 1, &remote, 1, 0) != PAGE_BYTES) {
+	if (process_vm_readv(staging_reader(space), &local, 1, &remote, 1, 0) != PAGE_BYTES) {
 		space_lost(space); /* present by P4: only the end of the mm explains it */
 		return;
 	}
@@ -121,8 +121,8 @@ void fault_serve(struct space *space, uint64_t address, bool write, uint64_t rea
 
 void fault_read(struct space *space)
 {
-	struct uffd_msg messages[32];
-	ssize_t got = read(space->uffd, messages, sizeof(messages));
+	struct uffd_msg *messages = recover_read_begin(space);
+	ssize_t got = read(space->uffd, messages, READ_MESSAGES * sizeof(messages[0]));
 	if (got < 0 && errno != EAGAIN && errno != EINTR)
 		space_lost(space);
 	if (got <= 0)
@@ -132,9 +132,13 @@ void fault_read(struct space *space)
 	size_t count = (size_t)got / sizeof(messages[0]);
 	space->tree->reading_events = true;
 	for (size_t i = 0; i < count && !space->closed; i++)
-		if (messages[i].event != UFFD_EVENT_PAGEFAULT)
+		if (messages[i].event != UFFD_EVENT_PAGEFAULT) {
+			recover_follow(space->tree, (uint32_t)i);
 			events_handle(space, &messages[i]);
+			recover_followed(space->tree, (uint32_t)i);
+		}
 	space->tree->reading_events = false;
+	recover_read_end(space->tree);
 	awake_note(&space->tree->awake, now);
 	for (size_t i = 0; i < count && !space->closed; i++)
 		if (messages[i].event == UFFD_EVENT_PAGEFAULT)

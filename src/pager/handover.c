@@ -86,6 +86,8 @@ static void take_over(struct tree *tree, int vpid, int uffd, pid_t pid, int pidf
 		pidfd = proc_pidfd_open(pid);
 	if (!ret)
 		ret = pidfd < 0 ? pidfd : space_set_pid(space, pid, pidfd);
+	if (!ret)
+		recover_space_complete(space, 0);
 	if (ret) {
 		tree_fail(tree, ret, "take over task %d: %s", vpid, err.text);
 		return;
@@ -170,6 +172,7 @@ static void read_announcement(struct tree *tree, int32_t number)
 {
 	if ((uint32_t)number == FINISHED) {
 		tree->finished = true;
+		tree->saved->finished = 1;
 		return;
 	}
 	tree->announced++;

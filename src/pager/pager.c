@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "image/images.h"
 #include "instance/keeper.h"
+#include "pager/takeover.h"
 #include "pager/tree.h"
 #include "sys/proc.h"
 #include "sys/uffd.h"
@@ -54,8 +55,8 @@ void tree_fail(struct tree *tree, int error, const char *format, ...)
 	va_end(args);
 	dp_fail_errno(tree->err, -tree->failure, "%s", text);
 	log_error("%s: %s: the tree is stopped, its memory can no longer be served", text, strerror(-tree->failure));
-	if (tree->config->keeper_fd >= 0)
-		keeper_send_text(tree->config->keeper_fd, tree->err ? tree->err->text : text);
+	if (tree->keeper_fd >= 0)
+		keeper_send_text(tree->keeper_fd, tree->err ? tree->err->text : text);
 }
 
 static void wait_dead(int pidfd)
@@ -301,6 +302,9 @@ static int prepare(struct tree *tree)
 		return dp_fail_errno(tree->err, errno ? errno : ENOMEM, "set up the pager");
 	for (uint32_t i = 0; i < REQUESTS; i++)
 		tree->request_free[tree->request_free_count++] = REQUESTS - 1 - i;
+	int ret = recover_begin(tree);
+	if (ret)
+		return ret;
 	tree->source->handler = (struct source_handler){ tree, install_on_pages, source_on_done };
 	tree->source_handle.kind = HANDLE_SOURCE;
 	tree->listen_handle.kind = HANDLE_LISTEN;
@@ -312,16 +316,16 @@ static int prepare(struct tree *tree)
 	record_init(tree);
 	residency_plan(&tree->budget, config->budget_bytes);
 	if (config->stats_path)
-		tree->stats = stats_map(config->stats_path, 1, tree->err);
+		tree->stats = stats_map(config->stats_path, config->inherited ? STATS_GO_ON : STATS_CREATE, tree->err);
 	else
 		tree->stats = calloc(1, sizeof(*tree->stats));
 	if (!tree->stats)
 		return config->stats_path ? -EIO : dp_fail(tree->err, ENOMEM, "out of memory");
-	tree->stats->started_ns = clock_now_ns();
+	tree->stats->started_ns = config->inherited ? tree->stats->started_ns : clock_now_ns();
 	tree->stats->pager_pid = (uint64_t)getpid();
 	tree->stats->budget_pages = tree->budget.budget_pages;
 	tree->stats->reserve_pages = tree->budget.reserve_pages;
-	int ret = tree_watch_fd(tree, config->listen_fd, &tree->listen_handle);
+	ret = tree_watch_fd(tree, config->listen_fd, &tree->listen_handle);
 	if (!ret && config->control_fd >= 0)
 		ret = tree_watch_fd(tree, config->control_fd, &tree->control_listen_handle);
 	if (!ret && tree->source->ops->fd(tree->source) >= 0)
@@ -339,6 +343,7 @@ static void put_away(struct tree *tree)
 		tree->batch[i].space = NULL;
 	sweep(tree);
 	dp_close_fd(&tree->criu_fd);
+	recover_end(tree);
 	control_done(tree);
 	propagate_done(tree);
 	awake_done(&tree->awake);
@@ -367,9 +372,12 @@ int pager_run(const struct pager_config *config, struct dp_err *err)
 	setpriority(PRIO_PROCESS, 0, PAGER_NICE); /* a whole tree waits for it, also on a busy machine; without the right to, it works on */
 	tree->config = config;
 	tree->source = config->source;
+	tree->keeper_fd = config->keeper_fd;
 	tree->err = err ? err : &local;
 	tree->criu_fd = -1;
 	int ret = prepare(tree);
+	if (!ret && config->inherited)
+		takeover_spaces(tree);
 	if (!ret) {
 		serve(tree);
 		if (!tree->failure)
@@ -386,8 +394,7 @@ int pager_run(const struct pager_config *config, struct dp_err *err)
 	close(config->listen_fd);
 	if (config->control_fd >= 0)
 		close(config->control_fd);
-	if (config->keeper_fd >= 0)
-		close(config->keeper_fd);
+	dp_close_fd(&tree->keeper_fd);
 	free(tree);
 	return ret;
 }

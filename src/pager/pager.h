@@ -11,6 +11,8 @@
 #include "pager/source.h"
 #include "prefetch/prefetch.h"
 
+struct pager_inheritance;
+
 struct pager_config {
 	const char *images_dir;   /* the skeleton: pstree, mm-*, pagemap-* images. Borrowed */
 	struct source *source;    /* where remote pages are; borrowed, outlives pager_run */
@@ -29,6 +31,8 @@ struct pager_config {
 	int gate_fd;              /* written to when what is replayed before the tree is resumed is there; 0 or -1: none; taken */
 	bool may_sleep;           /* the host's processors may, also while faults follow closely on each other (awake.h) */
 	const char *trace_path;   /* faults are written there, for simulations; NULL: not. Borrowed */
+	const struct pager_inheritance *inherited; /* of a pager that died (recover.h); NULL: none. Borrowed */
+	int init_pidfd;           /* of the tree's reaper: descriptors are held until it ends; 0 or -1: none. Borrowed */
 	int init_pid;             /* pid (this namespace) of the tree's reaper, or 0 */
 };
 

@@ -35,8 +35,14 @@ struct source_ops {
 		   size_t data_count, uint64_t cookie);
 	int (*drop)(struct source *source, uint64_t space, const struct page_range *ranges, size_t count, uint64_t cookie);
 	int (*move)(struct source *source, uint64_t space, uint64_t from_pgno, uint64_t to_pgno, uint64_t pages, uint64_t cookie);
+	/* *child: the id that the new space must have, or 0: the source chooses and says. */
 	int (*fork)(struct source *source, uint64_t parent, uint64_t *child, uint64_t cookie);
 	int (*space_free)(struct source *source, uint64_t space, uint64_t cookie);
+	/* For a pager that takes over after another's crash (oplog.h). Changes (put, drop, move, fork, space_free) count from 1 in the order of the
+	 * calls that were taken: *applied is the last one that was made, whatever its result; what the dead pager sent and is not among those is
+	 * never made. The next call is number *applied + 1. Ids for forked spaces are chosen above highest_child. May block. NULL: this source
+	 * cannot; the tree is killed then when its pager dies. */
+	int (*resume)(struct source *source, uint64_t highest_child, uint64_t *applied);
 	/* Keeps the order in which pages were wanted with the snapshot; labels are vpids. NULL: this source cannot. */
 	int (*order_put)(struct source *source, const struct order_run *runs, size_t count, uint64_t cookie);
 	int (*receive)(struct source *source); /* handler calls made, or the error that ended the source */

@@ -69,16 +69,17 @@ static uint64_t choose_number(const struct source_pool *pool)
 static int fork_space(struct source *source, uint64_t parent, uint64_t *child, uint64_t cookie)
 {
 	struct source_pool *pool = of(source);
-	uint64_t number = choose_number(pool);
+	uint64_t number = *child ? *child & ((1u << SPACE_BITS) - 1) : choose_number(pool);
 	if (!number)
 		return -EOVERFLOW; /* a million forked children alive */
+	bool given = *child;
 	uint64_t id = (parent >> SPACE_BITS << SPACE_BITS) | number;
 	int ret = client_fork(pool->client, parent, pool->epoch, id, cookie);
 	if (ret)
 		return ret;
-	if (pool->freed_count)
+	if (!given && pool->freed_count)
 		pool->freed_count--;
-	else
+	else if (!given)
 		pool->next_child++;
 	*child = id;
 	return 0;

@@ -13,25 +13,19 @@
 
 static void tell_keeper(struct space *space, enum keeper_kind kind, int fd)
 {
-	int keeper_fd = space->tree->config->keeper_fd;
-	if (keeper_fd < 0)
-		return;
-	int ret = keeper_send(keeper_fd, kind, space->number, fd);
-	if (ret)
-		tree_fail(space->tree, ret, "the supervisor is gone");
+	int keeper_fd = space->tree->keeper_fd;
+	int ret = keeper_fd < 0 ? 0 : keeper_send(keeper_fd, kind, space->number, fd);
+	if (ret && ret != -EPIPE) /* gone: the loop sees it too, and finds another */
+		tree_fail(space->tree, ret, "the supervisor does not take a descriptor");
 }
 
-struct space *space_new(struct tree *tree, int uffd)
+struct space *space_again(struct tree *tree, int uffd, uint32_t number)
 {
 	struct space *space = calloc(1, sizeof(*space));
 	if (!space)
 		return NULL;
-	if (table_init(&space->table)) {
-		free(space);
-		return NULL;
-	}
 	space->tree = tree;
-	space->number = ++tree->space_numbers;
+	space->number = number;
 	space->uffd = uffd;
 	residency_ahead_init(&space->ahead, &tree->budget);
 	space->pidfd = space->statm_fd = space->pagemap_fd = -1;
@@ -41,6 +35,21 @@ struct space *space_new(struct tree *tree, int uffd)
 	space->pidfd_handle = (struct handle){ HANDLE_PIDFD, space };
 	space->prefetcher.policy = tree->config->prefetch_policy; /* the rest is zero and stays untouched until needed */
 	warden_init(&space->warden);
+	return space;
+}
+
+struct space *space_new(struct tree *tree, int uffd)
+{
+	tree->saved->space_numbers = ++tree->space_numbers;
+	struct space *space = space_again(tree, uffd, tree->space_numbers);
+	if (!space)
+		return NULL;
+	if (recover_space_new(space)) {
+		table_done(&space->table);
+		recover_space_done(space);
+		free(space);
+		return NULL;
+	}
 	space->next = tree->spaces;
 	tree->spaces = space;
 	tell_keeper(space, KEEPER_UFFD, uffd);
@@ -60,6 +69,7 @@ int space_set_pid(struct space *space, pid_t pid, int pidfd)
 	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
 	space->pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);
 	tell_keeper(space, KEEPER_PIDFD, pidfd);
+	recover_save_space(space);
 	return tree_watch_fd(space->tree, pidfd, &space->pidfd_handle);
 }
 
@@ -76,6 +86,7 @@ static void discard_warden(struct space *space)
 	if (space->warden.state == WARDEN_ABSENT)
 		return;
 	unwatch(tree, space->warden.event_fd);
+	unwatch(tree, space->warden.pidfd);
 	if (!warden_discard(&space->warden, &unfinished))
 		return;
 	/* More than that many at once: the oldest is waited for; its memory has gone, so it stops soon. */
@@ -92,6 +103,7 @@ void space_forget_pid(struct space *space)
 	dp_close_fd(&space->pagemap_fd);
 	space->pidfd = space->statm_fd = space->pagemap_fd = -1;
 	space->pid = 0;
+	recover_save_space(space);
 	discard_warden(space);
 	space->tree->next_watch_ns = 0;
 }
@@ -156,6 +168,7 @@ void space_free(struct space *space)
 	staging_done(&space->staging);
 	rangeset_done(&space->registered);
 	rangeset_done(&space->wipe);
+	recover_space_done(space);
 	free(space);
 }
 

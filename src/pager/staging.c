@@ -29,6 +29,11 @@ void staging_done(struct staging *staging)
 	memset(staging, 0, sizeof(*staging));
 }
 
+pid_t staging_reader(const struct space *space)
+{
+	return space->warden.pid > 0 ? space->warden.pid : space->pid; /* the warden's memory stays the same also when the process execs */
+}
+
 uint64_t staging_address(const struct space *space, uint32_t page)
 {
 	return space->warden.staging + (uint64_t)*table_link(&space->table, page) * PAGE_BYTES;
@@ -80,6 +85,7 @@ static int insist(struct tree *tree, struct space *space, const struct page_rang
 struct gathering {
 	struct page_range put[MOVE_PAGES], zero[MOVE_PAGES];
 	struct iovec data[MOVE_PAGES];
+	struct op_page where[MOVE_PAGES]; /* of the puts */
 	size_t puts, zeros, data_count;
 };
 
@@ -109,6 +115,7 @@ static void judge(struct space *space, uint32_t slot, const uint8_t *content, st
 	staging->state[slot] = SLOT_PENDING;
 	*table_hash(&space->table, page) = hash;
 	table_change(&space->table, page, PAGE_STAGED, PAGE_HAS_COPY, 0);
+	gathering->where[gathering->puts] = (struct op_page){ pgno, slot };
 	gathering->put[gathering->puts++] = (struct page_range){ pgno, 1 };
 	gathering->data[gathering->data_count++] = (struct iovec){ (void *)content, PAGE_BYTES };
 }
@@ -145,6 +152,7 @@ static int send_gathered(struct space *space, struct gathering *gathering, struc
 	if (gathering->puts) {
 		*batch = (struct write_batch){ .space = space, .first_slot = space->staging.written, .slots = (uint32_t)slots };
 		tree->stats->written_back_pages += gathering->puts;
+		oplog_next_put(tree->source, space->number, gathering->where, gathering->puts);
 		size_t ranges = join_ranges(gathering->put, gathering->puts), data = join_data(gathering->data, gathering->data_count);
 		ret = insist(tree, space, gathering->put, ranges, gathering->data, data, COOKIE_WRITE | (uint64_t)(batch - tree->batch));
 	}
@@ -174,7 +182,7 @@ bool staging_write_back(struct space *space, uint64_t limit)
 		local.iov_len += PAGE_BYTES;
 	}
 	size_t pieces = join_data(remote, count);
-	if (count && process_vm_readv(space->warden.pid, &local, 1, remote, pieces, 0) != (ssize_t)local.iov_len) {
+	if (count && process_vm_readv(staging_reader(space), &local, 1, remote, pieces, 0) != (ssize_t)local.iov_len) {
 		space_lost(space); /* staged pages are present (P4): only the end of the mm explains it */
 		return false;
 	}

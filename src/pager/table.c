@@ -22,13 +22,30 @@ static void *reserve(uint64_t bytes)
 	return memory == MAP_FAILED ? NULL : memory;
 }
 
+static_assert(TABLE_LEAVES_BYTES == (uint64_t)LEAF_LIMIT * sizeof(struct leaf), "room for all leaves");
+
+/* Killed between two stores, a process has done the first: only the compiler must be kept from changing their order. */
+static void in_order(void)
+{
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
+
 int table_init(struct table *table)
+{
+	return table_init_at(table, NULL, NULL, NULL, NULL);
+}
+
+int table_init_at(struct table *table, void *leaves, uint32_t *saved_top, void (*initial_changed)(void *context), void *context)
 {
 	memset(table, 0, sizeof(*table));
 	for (int kind = 0; kind < QUEUES; kind++)
 		table->queue[kind] = (struct page_queue){ NO_PAGE, NO_PAGE, 0 };
 	table->leaf_free = NO_PAGE;
-	table->leaves = reserve((uint64_t)LEAF_LIMIT * sizeof(struct leaf));
+	table->borrowed = leaves;
+	table->saved_top = saved_top;
+	table->initial_changed = initial_changed;
+	table->context = context;
+	table->leaves = leaves ? leaves : reserve(TABLE_LEAVES_BYTES);
 	table->index = reserve(INDEX_TOP * sizeof(*table->index));
 	if (!table->leaves || !table->index) {
 		table_done(table);
@@ -45,8 +62,8 @@ void table_done(struct table *table)
 				munmap(table->index[i], INDEX_LOW * sizeof(uint32_t));
 		munmap(table->index, INDEX_TOP * sizeof(*table->index));
 	}
-	if (table->leaves)
-		munmap(table->leaves, (uint64_t)LEAF_LIMIT * sizeof(struct leaf));
+	if (table->leaves && !table->borrowed)
+		munmap(table->leaves, TABLE_LEAVES_BYTES);
 	rangeset_done(&table->initial);
 	memset(table, 0, sizeof(*table));
 }
@@ -66,14 +83,22 @@ uint32_t table_find(const struct table *table, uint64_t pgno)
 	return leaf == NO_PAGE ? NO_PAGE : leaf * LEAF_PAGES + (uint32_t)(pgno % LEAF_PAGES);
 }
 
-/* A fresh leaf holds what `initial` says of its pages; counts do not change by that. */
-static void fill_leaf(const struct table *table, struct leaf *leaf)
+static void tell_initial_changed(struct table *table)
+{
+	in_order();
+	if (table->initial_changed)
+		table->initial_changed(table->context);
+	in_order();
+}
+
+/* A fresh leaf, from pgno on, holds what `initial` says of its pages; counts do not change by that. */
+static void fill_leaf(const struct table *table, struct leaf *leaf, uint64_t pgno)
 {
 	const struct rangeset *initial = &table->initial;
-	uint64_t end = leaf->pgno + LEAF_PAGES;
-	for (size_t i = rangeset_find(initial, leaf->pgno); i < initial->count && initial->ranges[i].start < end; i++) {
-		uint64_t from = DP_MAX(initial->ranges[i].start, leaf->pgno), to = DP_MIN(initial->ranges[i].end, end);
-		memset(&leaf->page[from - leaf->pgno], PAGE_REMOTE, to - from);
+	uint64_t end = pgno + LEAF_PAGES;
+	for (size_t i = rangeset_find(initial, pgno); i < initial->count && initial->ranges[i].start < end; i++) {
+		uint64_t from = DP_MAX(initial->ranges[i].start, pgno), to = DP_MIN(initial->ranges[i].end, end);
+		memset(&leaf->page[from - pgno], PAGE_REMOTE, to - from);
 		leaf->nonzero += (uint32_t)(to - from);
 	}
 }
@@ -107,9 +132,14 @@ uint32_t table_make(struct table *table, uint64_t pgno)
 	else
 		return NO_PAGE;
 	struct leaf *leaf = &table->leaves[number];
-	memset(leaf, 0, sizeof(*leaf));
-	leaf->pgno = pgno / LEAF_PAGES * LEAF_PAGES;
-	fill_leaf(table, leaf);
+	leaf->pgno = UINT64_MAX;
+	in_order();
+	if (table->saved_top)
+		*table->saved_top = table->leaf_top;
+	memset((char *)leaf + sizeof(leaf->pgno), 0, sizeof(*leaf) - sizeof(leaf->pgno));
+	fill_leaf(table, leaf, pgno / LEAF_PAGES * LEAF_PAGES);
+	in_order();
+	leaf->pgno = pgno / LEAF_PAGES * LEAF_PAGES; /* it counts from here on (T4) */
 	table->leaf_count++;
 	*slot = number + 1;
 	return number * LEAF_PAGES + (uint32_t)(pgno % LEAF_PAGES);
@@ -121,9 +151,11 @@ static void free_leaf(struct table *table, uint32_t number)
 	struct leaf *leaf = &table->leaves[number];
 	assert(!leaf->nonzero && !leaf->queued); /* T3 */
 	uint64_t leaf_number = leaf->pgno / LEAF_PAGES;
-	if (rangeset_overlap(&table->initial, leaf->pgno, leaf->pgno + LEAF_PAGES) &&
-	    rangeset_remove(&table->initial, leaf->pgno, leaf->pgno + LEAF_PAGES))
-		return; /* no memory: the leaf stays */
+	if (rangeset_overlap(&table->initial, leaf->pgno, leaf->pgno + LEAF_PAGES)) {
+		if (rangeset_remove(&table->initial, leaf->pgno, leaf->pgno + LEAF_PAGES))
+			return; /* no memory: the leaf stays */
+		tell_initial_changed(table);
+	}
 	table->index[leaf_number >> INDEX_LOW_BITS][leaf_number & (INDEX_LOW - 1)] = 0;
 	leaf->pgno = UINT64_MAX;
 	leaf->link[0] = table->leaf_free;
@@ -275,6 +307,7 @@ int table_clear(struct table *table, uint64_t pgno, uint64_t pages, bool keep_lo
 		int ret = rangeset_remove(&table->initial, pgno, pgno + pages);
 		if (ret)
 			return ret;
+		tell_initial_changed(table);
 		table->counts[PAGE_REMOTE] -= bare - covered;
 	}
 	each_leaf(table, pgno, pages, clear_leaf, &keep_local);
@@ -331,7 +364,7 @@ static void leave_out_leaf(struct table *table, uint32_t leaf, uint32_t from, ui
 		relocation->ret = -ENOMEM;
 }
 
-int table_relocate(struct table *table, uint64_t from, uint64_t to, uint64_t pages)
+int table_relocate_copy(struct table *table, uint64_t from, uint64_t to, uint64_t pages)
 {
 	struct relocation relocation = { .distance = to - from };
 	struct rangeset *bare = &relocation.bare;
@@ -348,25 +381,77 @@ int table_relocate(struct table *table, uint64_t from, uint64_t to, uint64_t pag
 			ret = relocate_bare(table, pgno, next, relocation.distance);
 		}
 	}
+	bool changed = bare->total > 0;
 	rangeset_done(bare);
-	if (!ret)
-		ret = relocation.ret;
-	int cleared = table_clear(table, from, pages, false);
+	if (changed)
+		tell_initial_changed(table);
+	return ret ? ret : relocation.ret;
+}
+
+int table_relocate(struct table *table, uint64_t from, uint64_t to, uint64_t pages)
+{
+	int ret = table_relocate_copy(table, from, to, pages), cleared = table_clear(table, from, pages, false);
 	return ret ? ret : cleared;
+}
+
+/* States that were only on their way are what they were before; the queues are gone. */
+static void recover_leaf(struct table *table, struct leaf *leaf)
+{
+	leaf->nonzero = leaf->queued = 0;
+	for (uint32_t i = 0; i < LEAF_PAGES; i++) {
+		uint8_t now = leaf->page[i] & (uint8_t)~(PAGE_QUEUED | PAGE_DEMANDED | PAGE_PREFETCHED);
+		if ((now & PAGE_STATE_MASK) == PAGE_IN_FLIGHT)
+			now = (uint8_t)((now & ~PAGE_STATE_MASK) | PAGE_REMOTE);
+		leaf->page[i] = now;
+		leaf->nonzero += (now & PAGE_STATE_MASK) != PAGE_ZERO;
+		if ((now & PAGE_STATE_MASK) != PAGE_ZERO)
+			table->counts[now & PAGE_STATE_MASK]++;
+		table->dirty += is_dirty(now);
+	}
+}
+
+int table_recover(struct table *table)
+{
+	table->leaf_top = table->saved_top ? DP_MIN(*table->saved_top, LEAF_LIMIT) : 0;
+	table->counts[PAGE_REMOTE] = table->initial.total;
+	for (uint32_t number = 0; number < table->leaf_top; number++) {
+		struct leaf *leaf = &table->leaves[number];
+		uint32_t *slot = leaf->pgno < PGNO_LIMIT ? index_slot(table, leaf->pgno) : NULL;
+		if (leaf->pgno == UINT64_MAX) {
+			leaf->link[0] = table->leaf_free;
+			table->leaf_free = number;
+			continue;
+		}
+		if (!slot || *slot)
+			return slot ? -EBADMSG : -ENOMEM;
+		*slot = number + 1;
+		table->leaf_count++;
+		table->counts[PAGE_REMOTE] -= rangeset_overlap(&table->initial, leaf->pgno, leaf->pgno + LEAF_PAGES);
+		recover_leaf(table, leaf);
+	}
+	return 0;
+}
+
+void table_doubt_hash(struct table *table, uint32_t page)
+{
+	*(uint8_t *)table_hash(table, page) ^= 1;
 }
 
 int table_fork(struct table *child, const struct table *parent)
 {
-	int ret = table_init(child);
-	if (ret)
-		return ret;
-	struct leaf *leaves = child->leaves;
+	struct table empty = *child;
 	uint32_t **index = child->index;
 	*child = *parent;
-	child->leaves = leaves;
+	child->leaves = empty.leaves;
 	child->index = index;
+	child->borrowed = empty.borrowed;
+	child->saved_top = empty.saved_top;
+	child->initial_changed = empty.initial_changed;
+	child->context = empty.context;
 	child->initial = (struct rangeset){ 0 };
-	ret = rangeset_copy(&child->initial, &parent->initial);
+	int ret = rangeset_copy(&child->initial, &parent->initial);
+	if (!ret)
+		tell_initial_changed(child);
 	for (uint32_t i = 0; !ret && i < INDEX_TOP; i++) {
 		if (!parent->index[i])
 			continue;
@@ -376,10 +461,11 @@ int table_fork(struct table *child, const struct table *parent)
 		else
 			ret = -ENOMEM;
 	}
-	if (ret) {
-		table_done(child);
+	if (ret)
 		return ret;
-	}
+	struct leaf *leaves = child->leaves;
+	if (child->saved_top)
+		*child->saved_top = child->leaf_top;
 	memcpy(leaves, parent->leaves, (uint64_t)parent->leaf_top * sizeof(struct leaf));
 	for (uint32_t number = 0; number < child->leaf_top; number++) {
 		if (leaves[number].pgno == UINT64_MAX)

@@ -6,6 +6,10 @@
  * Two queues (small, main) run through the leaves as linked lists of page indexes; a queued page that is no longer
  * local stays linked until it comes to the head.
  *
+ * The leaves of a live pager lie in shared memory that outlives it (pager/recover.h): a new pager makes the rest from them (table_recover).
+ * For that, T4: at any instant the leaves' page numbers and states, the slots of staged pages (link) and the saved `initial` say the truth; a
+ * leaf counts from the store of its pgno on, and whatever makes `initial` smaller is saved before a leaf that covers it goes.
+ *
  * Invariants (asserted): T1 counts[] are the numbers of pages in each state; T2 a staged page is in no queue; T3 a leaf is freed only when
  * all its pages are zero and none is queued. Thread rule: the fault thread. */
 #ifndef DP_PAGER_TABLE_H
@@ -63,11 +67,26 @@ struct table {
 	uint64_t counts[PAGE_STATES];
 	uint64_t dirty; /* local or staged pages of which the source has no copy */
 	struct page_queue queue[QUEUES];
+	/* Where the leaves are somebody else's memory: */
+	bool borrowed;
+	uint32_t *saved_top;                      /* leaf_top is kept there too */
+	void (*initial_changed)(void *context);   /* called after each change of `initial` */
+	void *context;
 };
 
+/* Bytes of address space that the leaves of a table may need. */
+#define TABLE_LEAVES_BYTES ((uint64_t)(1u << 24) * sizeof(struct leaf))
+
 int table_init(struct table *table);
+/* The same with the caller's memory for the leaves (TABLE_LEAVES_BYTES, zero where it was never written), which outlives the table. */
+int table_init_at(struct table *table, void *leaves, uint32_t *saved_top, void (*initial_changed)(void *context), void *context);
+/* Makes the index, counts and free list from leaves that another pager left, `initial` being set already. No page is in flight or queued
+ * afterwards. 0 or -ENOMEM. */
+int table_recover(struct table *table);
+/* The copy that the source has of this page may be another than its hash says. */
+void table_doubt_hash(struct table *table, uint32_t page);
 void table_done(struct table *table);
-/* A copy for a forked child: in-flight and staged pages become remote there. */
+/* A copy for a forked child, whose table is initialised and empty: in-flight and staged pages become remote there. */
 int table_fork(struct table *child, const struct table *parent);
 
 /* Index of a page, or NO_PAGE where it has no leaf. */
@@ -117,6 +136,8 @@ int table_clear(struct table *table, uint64_t pgno, uint64_t pages, bool keep_lo
 /* mremap: what is known of from.. moves to to..; the old range is zero afterwards, and what was known of the new one is forgotten.
  * In-flight and staged pages must have been made remote by the caller. 0 or -ENOMEM. */
 int table_relocate(struct table *table, uint64_t from, uint64_t to, uint64_t pages);
+/* Its first half: the old range is still as it was, and is to be cleared next. May be repeated until then. */
+int table_relocate_copy(struct table *table, uint64_t from, uint64_t to, uint64_t pages);
 /* Bytes of metadata in use. */
 uint64_t table_bytes(const struct table *table);
 /* Next run of pages at or after *pgno, below end, whose state is `state`, at most `limit` pages long; 0 pages: none. */

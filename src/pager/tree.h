@@ -37,6 +37,7 @@
 #include "pager/propagate.h"
 #include "pager/pager.h"
 #include "pager/record.h"
+#include "pager/recover.h"
 #include "pager/source.h"
 #include "pager/table.h"
 #include "pager/warden.h"
@@ -49,7 +50,6 @@
 #define DEFERRED_FAULTS 8192u
 #define MOVE_PAGES 256u     /* pages of one MOVE command */
 #define WRITE_BATCHES 64u
-#define DOUBTS 256u
 #define ABANDONED 64u
 #define CONTROL_PEERS 8u
 #define STALL_LIMIT_NS (10u * 1000 * 1000) /* a fault waits no longer for room */
@@ -89,14 +89,6 @@ struct staging {
 	uint8_t *state;                          /* enum slot_state */
 };
 
-/* A range, in bytes, of which the kernel's view is to be looked at. `removed`: the process is giving it up: its thread has been let go and
- * will do so any moment, and until then nothing of it may be moved out, or it would come back from staging. */
-struct doubt {
-	struct range range;
-	bool removed;
-	uint64_t noted_ns, next_ns;
-};
-
 struct space {
 	struct tree *tree;
 	struct space *next;
@@ -124,7 +116,8 @@ struct space {
 	uint64_t known_size_pages;  /* statm size at the last look at the areas */
 	uint64_t anonymous_pages;   /* statm, last sample */
 	uint64_t born_ns;
-	struct doubt doubt[DOUBTS];
+	struct space_saved *saved; /* recover.h */
+	struct doubt *doubt;       /* [DOUBTS], of saved */
 	uint32_t doubts;
 	bool doubt_all;
 	uint32_t unshare_count, again_count; /* pages to be made exclusive; pages that were, to be moved next */
@@ -165,6 +158,10 @@ struct deferred_fault {
 
 struct tree {
 	const struct pager_config *config;
+	struct tree_saved *saved; /* recover.h */
+	pid_t holder;
+	int keeper_fd;
+	bool repeats;   /* an event is followed for the second time */
 	struct source *source;
 	struct pager_stats *stats;
 	struct residency_budget budget;
@@ -216,6 +213,8 @@ int tree_watch_fd(struct tree *tree, int fd, struct handle *handle);
 
 /* ---- space.c ---- */
 struct space *space_new(struct tree *tree, int uffd);
+/* The same for one of a dead pager's, without its saved state yet. */
+struct space *space_again(struct tree *tree, int uffd, uint32_t number);
 /* Takes a pidfd (-1: unknown yet). */
 int space_set_pid(struct space *space, pid_t pid, int pidfd);
 /* The process it was taken for has ended. */
@@ -274,6 +273,8 @@ void events_handle(struct space *space, const struct uffd_msg *message);
 
 /* ---- staging.c ---- */
 int staging_init(struct staging *staging, uint64_t capacity);
+/* The process through which staging can be read. */
+pid_t staging_reader(const struct space *space);
 void staging_done(struct staging *staging);
 /* A page of the space is staged in this slot; it goes back or away, the slot becomes garbage. */
 void staging_release(struct space *space, uint32_t page, enum page_state state);
@@ -294,6 +295,12 @@ bool evict_work(struct tree *tree);
 /* A step towards an empty staging area without a warden (for a checkpoint). true: reached. */
 bool evict_drain(struct space *space);
 void evict_warden_done(struct space *space);
+/* The warden does not answer: it was killed, or its memory has gone. */
+void evict_warden_lost(struct space *space);
+/* Watches a warden that is ready. */
+int evict_watch_warden(struct space *space);
+/* Books a MOVE by what lies in its slots; a DROP under way is taken as one that was not. */
+void evict_settle(struct space *space);
 void evict_on_done(struct tree *tree, uint64_t cookie, int result);
 #define COOKIE_WRITE (1ull << 63)
 #define COOKIE_IGNORED (1ull << 62)

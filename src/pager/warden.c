@@ -32,6 +32,7 @@ void warden_init(struct warden *warden)
 {
 	memset(warden, 0, sizeof(*warden));
 	warden->pidfd = -1;
+	warden->ring_fd = -1;
 	warden->event_fd = -1;
 }
 
@@ -66,16 +67,9 @@ static long map_target(struct injection *target, uint64_t bytes, int protection)
 	return ret < 0 ? ret : address;
 }
 
-/* Areas in the target: the warden's own and staging. */
-static int map_areas(struct warden *warden, pid_t target, uint64_t staging_bytes)
+static int map_staging(struct warden *warden, uint64_t staging_bytes)
 {
 	struct injection *stopped = &warden->injection;
-	uint64_t bytes = CODE_BYTES + RING_BYTES + STACK_BYTES;
-	long area = map_target(stopped, bytes, PROT_READ | PROT_WRITE);
-	if (area < 0)
-		return (int)area;
-	warden->area = (uint64_t)area;
-	warden->area_bytes = bytes;
 	/* Guard pages keep staging an area of its own, whatever is mapped beside it. */
 	long staging = map_target(stopped, staging_bytes + 2 * PAGE_BYTES, PROT_NONE);
 	if (staging < 0)
@@ -85,6 +79,33 @@ static int map_areas(struct warden *warden, pid_t target, uint64_t staging_bytes
 	long ret = inject_call(stopped, SYS_mprotect, warden->staging, staging_bytes, PROT_READ | PROT_WRITE, 0, 0, 0);
 	if (ret >= 0)
 		ret = inject_call(stopped, SYS_madvise, warden->staging, staging_bytes, MADV_NOHUGEPAGE, 0, 0, 0);
+	return (int)DP_MIN(ret, 0);
+}
+
+/* What a warden that was killed leaves beside staging. */
+static void clear_old(struct warden *warden)
+{
+	struct injection *stopped = &warden->injection;
+	if (warden->own_pid > 0)
+		inject_call(stopped, SYS_wait4, (uint64_t)warden->own_pid, 0, (uint64_t)(unsigned)__WALL | WNOHANG, 0, 0, 0);
+	if (warden->area)
+		inject_call(stopped, SYS_munmap, warden->area, warden->area_bytes, 0, 0, 0, 0);
+	warden->own_pid = 0;
+	warden->area = warden->area_bytes = 0;
+}
+
+/* Areas in the target: the warden's own and staging, which may be there from an earlier one. */
+static int map_areas(struct warden *warden, pid_t target, uint64_t staging_bytes)
+{
+	struct injection *stopped = &warden->injection;
+	clear_old(warden);
+	uint64_t bytes = CODE_BYTES + RING_BYTES + STACK_BYTES;
+	long area = map_target(stopped, bytes, PROT_READ | PROT_WRITE);
+	if (area < 0)
+		return (int)area;
+	warden->area = (uint64_t)area;
+	warden->area_bytes = bytes;
+	long ret = warden->staging ? 0 : map_staging(warden, staging_bytes);
 	size_t code_bytes = (size_t)(__stop_dp_warden - __start_dp_warden);
 	if (ret >= 0)
 		ret = code_bytes > CODE_BYTES ? -E2BIG : write_target(target, warden->area, __start_dp_warden, code_bytes);
@@ -189,26 +210,34 @@ static bool has_seccomp_filter(pid_t pid)
 	return line && line[10] != '0';
 }
 
-static int make_ring(struct warden *warden, int *ring_fd)
+static int map_ring(struct warden *warden)
 {
-	*ring_fd = memfd_create("dp-warden-ring", MFD_CLOEXEC);
-	if (*ring_fd < 0 || ftruncate(*ring_fd, RING_BYTES))
-		return -errno;
-	void *ring = mmap(NULL, RING_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, *ring_fd, 0);
+	void *ring = mmap(NULL, RING_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, warden->ring_fd, 0);
 	if (ring == MAP_FAILED)
 		return -errno;
 	warden->ring = ring;
+	return 0;
+}
+
+static int make_ring(struct warden *warden)
+{
+	warden->ring_fd = memfd_create("dp-warden-ring", MFD_CLOEXEC);
+	if (warden->ring_fd < 0 || ftruncate(warden->ring_fd, RING_BYTES))
+		return -errno;
+	int ret = map_ring(warden);
+	if (ret)
+		return ret;
 	warden->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	return warden->event_fd < 0 ? -errno : 0;
 }
 
 static int inject_warden(struct warden *warden, pid_t target, int uffd, uint64_t staging_bytes)
 {
-	cleanup_fd int ring_fd = -1;
-	int ret = make_ring(warden, &ring_fd);
+	bool fresh = !warden->staging;
+	int ret = make_ring(warden);
 	if (!ret)
 		ret = map_areas(warden, target, staging_bytes);
-	if (!ret)
+	if (!ret && fresh)
 		ret = uffd_register(uffd, warden->staging, staging_bytes);
 	if (ret)
 		return ret;
@@ -222,7 +251,7 @@ static int inject_warden(struct warden *warden, pid_t target, int uffd, uint64_t
 		return ret;
 	warden->pid = pid;
 	warden->pidfd = proc_pidfd_open(pid);
-	ret = warden->pidfd < 0 ? warden->pidfd : furnish(warden, &child, uffd, ring_fd, stack_top + 16);
+	ret = warden->pidfd < 0 ? warden->pidfd : furnish(warden, &child, uffd, warden->ring_fd, stack_top + 16);
 	if (!ret) {
 		warden->traced = has_seccomp_filter(target);
 		uint64_t entry = warden->area + (uint64_t)((const char *)warden_loop - __start_dp_warden);
@@ -233,13 +262,46 @@ static int inject_warden(struct warden *warden, pid_t target, int uffd, uint64_t
 	return ret;
 }
 
-static void forget(struct warden *warden)
+static void close_own(struct warden *warden)
 {
 	if (warden->ring)
 		munmap(warden->ring, RING_BYTES);
+	warden->ring = NULL;
 	dp_close_fd(&warden->pidfd);
+	dp_close_fd(&warden->ring_fd);
 	dp_close_fd(&warden->event_fd);
+	warden->pidfd = warden->ring_fd = warden->event_fd = -1;
+}
+
+static void forget(struct warden *warden)
+{
+	close_own(warden);
 	warden_init(warden);
+}
+
+void warden_lose(struct warden *warden)
+{
+	if (warden->traced && warden->pid > 0)
+		waitpid(warden->pid, NULL, __WALL | WNOHANG);
+	close_own(warden);
+	warden->pid = 0;
+	warden->busy = warden->traced = false;
+	warden->state = WARDEN_LOST;
+}
+
+int warden_adopt(struct warden *warden, int ring_fd, int event_fd, int pidfd)
+{
+	warden->ring_fd = ring_fd;
+	warden->event_fd = event_fd;
+	warden->pidfd = pidfd;
+	int ret = ring_fd < 0 ? -EBADF : map_ring(warden);
+	if (ret)
+		return ret;
+	/* Nobody suspends the target's filters for it any more. */
+	if (warden->traced && pidfd >= 0)
+		proc_pidfd_kill(pidfd, SIGKILL);
+	warden->state = WARDEN_READY;
+	return 0;
 }
 
 int warden_poll(struct warden *warden, pid_t target, int uffd, uint64_t staging_bytes, struct dp_err *err)
@@ -247,18 +309,27 @@ int warden_poll(struct warden *warden, pid_t target, int uffd, uint64_t staging_
 	int ret = inject_stopped(&warden->injection, err);
 	if (ret == 0)
 		return 0;
+	bool fresh = !warden->staging;
 	if (ret < 0) {
-		forget(warden);
+		if (fresh)
+			forget(warden);
+		else
+			warden_lose(warden);
 		return ret;
 	}
 	ret = inject_warden(warden, target, uffd, staging_bytes);
-	if (ret && warden->area)
+	if (ret && warden->area) {
 		inject_call(&warden->injection, SYS_munmap, warden->area, warden->area_bytes, 0, 0, 0, 0);
-	if (ret && warden->staging)
+		warden->area = warden->area_bytes = 0;
+	}
+	if (ret && fresh && warden->staging)
 		inject_call(&warden->injection, SYS_munmap, warden->staging - PAGE_BYTES, warden->staging_bytes + 2 * PAGE_BYTES, 0, 0, 0, 0);
 	inject_leave(&warden->injection);
 	if (ret) {
-		forget(warden);
+		if (fresh)
+			forget(warden);
+		else
+			warden_lose(warden);
 		return dp_fail_errno(err, -ret, "place the warden in process %d", target);
 	}
 	warden->state = WARDEN_READY;
@@ -283,9 +354,9 @@ static bool is_done(const struct warden *warden)
 	return __atomic_load_n(&warden->ring->done, __ATOMIC_ACQUIRE) == warden->ring->posted;
 }
 
-static bool is_dead(const struct warden *warden)
+bool warden_is_dead(const struct warden *warden)
 {
-	return proc_pidfd_kill(warden->pidfd, 0) == -ESRCH || proc_state(warden->pid) == 'Z';
+	return warden->pidfd < 0 || proc_pidfd_kill(warden->pidfd, 0) == -ESRCH || proc_state(warden->pid) == 'Z';
 }
 
 static int wait_done(struct warden *warden)
@@ -296,9 +367,14 @@ static int wait_done(struct warden *warden)
 			return 0;
 		struct timespec limit = { .tv_nsec = 20 * 1000 * 1000 };
 		long ret = syscall(SYS_futex, &warden->ring->done, FUTEX_WAIT, done, &limit, NULL, 0);
-		if (ret < 0 && errno == ETIMEDOUT && is_dead(warden))
+		if (ret < 0 && errno == ETIMEDOUT && warden_is_dead(warden))
 			return is_done(warden) ? 0 : -ESRCH;
 	}
+}
+
+void warden_wait_move(struct warden *warden)
+{
+	wait_done(warden);
 }
 
 int warden_move(struct warden *warden)
@@ -374,7 +450,7 @@ bool warden_discard(struct warden *warden, struct injection *unfinished)
 
 bool warden_owns(const struct warden *warden, uint64_t start, uint64_t end)
 {
-	if (warden->state == WARDEN_ABSENT)
+	if (!warden->staging)
 		return false;
 	return (start < warden->area + warden->area_bytes && end > warden->area) ||
 	       (start < warden->staging + warden->staging_bytes + PAGE_BYTES && end > warden->staging - PAGE_BYTES);

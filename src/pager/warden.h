@@ -22,17 +22,18 @@
 #include "pager/warden_code.h"
 #include "sys/inject.h"
 
-enum warden_state { WARDEN_ABSENT, WARDEN_STOPPING_TARGET, WARDEN_READY, WARDEN_LEAVING };
+/* LOST: it was killed; its areas in the target are there, staging with all it holds among them, for the next one. */
+enum warden_state { WARDEN_ABSENT, WARDEN_LOST, WARDEN_STOPPING_TARGET, WARDEN_READY, WARDEN_LEAVING };
 
 struct warden {
 	enum warden_state state;
 	pid_t pid, own_pid; /* own_pid: in the target's PID namespace */
-	int pidfd, event_fd; /* event_fd becomes readable when UNSHARE, DROP or QUIT is done; -1 while absent */
+	int pidfd, ring_fd, event_fd; /* event_fd becomes readable when UNSHARE, DROP or QUIT is done; -1 while absent */
 	struct warden_ring *ring;
 	bool busy;           /* a command that is not waited for is under way */
 	uint64_t area;       /* code, stack and ring in the target: not part of its own memory */
 	uint64_t area_bytes;
-	uint64_t staging;    /* address in the target */
+	uint64_t staging;    /* address in the target; 0: none */
 	uint64_t staging_bytes;
 	bool traced;
 	uint64_t asked_ns;
@@ -42,6 +43,14 @@ struct warden {
 void warden_init(struct warden *warden);
 /* Begins the injection into a thread; warden_poll goes on with it. */
 int warden_begin(struct warden *warden, pid_t thread, struct dp_err *err);
+/* Takes one over from a pager that died: its ring, eventfd and pidfd (all taken, also where this fails), what else is set already. READY, or
+ * LOST where it is dead. -errno. */
+int warden_adopt(struct warden *warden, int ring_fd, int event_fd, int pidfd);
+/* Waits for the end of a MOVE that another pager posted, or for the warden's. */
+void warden_wait_move(struct warden *warden);
+bool warden_is_dead(const struct warden *warden);
+/* It is dead: becomes LOST. */
+void warden_lose(struct warden *warden);
 /* While STOPPING_TARGET: 1 when the warden is READY, 0 not yet, or an error (then ABSENT again). Does not wait for the target. */
 int warden_poll(struct warden *warden, pid_t target, int uffd, uint64_t staging_bytes, struct dp_err *err);
 /* Runs the ring's MOVE runs (ring->run[0..run_count)) and waits. -EBUSY: a command is under way. */

@@ -8,6 +8,8 @@
 
 #include "sys/uffd_abi.h"
 
+#define ORPHAN_TURNS 50 /* of 200 ms */
+
 #define IN_WARDEN __attribute__((section("dp_warden"), noinline))
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
@@ -72,14 +74,15 @@ IN_WARDEN void warden_loop(struct warden_ring *ring, const struct warden_argumen
 {
 	long uffd = (long)arguments->uffd, event_fd = (long)arguments->event_fd;
 	long parent = call6(SYS_getppid, 0, 0, 0, 0, 0, 0);
-	uint32_t seen = 0;
+	uint32_t seen = __atomic_load_n(&ring->done, __ATOMIC_ACQUIRE), orphaned = 0;
 	for (;;) {
 		uint32_t posted = __atomic_load_n(&ring->posted, __ATOMIC_ACQUIRE);
 		if (posted == seen) {
 			struct timespec limit = { 0, 200 * 1000 * 1000 };
 			long ret = call6(SYS_futex, (long)&ring->posted, FUTEX_WAIT, seen, (long)&limit, 0, 0);
-			/* The process it serves has ended and nobody said so: nothing is left to do. */
-			if (ret == -ETIMEDOUT && call6(SYS_getppid, 0, 0, 0, 0, 0, 0) != parent)
+			/* The process it serves has ended and nobody said so: nothing is left to do. Not at once: a forked child may need what lies in
+			 * staging, and the pager may be one that is about to follow another. */
+			if (ret == -ETIMEDOUT && call6(SYS_getppid, 0, 0, 0, 0, 0, 0) != parent && ++orphaned == ORPHAN_TURNS)
 				call6(SYS_exit_group, 0, 0, 0, 0, 0, 0);
 			continue;
 		}

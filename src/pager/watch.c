@@ -95,6 +95,8 @@ void watch_note_doubt(struct space *space, uint64_t start, uint64_t end, bool re
 		space->doubt[space->doubts++] = (struct doubt){ { start, end }, removed, now, now };
 	else
 		space->doubt_all = true;
+	space->saved->doubts = space->doubts;
+	space->saved->doubt_all |= space->doubt_all;
 	/* The thread that gave the range up still has to do it; the next look comes a tick later. */
 }
 
@@ -134,6 +136,8 @@ static void settle_doubts(struct space *space, uint64_t now)
 		space->doubt[kept++] = doubt;
 	}
 	space->doubts = kept;
+	space->saved->doubts = kept;
+	space->saved->doubt_all = space->doubt_all;
 }
 
 /* ---- new mappings ---- */
@@ -204,6 +208,7 @@ static int take_area(struct space *space, struct range area)
 	int ret = table_clear(&space->table, pgno, pages, true);
 	if (!ret)
 		ret = rangeset_add(&space->registered, area.start, area.end);
+	recover_save_ranges(space, SAVED_REGISTERED);
 	if (!watch_reconcile(space, area.start, area.end, false))
 		watch_note_doubt(space, area.start, area.end, false);
 	space->tree->stats->areas_found++;

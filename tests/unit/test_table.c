@@ -136,6 +136,7 @@ static void table__random_life__agrees_with_model(void **state)
 		}
 		check(&table, &model);
 		struct table child;
+		assert_int_equal(table_init(&child), 0);
 		assert_int_equal(table_fork(&child, &table), 0);
 		check(&child, &model);
 		/* Every local page comes off the queues exactly once. */
