@@ -130,6 +130,8 @@ static int sink_open(void *context, bool shared_memory, uint32_t id, struct dp_e
 	if (rc < 0 || shared_memory)
 		return rc;
 	map->source = find_source(capture, id);
+	if (!map->source)
+		map->source = recall_space(capture->config.recall_from, (int)id);
 	rc = pipeline_drain(&capture->pipeline); /* the client's blocking calls want no answers under way */
 	if (rc < 0)
 		return fail_pool(err, rc);
@@ -143,9 +145,8 @@ static enum fate fate_of(const struct capture *capture, struct captured *map, ui
 {
 	if (page_is_zero(page))
 		return FATE_ZERO;
-	if (!map->source || !capture->same_pool)
-		return FATE_STORE;
-	const struct control_copy *copy = inherit_find_copy(map->source, pgno, &map->copy_cursor);
+	bool may_share = map->source && (capture->same_pool || map->source->hints_only);
+	const struct control_copy *copy = may_share ? inherit_find_copy(map->source, pgno, &map->copy_cursor) : NULL;
 	return copy && copy->hash == page_hash(page) ? FATE_SHARE : FATE_STORE;
 }
 
@@ -159,6 +160,10 @@ static int take_lazy(struct capture *capture, struct captured *map, uint64_t pgn
 	for (uint64_t i = 0; i < pages && rc == 0; i++) {
 		const char *page = data + i * PAGE_BYTES;
 		enum fate fate = fate_of(capture, map, pgno + i, page);
+		if (fate != FATE_ZERO && capture->config.recall_into)
+			rc = recall_add(capture->config.recall_into, (int)map->id, pgno + i, page_hash(page));
+		if (rc < 0)
+			break;
 		if (fate == FATE_ZERO) {
 			capture->totals.zero_pages++;
 		} else if (fate == FATE_SHARE) {
@@ -198,7 +203,7 @@ static int sink_pages(void *context, bool lazy, uint64_t pgno, uint64_t pages, c
 {
 	struct capture *capture = context;
 	struct captured *map = open_map(capture);
-	int rc = map->source ? page_list_add(&map->sent, pgno, pages) : 0;
+	int rc = map->source && !map->source->hints_only ? page_list_add(&map->sent, pgno, pages) : 0;
 	if (rc < 0)
 		return dp_fail_errno(err, -rc, "page map");
 	/* shared memory is restored by CRIU itself, whatever its pages are marked */
@@ -281,7 +286,7 @@ static int read_areas(const struct capture *capture, const struct captured *map,
 static int take_remote(struct capture *capture, struct captured *map, struct client *from, struct dp_err *err)
 {
 	struct page_list missing = {0}, lazy = {0};
-	int rc = inherit_missing(map->source, &map->sent, &missing);
+	int rc = map->source->hints_only ? 0 : inherit_missing(map->source, &map->sent, &missing);
 	if (rc < 0)
 		dp_fail_errno(err, -rc, "page map");
 	if (rc == 0)

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "checkpoint/page_receiver.h"
+#include "checkpoint/recall.h"
 #include "client/client.h"
 #include "pager/control.h"
 
@@ -33,6 +34,8 @@ struct capture_config {
 	/* Called when the tree is frozen, before its first page, once. May be NULL. Fills *export (borrowed by capture from then
 	 * on, to its end), or leaves it NULL where there is no instance; *same_pool: its spaces can be inherited through client. */
 	int (*on_frozen)(void *context, const struct control_export **export, bool *same_pool, struct dp_err *err);
+	const struct recall *recall_from; /* what the state before has, for tasks of which no export tells; or NULL */
+	struct recall *recall_into;       /* gets what this one has; or NULL */
 	void (*on_progress)(void *context, const struct capture_totals *totals); /* after each chunk; may be NULL */
 	void *context;
 };

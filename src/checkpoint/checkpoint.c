@@ -10,6 +10,7 @@
 #include "checkpoint/criu_dump.h"
 #include "checkpoint/localize.h"
 #include "checkpoint/progress.h"
+#include "checkpoint/recall.h"
 #include "checkpoint/skeleton.h"
 #include "checkpoint/target.h"
 #include "checkpoint/workspace.h"
@@ -37,6 +38,7 @@ struct checkpoint {
 	struct capture *capture;
 	struct criu_dump dump;
 	struct progress progress;
+	struct recall *recall; /* being filled, or NULL */
 	char *command_line;
 	uint64_t frozen_at_ns;
 	bool committed;
@@ -95,6 +97,27 @@ static void on_progress(void *context, const struct capture_totals *totals)
 
 /* ---- before ---- */
 
+/* A tree with a pager has the pager's word; any other shares what the state before has. */
+static const struct recall *recall_begin(struct checkpoint *checkpoint)
+{
+	struct recall **before = checkpoint->options->recall;
+	if (!before || checkpoint->control >= 0)
+		return NULL;
+	checkpoint->recall = recall_new();
+	return *before && recall_find(*before, checkpoint->client) ? *before : NULL;
+}
+
+static void recall_end(struct checkpoint *checkpoint, bool good)
+{
+	if (good && checkpoint->recall) {
+		snprintf(checkpoint->recall->snapshot, sizeof(checkpoint->recall->snapshot), "%s", checkpoint->options->endpoint->name);
+		recall_free(*checkpoint->options->recall);
+		*checkpoint->options->recall = checkpoint->recall;
+	} else {
+		recall_free(checkpoint->recall);
+	}
+}
+
 static int prepare(struct checkpoint *checkpoint, struct dp_err *err)
 {
 	const struct checkpoint_options *options = checkpoint->options;
@@ -125,23 +148,22 @@ static int prepare(struct checkpoint *checkpoint, struct dp_err *err)
 	progress_start(&checkpoint->progress, options->progress, options->progress ? target_resident_pages(options->pid) : 0);
 	const struct capture_config config = {.client = checkpoint->client, .draft = checkpoint->draft,
 					      .images_fd = checkpoint->workspace.images_fd, .on_frozen = on_frozen,
-					      .on_progress = on_progress, .context = checkpoint};
+					      .on_progress = on_progress, .context = checkpoint,
+					      .recall_from = recall_begin(checkpoint), .recall_into = checkpoint->recall};
 	return capture_new(&checkpoint->capture, &config, err);
 }
 
 /* ---- while the tree is frozen ---- */
 
-/* The images are complete, the tree stands still: everything into the pool, and visible. */
-static int commit(struct checkpoint *checkpoint, struct dp_err *err)
+/* The images are complete, and so are the pages in the pool: everything else into it, and visible. */
+static int publish(struct checkpoint *checkpoint, struct dp_err *err)
 {
 	struct checkpoint_result *result = checkpoint->result;
 	int images_fd = checkpoint->workspace.images_fd;
-	int rc = capture_finish(checkpoint->capture, err);
 	const struct capture_totals *totals = capture_totals(checkpoint->capture);
 	struct skeleton_facts facts = {.options = checkpoint->options, .totals = totals, .criu_version = checkpoint->version.text,
 				       .command_line = checkpoint->command_line ? checkpoint->command_line : ""};
-	if (rc == 0)
-		rc = skeleton_read_tasks(images_fd, &facts, err);
+	int rc = skeleton_read_tasks(images_fd, &facts, err);
 	if (rc == 0)
 		rc = skeleton_send(checkpoint->client, checkpoint->draft, images_fd, &result->skeleton_bytes, err);
 	if (rc < 0)
@@ -180,6 +202,8 @@ static int dump(struct checkpoint *checkpoint, bool *ours, struct dp_err *err)
 	const struct criu_dump_options dump_options = {.criu = checkpoint->criu, .pid = options->pid, .leave_running = options->leave_running,
 						       .verbose = options->verbose, .arguments = options->criu_arguments,
 						       .argument_count = options->criu_argument_count};
+	/* One of a series need not be there before the tree goes on: the one before it is, and without this one nothing is lost (C2). */
+	bool may_thaw = options->origin && options->leave_running;
 	*ours = true;
 	int rc = criu_dump_start(&checkpoint->dump, &dump_options, &checkpoint->workspace, err);
 	if (rc < 0)
@@ -191,13 +215,19 @@ static int dump(struct checkpoint *checkpoint, bool *ours, struct dp_err *err)
 		rc = criu_dump_wait_hook(&checkpoint->dump, err);
 		*ours = rc < 0;
 		if (rc > 0) {
-			rc = commit(checkpoint, err);
+			rc = capture_finish(checkpoint->capture, err);
+			if (rc == 0 && !may_thaw)
+				rc = publish(checkpoint, err);
 			*ours = rc < 0;
 			int answered = criu_dump_answer(&checkpoint->dump, rc == 0, rc == 0 ? err : NULL);
 			rc = rc < 0 ? rc : answered;
 		}
 	}
 	int code = criu_dump_wait(&checkpoint->dump);
+	if (may_thaw && rc == 0 && code == 0) {
+		rc = publish(checkpoint, err);
+		*ours = rc < 0;
+	}
 	if (checkpoint->committed && (code == 0 || source_ended(checkpoint)))
 		return 0;
 	return *ours && rc < 0 ? rc : dp_fail(err, ECANCELED, "criu exited with code %d", code);
@@ -262,6 +292,9 @@ int checkpoint_run(const struct checkpoint_options *options, struct checkpoint_r
 		if (client_remove(checkpoint.client, options->endpoint->name, true, NULL) < 0)
 			dp_err_doing(err, "%s was stored, yet", options->endpoint->name);
 	}
+	recall_end(&checkpoint, rc == 0);
+	if (checkpoint.client)
+		result->sent_bytes = client_bytes_sent(checkpoint.client);
 	release(&checkpoint);
 	result->total_ns = clock_now_ns() - started_ns;
 	if (rc < 0)

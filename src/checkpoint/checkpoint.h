@@ -4,7 +4,8 @@
  * has finished its images and the tree is still frozen (post-dump, see criu_dump.h), the snapshot is committed; only then may
  * CRIU kill the tree. So at every moment either the tree lives or the snapshot is in the pool, whatever dies or fills up:
  * C1 a snapshot is visible only when complete (the pool's draft ends with the connection);
- * C2 CRIU is told to finish only after the pool's answer to the commit;
+ * C2 CRIU is told to finish only after the pool's answer to the commit (of a series of states that leave the tree running: after its
+ *    answer to all pages; the rest is sent while the tree runs, and without it there is no new state, but the one before);
  * C3 a failure before that leaves the tree running as it was.
  * An instance that itself runs remote is asked, through its pager's control socket, for the pages that CRIU cannot see.
  * Thread rule: one thread; forks. */
@@ -20,6 +21,13 @@
 #include "client/client.h"
 #include "transport/endpoint.h"
 
+/* What a state is of that is one of a series (commit.h); goes into its meta text. */
+struct checkpoint_origin {
+	const char *kind, *series, *instance, *name, *lineage;
+};
+
+struct recall;
+
 struct checkpoint_options {
 	pid_t pid;
 	const struct endpoint *endpoint; /* with a name */
@@ -31,6 +39,8 @@ struct checkpoint_options {
 	bool progress; /* a line on stderr, at most ten times a second */
 	char *const *criu_arguments;
 	size_t criu_argument_count;
+	const struct checkpoint_origin *origin; /* NULL: an ordinary snapshot */
+	struct recall **recall; /* NULL, or what the state before has (*recall NULL: nothing); replaced by this one's when it succeeds */
 };
 
 struct checkpoint_result {
@@ -38,6 +48,7 @@ struct checkpoint_result {
 	uint64_t pages;           /* of the snapshot: stored, inherited and eager */
 	uint64_t stored_pages, inherited_pages, eager_pages, zero_pages;
 	uint64_t skeleton_bytes;
+	uint64_t sent_bytes; /* to the pool, all in all */
 	uint64_t frozen_ns; /* the tree stood still */
 	uint64_t total_ns;
 	char instance[64]; /* id of the instance that the tree was, or "" */

@@ -110,6 +110,16 @@ char *skeleton_meta(const struct skeleton_facts *facts)
 	add_number(meta, "zero_pages", totals->zero_pages);
 	json_object_object_add(meta, "leave_running", json_object_new_boolean(facts->options->leave_running));
 	json_object_object_add(meta, "criu_options", arguments);
+	const struct checkpoint_origin *origin = facts->options->origin;
+	if (origin) {
+		struct json_object *commit = json_object_new_object();
+		add_text(commit, "kind", origin->kind);
+		add_text(commit, "series", origin->series);
+		add_text(commit, "instance", origin->instance);
+		add_text(commit, "name", origin->name);
+		add_text(commit, "lineage", origin->lineage);
+		json_object_object_add(meta, "commit", commit);
+	}
 	const char *text = json_object_to_json_string_ext(meta, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE);
 	char *copy = text ? strdup(text) : NULL;
 	json_object_put(meta);

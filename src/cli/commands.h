@@ -4,10 +4,12 @@
 
 int cmd_check(int argc, char **argv);
 int cmd_checkpoint(int argc, char **argv);
+int cmd_commit(int argc, char **argv);
 int cmd_criu_hook(int argc, char **argv);
 int cmd_lazy_pages(int argc, char **argv);
 int cmd_migrate_in(int argc, char **argv);
 int cmd_pool(int argc, char **argv);
+int cmd_protect(int argc, char **argv);
 int cmd_ps(int argc, char **argv);
 int cmd_restore(int argc, char **argv);
 int cmd_run(int argc, char **argv);

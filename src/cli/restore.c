@@ -7,13 +7,16 @@
 #include <string.h>
 
 #include "base/base.h"
+#include "checkpoint/commit.h"
 #include "cli/cli.h"
 #include "cli/commands.h"
+#include "cli/commit_line.h"
 #include "restore/restore.h"
 #include "transport/endpoint.h"
 
 static const char restore_usage[] =
 	"Usage: distri-proc restore [options] POOL/REPO:TAG\n"
+	"       distri-proc restore --last-commit|--latest [options] [POOL/]INSTANCE|REPO:TAG|NAME\n"
 	"\n"
 	"Brings a snapshot back to life; its memory stays in the pool and comes when touched.\n"
 	"\n"
@@ -36,6 +39,11 @@ static const char common_usage[] =
 	"  --prefetch WHEN            pages that an earlier run wanted come as a stream from the start on (stream, default), or are all\n"
 	"                             there before the first instruction runs (working-set)\n"
 	"  --record[=yes|no]          note the order in which pages are wanted and store it with the snapshot (default: where none is)\n"
+	"  --propagate MODE           when changed pages go to the pool: evict (default), as they leave local memory; back:INTERVAL, such\n"
+	"                             as back:5s: each interval the whole state is committed, as `distri-proc commit` does\n"
+	"  --last-commit              go on from the newest commit of an instance (id or name) or of a snapshot's instances; without\n"
+	"                             POOL, the one that this host noted. TCP connections in it are closed, unless --tcp-established\n"
+	"  --latest                   the same from the newest complete state of `distri-proc protect`, by its NAME too\n"
 	"  --migrate[=RATE]           fetch all memory in the background, hot first, at most RATE bytes a second (such as 800M);\n"
 	"                             without --local-memory the tree needs no pool any more when it is done\n"
 	"  --stay-awake auto|never    the host's processors do not sleep while faults follow closely on each other (default)\n"
@@ -58,7 +66,7 @@ enum {
 	OPTION_LOCAL_MEMORY = 256, OPTION_DETACH, OPTION_WAIT, OPTION_PIDFILE, OPTION_STATUS_FD, OPTION_PID_NAMESPACE,
 	OPTION_NAME, OPTION_JSON, OPTION_ROOT, OPTION_CRIU, OPTION_SHELL_JOB,
 	OPTION_CRIU_ANY, OPTION_COMPRESS, OPTION_PREFETCH_POLICY, OPTION_PREFETCH, OPTION_RECORD, OPTION_MIGRATE,
-	OPTION_STAY_AWAKE,
+	OPTION_STAY_AWAKE, OPTION_PROPAGATE, OPTION_LAST_COMMIT, OPTION_LATEST,
 };
 
 static const struct option options[] = {
@@ -75,6 +83,9 @@ static const struct option options[] = {
 	{ "prefetch", required_argument, NULL, OPTION_PREFETCH },
 	{ "record", optional_argument, NULL, OPTION_RECORD },
 	{ "stay-awake", required_argument, NULL, OPTION_STAY_AWAKE },
+	{ "propagate", required_argument, NULL, OPTION_PROPAGATE },
+	{ "last-commit", no_argument, NULL, OPTION_LAST_COMMIT },
+	{ "latest", no_argument, NULL, OPTION_LATEST },
 	{ "json", no_argument, NULL, OPTION_JSON },
 	{ "root", required_argument, NULL, OPTION_ROOT },
 	{ "verbose", no_argument, NULL, 'v' },
@@ -115,7 +126,7 @@ struct settings {
 	char **criu_arguments;
 	const char *pidfile;
 	int status_fd;
-	bool detach, wait, json, help;
+	bool detach, wait, json, help, last_commit, latest;
 };
 
 static int add_criu_argument(struct settings *settings, const struct option *option)
@@ -180,12 +191,26 @@ static int take_prefetch(struct settings *settings)
 	return 0;
 }
 
+static int take_propagate(struct settings *settings)
+{
+	if (!strcmp(optarg, "evict"))
+		settings->restore.commit_interval_ns = 0;
+	else if (!strncmp(optarg, "back:", 5))
+		return commit_line_interval(settings->command, "--propagate back:", optarg + 5, &settings->restore.commit_interval_ns);
+	else
+		return cli_usage_error(settings->command, "--propagate takes evict or back:INTERVAL, such as back:5s");
+	return 0;
+}
+
 static int take_option(struct settings *settings, int value, const struct option *option)
 {
 	struct restore_options *restore = &settings->restore;
 	switch (value) {
 	case OPTION_LOCAL_MEMORY: restore->local_memory = optarg; return 0;
 	case OPTION_DETACH: settings->detach = true; return 0;
+	case OPTION_PROPAGATE: return take_propagate(settings);
+	case OPTION_LAST_COMMIT: settings->last_commit = true; return 0;
+	case OPTION_LATEST: settings->latest = true; return 0;
 	case OPTION_WAIT: settings->wait = true; return 0;
 	case OPTION_PIDFILE: settings->pidfile = optarg; return 0;
 	case OPTION_STATUS_FD: return take_number(settings, optarg, &settings->status_fd);
@@ -361,6 +386,43 @@ static int restore_and_wait(struct settings *settings)
 	return code;
 }
 
+/* A state has its connections as they were; their other ends have seen the crash. */
+static int close_connections(struct settings *settings)
+{
+	for (size_t i = 0; i < settings->restore.criu_argument_count; i++)
+		if (!strncmp(settings->criu_arguments[i], "--tcp-", 6))
+			return 0;
+	char *argument = strdup("--tcp-close");
+	if (!argument)
+		return -ENOMEM;
+	settings->criu_arguments[settings->restore.criu_argument_count++] = argument; /* there is room: one a word of the command line */
+	return 0;
+}
+
+/* Which snapshot is meant: the named one, or the newest state of what is named. */
+static int resolve(struct settings *settings, const char *text, struct dp_err *err)
+{
+	struct commit_note note;
+	char key[256], found[256];
+	if (!settings->last_commit && !settings->latest)
+		return endpoint_parse(&settings->endpoint, text, err);
+	bool uri = strstr(text, ":/");
+	int ret = uri ? 0 : commits_find(settings->restore.root, text, &note);
+	if (ret)
+		return dp_fail(err, ENOENT, "this host knows no commit of `%s`: name its pool too, such as dp://host:7400/%s", text, text);
+	ret = endpoint_parse(&settings->endpoint, uri ? text : note.pool, err);
+	if (!ret && uri && !settings->endpoint.name[0])
+		ret = dp_fail(err, EINVAL, "%s names a pool only: an instance, a snapshot or a series of states belongs behind it", text);
+	if (ret)
+		return ret;
+	snprintf(key, sizeof(key), "%s", uri ? settings->endpoint.name : text);
+	ret = commit_find(&settings->endpoint, key, settings->latest, found, err);
+	if (ret)
+		return ret;
+	strcpy(settings->endpoint.name, found);
+	return close_connections(settings) ? dp_fail(err, ENOMEM, "out of memory") : 0;
+}
+
 static int restore_command(int argc, char **argv, bool foreground)
 {
 	struct dp_err err;
@@ -372,7 +434,7 @@ static int restore_command(int argc, char **argv, bool foreground)
 	if (settings.help && !code) {
 		printf("%s%s", foreground ? run_usage : restore_usage, common_usage);
 	} else if (!code) {
-		int ret = endpoint_parse(&settings.endpoint, argv[optind], &err);
+		int ret = resolve(&settings, argv[optind], &err);
 		settings.restore.endpoint = &settings.endpoint;
 		code = ret ? failure(&settings, ret, &err) : restore_and_wait(&settings);
 	}

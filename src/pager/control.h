@@ -27,6 +27,7 @@ struct control_space {
 	size_t remote_count;
 	struct control_copy *copies; /* ascending */
 	size_t copy_count;
+	bool hints_only; /* not the pager's word: the copies tell what may be shared, and nothing of what CRIU cannot see */
 };
 
 struct control_export {

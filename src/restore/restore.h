@@ -47,6 +47,7 @@ struct restore_options {
 	enum prefetch_policy prefetch_policy;
 	bool working_set;               /* what an earlier run recorded is there before the tree is resumed */
 	enum restore_record record;     /* the order in which this run wants its pages, stored with the snapshot */
+	uint64_t commit_interval_ns;    /* from one commit to the next; 0: pages go to the pool only when they leave */
 	bool shell_job;                 /* --shell-job is among criu_arguments */
 	unsigned verbose;
 	char *const *criu_arguments;    /* passed on to `criu restore` */

@@ -22,6 +22,7 @@
 #include "instance/keeper.h"
 #include "instance/process.h"
 #include "instance/stats.h"
+#include "restore/committer.h"
 #include "restore/criu_cache.h"
 #include "restore/pager_process.h"
 #include "restore/plan.h"
@@ -42,6 +43,7 @@ struct supervisor {
 	bool running;           /* the caller has been told so */
 	bool failed;            /* ... or will be told that it failed */
 	uint64_t kill_at_ns;    /* 0: never */
+	struct committer_process committer;
 	struct restore_times times;
 	struct dp_err err;      /* why it failed or was ended, "" if it was not */
 };
@@ -98,6 +100,7 @@ static void finish(struct supervisor *supervisor) __attribute__((noreturn));
 static void finish(struct supervisor *supervisor)
 {
 	char kept[PATH_MAX] = "";
+	committer_kill(&supervisor->committer);
 	end_tree(supervisor);
 	end_pager(supervisor, supervisor->failed ? 0 : PAGER_END_MS);
 	keeper_receive(&supervisor->keeper);
@@ -212,6 +215,7 @@ static void tree_runs(struct supervisor *supervisor, const struct init_message *
 	if (instance_save(instance, &err))
 		log_error("%s", err.text);
 	supervisor->running = true;
+	committer_wanted(&supervisor->committer, supervisor->plan->options);
 	report(supervisor, REPORT_RUNNING, 0);
 }
 
@@ -300,6 +304,8 @@ static void take_signals(struct supervisor *supervisor)
 			supervisor->pager = 0;
 			supervisor->pager_status = status;
 			pager_gone = true;
+		} else {
+			committer_ended(&supervisor->committer, pid, status);
 		}
 	}
 	if (init_gone)
@@ -324,7 +330,7 @@ static void watch(struct supervisor *supervisor)
 		{ .fd = supervisor->report_fd, .events = POLLIN },
 		{ .fd = supervisor->signal_fd, .events = POLLIN },
 	};
-	int timeout_ms = -1;
+	int timeout_ms = committer_work(&supervisor->committer, supervisor->plan->options, supervisor->instance);
 	if (supervisor->kill_at_ns) {
 		uint64_t now = clock_now_ns();
 		if (now >= supervisor->kill_at_ns)

@@ -1,0 +1,108 @@
+/* commit: the present state of a running instance becomes one that can be gone back to. With --every it is what `restore --propagate
+ * back:INTERVAL` keeps running beside the instance. */
+#include <errno.h>
+#include <getopt.h>
+#include <json-c/json.h>
+#include <signal.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/base.h"
+#include "base/log.h"
+#include "checkpoint/commit_loop.h"
+#include "cli/cli.h"
+#include "cli/commands.h"
+#include "cli/commit_line.h"
+
+static const char usage[] =
+	"Usage: distri-proc commit [options] INSTANCE\n"
+	"\n"
+	"Makes the present state of a running instance one that `restore --last-commit INSTANCE` goes on from. Only changed pages\n"
+	"travel, most of them while the instance runs; it stands still for a moment, and runs on. Whatever fails, it runs on unharmed.\n"
+	"INSTANCE is an id, a name, the beginning of an id, or the pid of one of its processes.\n"
+	"\n"
+	"  --keep N           states of this instance that stay in the pool (default 2)\n"
+	"  --every TIME       go on, one commit each TIME, such as 5s, until the instance has ended (`restore --propagate back:TIME`\n"
+	"                     does that by itself)\n"
+	"  --rate RATE        push at most RATE bytes a second ahead of the commit, such as 100M (default: no limit)\n"
+	"  --criu-option=OPT  a further option for `criu dump`; those that the snapshot was made with are used anyway\n"
+	"  --json             one object for each commit\n"
+	"  --root DIRECTORY   registry of instances (default $DISTRI_PROC_ROOT or /run/distri-proc)\n"
+	"  -v, --verbose      a detailed log of CRIU, if it fails\n";
+
+enum { OPTION_KEEP = 256, OPTION_EVERY, OPTION_RATE, OPTION_CRIU_OPTION, OPTION_JSON, OPTION_ROOT };
+
+static const struct option options[] = {
+	{ "keep", required_argument, NULL, OPTION_KEEP },
+	{ "every", required_argument, NULL, OPTION_EVERY },
+	{ "rate", required_argument, NULL, OPTION_RATE },
+	{ "criu-option", required_argument, NULL, OPTION_CRIU_OPTION },
+	{ "json", no_argument, NULL, OPTION_JSON },
+	{ "root", required_argument, NULL, OPTION_ROOT },
+	{ "verbose", no_argument, NULL, 'v' },
+	{ "help", no_argument, NULL, 'h' },
+	{ 0 },
+};
+
+#define CRIU_ARGUMENTS_LIMIT 32
+
+struct settings {
+	struct commit_options commit;
+	char *criu_arguments[CRIU_ARGUMENTS_LIMIT]; /* borrowed from argv */
+	struct commit_line line;
+	bool help;
+};
+
+static int read_option(struct settings *settings, char **argv, int option)
+{
+	struct commit_options *commit = &settings->commit;
+	switch (option) {
+	case OPTION_KEEP: return commit_line_keep(argv[0], optarg, &commit->keep);
+	case OPTION_EVERY: return commit_line_interval(argv[0], "--every", optarg, &commit->interval_ns);
+	case OPTION_RATE:
+		return parse_size(optarg, &commit->rate_bytes) ? cli_usage_error(argv[0], "--rate takes bytes a second, such as 100M") : 0;
+	case OPTION_CRIU_OPTION: return commit_line_criu_option(argv[0], optarg, settings->criu_arguments, CRIU_ARGUMENTS_LIMIT,
+							       &commit->criu_argument_count);
+	case OPTION_JSON: settings->line.json = true; return 0;
+	case OPTION_ROOT: commit->registry = instance_root(optarg); return 0;
+	case 'v': commit->verbose = true; return 0;
+	case 'h': settings->help = true; return 0;
+	default: return cli_usage_hint(argv[0]);
+	}
+}
+
+static int run(struct settings *settings)
+{
+	struct committer *committer;
+	struct dp_err err = { "" };
+	int ret = commit_open(&committer, &settings->commit, &err);
+	if (ret)
+		return cli_print_error(ret, &err, settings->line.json);
+	if (settings->commit.interval_ns) {
+		commit_line_loop(&settings->line, committer, settings->commit.interval_ns);
+	} else {
+		struct commit_result result;
+		ret = commit_take(committer, &result, &err);
+		if (!ret)
+			commit_line_print(&settings->line, &result);
+	}
+	commit_close(committer);
+	return ret ? cli_print_error(ret, &err, settings->line.json) : EXIT_OK;
+}
+
+int cmd_commit(int argc, char **argv)
+{
+	struct settings settings = { .commit = { .registry = instance_root(NULL), .keep = 2 }, .line.verb = "committed" };
+	int code = 0;
+	settings.commit.criu_arguments = settings.criu_arguments;
+	for (int option; !code && !settings.help && (option = getopt_long(argc, argv, "vh", options, NULL)) != -1;)
+		code = read_option(&settings, argv, option);
+	if (settings.help && !code)
+		return fputs(usage, stdout), EXIT_OK;
+	if (code)
+		return code;
+	if (argc - optind != 1)
+		return cli_usage_error(argv[0], "which instance? Give one; `distri-proc ps` lists them");
+	settings.commit.instance = argv[optind];
+	return run(&settings);
+}

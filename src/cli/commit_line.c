@@ -1,0 +1,107 @@
+#include "cli/commit_line.h"
+
+#include <errno.h>
+#include <json-c/json.h>
+#include <signal.h>
+#include <string.h>
+
+#include "base/base.h"
+#include "checkpoint/commit_loop.h"
+#include "cli/cli.h"
+
+#define LEAST_INTERVAL_NS 100000000u
+#define MOST_INTERVAL_NS (366ull * 24 * 3600 * 1000000000)
+#define MOST_KEPT 10000
+
+static volatile bool stop;
+
+static void on_signal(int number)
+{
+	(void)number;
+	stop = true;
+}
+
+static void print_json(const struct commit_result *result)
+{
+	const struct {
+		const char *name;
+		uint64_t number;
+	} numbers[] = {
+		{ "unix_ns", result->unix_ns }, { "pages", result->pages }, { "pushed_pages", result->pushed_pages },
+		{ "sent_pages", result->sent_pages }, { "bytes", result->bytes }, { "frozen_ns", result->frozen_ns },
+		{ "total_ns", result->total_ns }, { "removed", result->removed },
+	};
+	json_object *object = json_object_new_object();
+	json_object_object_add(object, "schema", json_object_new_string("distriproc.commit/1"));
+	json_object_object_add(object, "snapshot", json_object_new_string(result->snapshot));
+	for (size_t i = 0; i < ARRAY_LENGTH(numbers); i++)
+		json_object_object_add(object, numbers[i].name, json_object_new_uint64(numbers[i].number));
+	cli_print_json(object);
+}
+
+void commit_line_print(const struct commit_line *line, const struct commit_result *result)
+{
+	char bytes[32], removed[64] = "";
+	if (line->json) {
+		print_json(result);
+	} else {
+		if (result->removed)
+			snprintf(removed, sizeof(removed), ", %llu older removed", (unsigned long long)result->removed);
+		printf("%s %s: %s travelled (%llu pages ahead, %llu in the freeze), frozen %.0f ms, %.0f ms in all%s\n", line->verb,
+		       result->snapshot, format_size(result->bytes, bytes, sizeof(bytes)), (unsigned long long)result->pushed_pages,
+		       (unsigned long long)result->sent_pages, (double)result->frozen_ns / 1e6, (double)result->total_ns / 1e6, removed);
+	}
+	fflush(stdout);
+}
+
+static void on_commit(void *context, int ret, const struct commit_result *result, const struct dp_err *err)
+{
+	const struct commit_line *line = context;
+	if (ret)
+		cli_print_error(ret, err, line->json);
+	else
+		commit_line_print(line, result);
+	fflush(stdout);
+}
+
+void commit_line_loop(const struct commit_line *line, struct committer *committer, uint64_t interval_ns)
+{
+	static const int numbers[] = { SIGINT, SIGTERM, SIGHUP };
+	const struct sigaction action = { .sa_handler = on_signal };
+	for (size_t i = 0; i < ARRAY_LENGTH(numbers); i++)
+		sigaction(numbers[i], &action, NULL);
+	const struct commit_loop loop = {
+		.committer = committer, .interval_ns = interval_ns, .stop = &stop, .on_commit = on_commit, .context = (void *)(uintptr_t)line,
+	};
+	commit_loop_run(&loop);
+}
+
+int commit_line_keep(const char *command, const char *text, unsigned *keep)
+{
+	char *end;
+	long number = strtol(text, &end, 10);
+	if (end == text || *end || number < 1 || number > MOST_KEPT)
+		return cli_usage_error(command, "--keep takes a number from 1 to %d", MOST_KEPT);
+	*keep = (unsigned)number;
+	return 0;
+}
+
+int commit_line_interval(const char *command, const char *option, const char *text, uint64_t *interval_ns)
+{
+	if (parse_duration(text, interval_ns) || *interval_ns < LEAST_INTERVAL_NS || *interval_ns > MOST_INTERVAL_NS)
+		return cli_usage_error(command, "%s takes a time of at least 100ms, such as 5s or 1m", option);
+	return 0;
+}
+
+int commit_line_criu_option(const char *command, char *text, char **arguments, size_t limit, size_t *count)
+{
+	struct dp_err err;
+	if (checkpoint_check_option(text, &err) < 0)
+		return cli_usage_error(command, "%s", err.text);
+	if (strncmp(text, "--", 2))
+		return cli_usage_error(command, "write CRIU's option in its long form: --criu-option=--name[=value], not '%s'", text);
+	if (*count == limit)
+		return cli_usage_error(command, "too many options for CRIU");
+	arguments[(*count)++] = text;
+	return 0;
+}
