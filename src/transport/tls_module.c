@@ -431,6 +431,9 @@ static int take_keys(struct context *context, const struct psk_list *keys, bool 
 		return dp_fail_errno(err, ENOMEM, "TLS");
 	memcpy(context->keys, keys->keys, keys->count * sizeof(*context->keys));
 	context->key_count = keys->count;
+	/* A server is asked for a name of its sessions, though nothing is resumed but keys of our own. */
+	if (server && !SSL_CTX_set_session_id_context(context->ssl, (const unsigned char *)"distri-proc", 11))
+		return complain(err, EIO, "TLS", "1.3");
 	if (server)
 		SSL_CTX_set_psk_find_session_callback(context->ssl, find_key);
 	else
@@ -462,7 +465,6 @@ static int set_up(struct context *context, struct dp_err *err)
 	SSL_CTX_set_options(context->ssl, SSL_OP_NO_TICKET | SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_NO_RENEGOTIATION |
 						  SSL_OP_IGNORE_UNEXPECTED_EOF | SSL_OP_NO_COMPRESSION);
 	SSL_CTX_set_num_tickets(context->ssl, 0);
-	SSL_CTX_set_session_id_context(context->ssl, (const unsigned char *)"distri-proc", 11); /* asked for, though nothing is resumed */
 	SSL_CTX_set_session_cache_mode(context->ssl, SSL_SESS_CACHE_OFF);
 	SSL_CTX_set_mode(context->ssl, SSL_MODE_RELEASE_BUFFERS);
 	SSL_CTX_set_read_ahead(context->ssl, 1);
