@@ -76,6 +76,71 @@ void commit_line_loop(const struct commit_line *line, struct committer *committe
 	commit_loop_run(&loop);
 }
 
+static bool load_note(const struct instance *instance, struct commit_note *note)
+{
+	char root[sizeof(instance->directory)];
+	snprintf(root, sizeof(root), "%s", instance->directory);
+	char *slash = strrchr(root, '/');
+	if (!slash)
+		return false;
+	*slash = 0;
+	return !commits_load(root, instance->id, note) && (note->snapshot[0] || note->error[0]);
+}
+
+struct json_object *commit_line_note_json(const struct instance *instance)
+{
+	struct commit_note note;
+	if (!load_note(instance, &note))
+		return NULL;
+	json_object *object = json_object_new_object();
+	const struct {
+		const char *name;
+		uint64_t number;
+	} numbers[] = {
+		{ "unix_ns", note.unix_ns }, { "age_ns", commits_age_ns(&note) }, { "bytes", note.bytes }, { "frozen_ns", note.frozen_ns },
+		{ "total_ns", note.total_ns }, { "count", note.count }, { "failures", note.failures }, { "interval_ns", note.interval_ns },
+	};
+	json_object_object_add(object, "snapshot", json_object_new_string(note.snapshot));
+	json_object_object_add(object, "kind", json_object_new_string(note.kind));
+	json_object_object_add(object, "error", json_object_new_string(note.error));
+	for (size_t i = 0; i < ARRAY_LENGTH(numbers); i++)
+		json_object_object_add(object, numbers[i].name, json_object_new_uint64(numbers[i].number));
+	return object;
+}
+
+static const char *age_text(const struct commit_note *note, char *text, size_t size)
+{
+	uint64_t seconds = commits_age_ns(note) / 1000000000u;
+	if (!note->snapshot[0])
+		snprintf(text, size, "none");
+	else if (seconds < 120)
+		snprintf(text, size, "%us", (unsigned)seconds);
+	else if (seconds < 7200)
+		snprintf(text, size, "%um", (unsigned)(seconds / 60));
+	else
+		snprintf(text, size, "%uh", (unsigned)(seconds / 3600));
+	return text;
+}
+
+const char *commit_line_age_text(const struct instance *instance, char *text, size_t size)
+{
+	struct commit_note note;
+	snprintf(text, size, "-");
+	return load_note(instance, &note) ? age_text(&note, text, size) : text;
+}
+
+const char *commit_line_note_text(const struct instance *instance, char *text, size_t size)
+{
+	struct commit_note note;
+	char age[32], bytes[32];
+	text[0] = 0;
+	if (load_note(instance, &note))
+		snprintf(text, size, "%s ago, %s travelled, frozen %.0f ms, %.0f ms in all, failed %llu%s%s", age_text(&note, age, sizeof(age)),
+			 format_size(note.bytes, bytes, sizeof(bytes)), (double)note.frozen_ns / 1e6, (double)note.total_ns / 1e6,
+			 (unsigned long long)note.failures, note.error[0] ? "; the last try: " : "", note.error);
+	return text;
+}
+
 int commit_line_keep(const char *command, const char *text, unsigned *keep)
 {
 	char *end;

@@ -9,6 +9,7 @@
 #include "base/base.h"
 #include "cli/cli.h"
 #include "cli/commands.h"
+#include "cli/commit_line.h"
 #include "instance/instance.h"
 #include "instance/process.h"
 #include "instance/stats.h"
@@ -105,6 +106,7 @@ static json_object *row_json(const struct row *row)
 	json_object_object_add(object, "resident_bytes", row->has_stats ? json_object_new_uint64(row->resident_bytes) : NULL);
 	json_object_object_add(object, "remote_bytes", row->has_stats ? json_object_new_uint64(row->remote_bytes) : NULL);
 	json_object_object_add(object, "faults", row->has_stats ? json_object_new_uint64(row->faults) : NULL);
+	json_object_object_add(object, "commit", commit_line_note_json(instance));
 	json_object_object_add(object, "restore_ns", json_object_new_uint64(instance->restore_ns));
 	json_object_object_add(object, "uptime_ns", json_object_new_uint64(row->uptime_ns));
 	return object;
@@ -145,10 +147,10 @@ static void print_table(const struct instance *list, size_t count)
 		name = DP_MAX(name, (int)strlen(list[i].name));
 		snapshot = DP_MAX(snapshot, (int)strlen(list[i].snapshot));
 	}
-	printf("%-*s  %-*s  %-*s  %7s  %-12s  %5s  %10s  %10s  %10s  %6s\n", id, "ID", name, "NAME", snapshot, "SNAPSHOT", "PID",
-	       "STATE", "TASKS", "RESIDENT", "BUDGET", "FAULTS", "UPTIME");
+	printf("%-*s  %-*s  %-*s  %7s  %-12s  %5s  %10s  %10s  %10s  %6s  %6s\n", id, "ID", name, "NAME", snapshot, "SNAPSHOT", "PID",
+	       "STATE", "TASKS", "RESIDENT", "BUDGET", "FAULTS", "UPTIME", "COMMIT");
 	for (size_t i = 0; i < count; i++) {
-		char resident[32] = "-", budget[32] = "none", faults[32] = "-", uptime[32];
+		char resident[32] = "-", budget[32] = "none", faults[32] = "-", uptime[32], commit[32];
 		struct row row;
 		fill_row(&row, &list[i]);
 		if (row.has_stats) {
@@ -157,9 +159,9 @@ static void print_table(const struct instance *list, size_t count)
 		}
 		if (row.budget_bytes)
 			format_size(row.budget_bytes, budget, sizeof(budget));
-		printf("%-*s  %-*s  %-*s  %7d  %-12s  %5zu  %10s  %10s  %10s  %6s\n", id, list[i].id, name, list[i].name,
+		printf("%-*s  %-*s  %-*s  %7d  %-12s  %5zu  %10s  %10s  %10s  %6s  %6s\n", id, list[i].id, name, list[i].name,
 		       snapshot, list[i].snapshot, (int)list[i].root.pid, state_of(&row), row.tasks, resident, budget, faults,
-		       format_uptime(row.uptime_ns, uptime, sizeof(uptime)));
+		       format_uptime(row.uptime_ns, uptime, sizeof(uptime)), commit_line_age_text(&list[i], commit, sizeof(commit)));
 	}
 }
 

@@ -9,6 +9,7 @@
 #include "base/base.h"
 #include "cli/cli.h"
 #include "cli/commands.h"
+#include "cli/commit_line.h"
 #include "cli/heat_map.h"
 #include "instance/instance.h"
 #include "instance/process.h"
@@ -74,6 +75,7 @@ static void print_json(const struct instance *instance, const struct pager_stats
 	json_object_object_add(object, "name", json_object_new_string(instance->name));
 	json_object_object_add(object, "snapshot", json_object_new_string(instance->snapshot));
 	json_object_object_add(object, "pid", json_object_new_int(instance->root.pid));
+	json_object_object_add(object, "commit", commit_line_note_json(instance));
 	json_object_object_add(object, "page_bytes", json_object_new_int(PAGE_BYTES));
 	json_object_object_add(object, "uptime_ns", json_object_new_uint64(now_ns - stats->started_ns));
 	for (size_t i = 0; i < ARRAY_LENGTH(fields); i++) {
@@ -204,6 +206,9 @@ static void print_table(const struct instance *instance, const struct pager_stat
 		print_fault_row(i == FAULT_IN_FLIGHT ? "in flight" : fault_names[i], now->faults[i], before->faults[i], seconds,
 				latency[i]);
 	print_counters(now, before, seconds);
+	char commit[600];
+	if (*commit_line_note_text(instance, commit, sizeof(commit)))
+		printf("commit     %s\n", commit);
 	fflush(stdout);
 }
 
