@@ -382,8 +382,10 @@ static void set_up_process(struct supervisor *supervisor)
 	}
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
-	supervisor->signal_fd = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
 	supervisor->report_fd = plan->report_fd;
+	supervisor->signal_fd = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (supervisor->signal_fd < 0) /* no death would be seen */
+		fail(supervisor, "signalfd: %s", strerror(errno));
 }
 
 /* What went wrong is in supervisor->err. */
