@@ -47,6 +47,8 @@ static const char common_usage[] =
 	"  --migrate[=RATE]           fetch all memory in the background, hot first, at most RATE bytes a second (such as 800M);\n"
 	"                             without --local-memory the tree needs no pool any more when it is done\n"
 	"  --stay-awake auto|never    the host's processors do not sleep while faults follow closely on each other (default)\n"
+	"  --stall-timeout TIME       how long a page is waited for when the pool does not answer (default 30s)\n"
+	"  --on-lost stop|kill|freeze then the tree is stopped until the pool is back (default), killed, or left waiting for it\n"
 	"  --pid-namespace own|host   a PID namespace of its own (default), or the same pids on this host\n"
 	"  --pidfile FILE             write the host's pid of the tree's first process there\n"
 	"  --status-fd N              write one zero byte to this descriptor when the tree runs\n"
@@ -66,7 +68,7 @@ enum {
 	OPTION_LOCAL_MEMORY = 256, OPTION_DETACH, OPTION_WAIT, OPTION_PIDFILE, OPTION_STATUS_FD, OPTION_PID_NAMESPACE,
 	OPTION_NAME, OPTION_JSON, OPTION_ROOT, OPTION_CRIU, OPTION_SHELL_JOB,
 	OPTION_CRIU_ANY, OPTION_COMPRESS, OPTION_PREFETCH_POLICY, OPTION_PREFETCH, OPTION_RECORD, OPTION_MIGRATE,
-	OPTION_STAY_AWAKE, OPTION_PROPAGATE, OPTION_LAST_COMMIT, OPTION_LATEST,
+	OPTION_STAY_AWAKE, OPTION_PROPAGATE, OPTION_LAST_COMMIT, OPTION_LATEST, OPTION_STALL_TIMEOUT, OPTION_ON_LOST,
 };
 
 static const struct option options[] = {
@@ -86,6 +88,8 @@ static const struct option options[] = {
 	{ "propagate", required_argument, NULL, OPTION_PROPAGATE },
 	{ "last-commit", no_argument, NULL, OPTION_LAST_COMMIT },
 	{ "latest", no_argument, NULL, OPTION_LATEST },
+	{ "stall-timeout", required_argument, NULL, OPTION_STALL_TIMEOUT },
+	{ "on-lost", required_argument, NULL, OPTION_ON_LOST },
 	{ "json", no_argument, NULL, OPTION_JSON },
 	{ "root", required_argument, NULL, OPTION_ROOT },
 	{ "verbose", no_argument, NULL, 'v' },
@@ -182,6 +186,25 @@ static int take_policy(struct settings *settings)
 	return 0;
 }
 
+static int take_stall_timeout(struct settings *settings)
+{
+	uint64_t *timeout_ns = &settings->restore.stall_timeout_ns;
+	if (parse_duration(optarg, timeout_ns) || *timeout_ns < 100000000u || *timeout_ns > UINT64_C(86400000000000))
+		return cli_usage_error(settings->command, "--stall-timeout takes a time from 100ms to 24h, such as 30s");
+	return 0;
+}
+
+static int take_on_lost(struct settings *settings)
+{
+	static const char *const names[] = { [ON_LOST_STOP] = "stop", [ON_LOST_KILL] = "kill", [ON_LOST_FREEZE] = "freeze" };
+	for (size_t i = 0; i < ARRAY_LENGTH(names); i++)
+		if (!strcmp(optarg, names[i])) {
+			settings->restore.on_lost = (enum pager_on_lost)i;
+			return 0;
+		}
+	return cli_usage_error(settings->command, "--on-lost takes stop, kill or freeze");
+}
+
 static int take_prefetch(struct settings *settings)
 {
 	bool working_set = !strcmp(optarg, "working-set");
@@ -230,6 +253,8 @@ static int take_option(struct settings *settings, int value, const struct option
 		return cli_usage_error(settings->command, "--compress takes auto, off or lz4");
 	case OPTION_PREFETCH_POLICY: return take_policy(settings);
 	case OPTION_PREFETCH: return take_prefetch(settings);
+	case OPTION_STALL_TIMEOUT: return take_stall_timeout(settings);
+	case OPTION_ON_LOST: return take_on_lost(settings);
 	case OPTION_RECORD:
 		restore->record = !optarg || !strcmp(optarg, "yes") ? RECORD_ALWAYS : RECORD_NEVER;
 		if (!optarg || !strcmp(optarg, "yes") || !strcmp(optarg, "no"))

@@ -80,7 +80,7 @@ struct link {
 	uint64_t lost_advice[ADVICES];
 	uint32_t lost_advices;
 	uint64_t heard_bytes, heard_ns, next_check_ns;
-	uint64_t retry_ns, backoff_ns, random;
+	uint64_t retry_ns, backoff_ns, attached_ns, random;
 	uint64_t reconnects, bytes_in, bytes_out;
 };
 
@@ -159,8 +159,13 @@ static void lost(struct link *link, int error, const char *why)
 			link->advice[i] = 0;
 		}
 	link->lost_advices = DP_MIN(link->lost_advices, ADVICES);
-	link->backoff_ns = LINK_BACKOFF_NS;
-	link->retry_ns = now_of(link); /* the first try at once: most often it is the pool's process that was restarted */
+	/* The first try at once: most often it is the pool's process that was restarted. But one that breaks again and again is given time. */
+	if (now_of(link) - link->attached_ns < LINK_BACKOFF_LIMIT_NS) {
+		plan_retry(link);
+	} else {
+		link->backoff_ns = LINK_BACKOFF_NS;
+		link->retry_ns = now_of(link);
+	}
 }
 
 /* ---- the journal ---- */
@@ -433,19 +438,19 @@ static int bury(struct link *link, struct get *get)
 	return (int)count;
 }
 
-static void on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last);
-static void on_done(void *context, uint64_t cookie, int result);
+static struct client_handler own_handler(struct link *link);
 
 /* A fresh one, from the pool's memory where it is known where the pages lie. */
 static int send_get(struct link *link, const struct client_handler *handler, struct get *get)
 {
-	struct client_handler own = { link, on_pages, on_done };
 	uint64_t index = (uint64_t)(get - link->gets), space = space_id(link, get->space);
 	int result = 0;
 
 	link->handler = *handler;
 	get->sent = true;
 	if (link->config.near) {
+		struct client_handler own = own_handler(link);
+
 		link->inside++;
 		result = client_get_near(link->client, &own, space, get->ranges, get->count, index);
 		link->inside--;
@@ -504,9 +509,9 @@ int link_get(struct link *link, const struct client_handler *handler, enum reque
 
 /* ---- answers ---- */
 
-static void on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last)
+/* Counts what has come of a GET; its cookie. */
+static uint64_t moved_on(struct link *link, uint64_t cookie, struct page_range range, bool last)
 {
-	struct link *link = context;
 	struct get *get = &link->gets[cookie];
 
 	/* The client checks that they are the pages that come next. */
@@ -515,9 +520,23 @@ static void on_pages(void *context, uint64_t cookie, struct page_range range, co
 		get->at++;
 		get->page_at = 0;
 	}
-	uint64_t own = last ? end_get(link, get) : get->cookie;
+	return last ? end_get(link, get) : get->cookie;
+}
+
+static void on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last)
+{
+	struct link *link = context;
+	uint64_t own = moved_on(link, cookie, range, last);
 
 	link->handler.on_pages(link->handler.context, own, range, data, last);
+}
+
+static void on_damaged(void *context, uint64_t cookie, struct page_range range, bool last)
+{
+	struct link *link = context;
+	uint64_t own = moved_on(link, cookie, range, last);
+
+	link->handler.on_damaged(link->handler.context, own, range, last);
 }
 
 static void answered(struct link *link, uint64_t number, int result)
@@ -538,6 +557,11 @@ static void on_done(void *context, uint64_t cookie, int result)
 	struct link *link = context;
 
 	if (cookie & COOKIE_OPERATION) {
+		/* Damaged on its way, or behind one that was: the pool has not counted it. */
+		if (result == -EBADMSG || result == -EPROTO) {
+			link->broken = link->broken ? link->broken : result;
+			return;
+		}
 		if (result == -ESTALE) {
 			end(link, -ESTALE, "the lease of the instance was taken by another");
 			return;
@@ -551,6 +575,11 @@ static void on_done(void *context, uint64_t cookie, int result)
 	} else {
 		link->handler.on_done(link->handler.context, end_get(link, &link->gets[cookie]), result);
 	}
+}
+
+static struct client_handler own_handler(struct link *link)
+{
+	return (struct client_handler){ link, on_pages, on_done, link->handler.on_damaged ? on_damaged : NULL };
 }
 
 /* What the pool said of operations whose answers were lost with the connection. */
@@ -626,7 +655,7 @@ static int take_connection(struct link *link, struct client *client, struct clie
 	link->sent = DP_MAX(link->base, attached->applied + 1);
 	link->heard_bytes = client_bytes_received(client);
 	link->heard_ns = now_of(link);
-	link->backoff_ns = LINK_BACKOFF_NS;
+	link->attached_ns = link->heard_ns;
 	link->reconnects++;
 	link->why[0] = 0;
 	log_info("attached to the pool again: it has %" PRIu64 " of %" PRIu64 " operations, %u requests for pages are asked again",
@@ -674,7 +703,6 @@ static void look_at_connector(struct link *link)
 
 int link_receive(struct link *link, const struct client_handler *handler)
 {
-	struct client_handler own = { link, on_pages, on_done };
 	int calls = 0;
 
 	if (link->failure)
@@ -688,10 +716,14 @@ int link_receive(struct link *link, const struct client_handler *handler)
 	if (link->telling)
 		calls += tell(link);
 	if (usable(link) && !link->inside) {
+		struct client_handler own = own_handler(link);
+
 		link->inside++;
 		int result = client_receive(link->client, &own);
 
 		link->inside--;
+		if (result == -EIO && !link->handler.on_damaged)
+			end(link, -EIO, "a page in the pool is damaged");
 		if (result < 0 && !link->failure)
 			lost(link, result, NULL);
 		calls += DP_MAX(result, 0);

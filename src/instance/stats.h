@@ -95,6 +95,10 @@ struct pager_stats {
 	uint64_t pushed_pages;       /* sent ahead of a commit, while they stayed local */
 	uint64_t pager_restarts;     /* pagers that died and were followed by another */
 	uint64_t warden_restarts;    /* wardens that died and were */
+	uint64_t pools, pools_there; /* behind the source; reached now */
+	uint64_t pool_reconnects;    /* connections that were lost and made again */
+	uint64_t lost_since_ns;      /* CLOCK_MONOTONIC; no answer since, and the stall timeout has passed; 0: all is well */
+	uint64_t mirror_behind_pages; /* that a mirror which returned does not have yet */
 };
 
 /* Maps `path`: to read it; made anew; or to go on counting in it, for a pager that follows another (anew where it is not there). Returns the mapping or NULL with err set; stats_unmap ends it. */

@@ -44,7 +44,7 @@ static void tell_dropped(struct space *space, uint64_t pgno, uint64_t pages)
 	struct page_range range = { pgno, pages };
 	int ret;
 	while ((ret = source->ops->drop(source, space->source_space, &range, 1, COOKIE_IGNORED)) == -EAGAIN)
-		if ((ret = source->ops->receive(source)) < 0)
+		if ((ret = lost_receive(space->tree)) < 0)
 			break;
 	if (ret < 0)
 		tree_fail(space->tree, ret, "tell the pool of unmapped pages");
@@ -96,7 +96,7 @@ static int follow_remap(struct space *space, uint64_t from_pgno, uint64_t to_pgn
 		ret = source->ops->move(source, space->source_space, from_pgno, to_pgno, pages, COOKIE_IGNORED);
 		if (ret != -EAGAIN)
 			break;
-		ret = DP_MIN(source->ops->receive(source), 0);
+		ret = DP_MIN(lost_receive(tree), 0);
 	}
 	if (!ret)
 		recover_copied(tree);
@@ -153,7 +153,7 @@ static void on_fork(struct space *space, int uffd)
 		ret = source->ops->fork(source, space->source_space, &child->source_space, COOKIE_IGNORED);
 		if (ret != -EAGAIN)
 			break;
-		ret = DP_MIN(source->ops->receive(source), 0);
+		ret = DP_MIN(lost_receive(tree), 0);
 	}
 	if (ret) {
 		tree_fail(tree, ret, "fork a space");

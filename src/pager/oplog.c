@@ -216,6 +216,19 @@ static bool wants_write(const struct source *source)
 	return of(source)->inner->ops->wants_write(of(source)->inner);
 }
 
+static uint64_t work(struct source *source)
+{
+	struct source *inner = of(source)->inner;
+	return inner->ops->work ? inner->ops->work(inner) : UINT64_MAX;
+}
+
+static void health(const struct source *source, struct source_health *state)
+{
+	const struct source *inner = of(source)->inner;
+	if (inner->ops->health)
+		inner->ops->health(inner, state);
+}
+
 static void bytes(const struct source *source, uint64_t *in, uint64_t *out)
 {
 	of(source)->inner->ops->bytes(of(source)->inner, in, out);
@@ -228,13 +241,13 @@ static void log_free(struct source *source)
 
 static const struct source_ops log_ops = {
 	.find_space = find_space, .get = get, .put = put, .drop = drop, .move = move, .fork = fork_space, .space_free = space_free,
-	.order_put = order_put, .receive = receive, .fd = fd, .wants_write = wants_write, .bytes = bytes, .free = log_free,
+	.order_put = order_put, .receive = receive, .work = work, .health = health, .fd = fd, .wants_write = wants_write, .bytes = bytes, .free = log_free,
 };
 
 /* What the inner source cannot, this one cannot either. */
 static const struct source_ops log_ops_without_order = {
 	.find_space = find_space, .get = get, .put = put, .drop = drop, .move = move, .fork = fork_space, .space_free = space_free,
-	.receive = receive, .fd = fd, .wants_write = wants_write, .bytes = bytes, .free = log_free,
+	.receive = receive, .work = work, .health = health, .fd = fd, .wants_write = wants_write, .bytes = bytes, .free = log_free,
 };
 
 int oplog_new(struct source **source, struct source *inner, struct oplog_area *area)
@@ -284,9 +297,10 @@ static int replay_put(struct oplog *log, uint64_t number, oplog_read_put *read_p
 	struct page_range ranges[OPLOG_PAGES];
 	int ret = op->page[0].slot == OP_NOT_STAGED ? -ENOENT : read_put(log->context, op, buffer);
 	if (ret == -ENOENT && (op->page[0].slot == OP_NOT_STAGED || !forked_later(log->area, number))) {
-		op->kind = OP_FREE; /* of a space that is none: takes the number, no more */
+		op->kind = OP_DROP; /* of a space that is none: takes the number, no more */
 		op->space |= NO_SUCH_SPACE;
-		return log->inner->ops->space_free(log->inner, op->space, COOKIE_OP | number);
+		ranges[0] = (struct page_range){ op->page[0].pgno, 1 };
+		return log->inner->ops->drop(log->inner, op->space, ranges, 1, COOKIE_OP | number);
 	}
 	if (ret)
 		return ret;
@@ -331,6 +345,8 @@ static int wait_for_source(struct oplog *log, uint64_t until_ns)
 	if (log->inner->ops->wants_write(log->inner))
 		wait.events |= POLLOUT;
 	poll(&wait, 1, 10); /* a source that reconnects has work of its own now and then */
+	if (log->inner->ops->work)
+		log->inner->ops->work(log->inner);
 	return 0;
 }
 
@@ -356,7 +372,7 @@ int oplog_replay(struct source *source, oplog_read_put *read_put, int (*failed)(
 	struct oplog *log = of(source);
 	struct oplog_area *area = log->area;
 	uint64_t applied;
-	if (!log->inner->ops->resume || !log->inner->ops->space_free)
+	if (!log->inner->ops->resume)
 		return -ENOSYS;
 	int ret = log->inner->ops->resume(log->inner, area->highest_child + 1, &applied);
 	if (ret)

@@ -240,10 +240,14 @@ static void watch_source(struct tree *tree, bool *writing)
 {
 	int fd = tree->source->ops->fd(tree->source);
 	bool wants = fd >= 0 && tree->source->ops->wants_write(tree->source);
-	if (fd < 0 || wants == *writing)
+	if (fd == tree->lost.watched_fd && (fd < 0 || wants == *writing) && !tree->lost.changed)
 		return;
 	struct epoll_event event = { .events = EPOLLIN | (wants ? EPOLLOUT : 0), .data.ptr = &tree->source_handle };
-	epoll_ctl(tree->epoll_fd, EPOLL_CTL_MOD, fd, &event);
+	if (fd >= 0 && epoll_ctl(tree->epoll_fd, EPOLL_CTL_MOD, fd, &event) && errno == ENOENT)
+		epoll_ctl(tree->epoll_fd, EPOLL_CTL_ADD, fd, &event);
+	/* The one before has left by itself: it was closed, and its number may be another's; or it is one that never says anything. */
+	tree->lost.watched_fd = fd;
+	tree->lost.changed = false;
 	*writing = wants;
 }
 
@@ -280,6 +284,7 @@ static void serve(struct tree *tree)
 		until_fill = DP_MIN(until_fill, record_work(tree, now));
 		bool due = tree->running && now >= tree->next_watch_ns;
 		until_watch = DP_MIN(DP_MIN(watch_work(tree, now), heat_work(tree, now)), until_fill);
+		until_watch = DP_MIN(until_watch, lost_work(tree, now));
 		until_watch = DP_MIN(until_watch, awake_rest(&tree->awake, now));
 		if (due)
 			update_stats(tree);
@@ -307,6 +312,7 @@ static int prepare(struct tree *tree)
 		return ret;
 	tree->source->handler = (struct source_handler){ tree, install_on_pages, source_on_done };
 	tree->source_handle.kind = HANDLE_SOURCE;
+	tree->lost.watched_fd = tree->source->ops->fd(tree->source);
 	tree->listen_handle.kind = HANDLE_LISTEN;
 	tree->criu_handle.kind = HANDLE_CRIU;
 	tree->control_listen_handle.kind = HANDLE_CONTROL_LISTEN;
@@ -353,6 +359,7 @@ static void put_away(struct tree *tree)
 	else
 		free(tree->stats);
 	free(tree->deferred);
+	lost_done(tree);
 	record_done(tree);
 	if (tree->buffer && tree->buffer != MAP_FAILED)
 		munmap(tree->buffer, MOVE_PAGES * PAGE_BYTES);

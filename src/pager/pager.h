@@ -13,6 +13,14 @@
 
 struct pager_inheritance;
 
+/* What becomes of the tree when the pages' source does not answer for longer than its stall timeout. */
+enum pager_on_lost {
+	ON_LOST_STOP,   /* SIGSTOP to every process of it; SIGCONT when the source is back */
+	ON_LOST_KILL,
+	ON_LOST_FREEZE, /* nothing is sent: a thread that needs what is missing waits, the others go on with what is local */
+};
+#define STALL_TIMEOUT_NS UINT64_C(30000000000)
+
 struct pager_config {
 	const char *images_dir;   /* the skeleton: pstree, mm-*, pagemap-* images. Borrowed */
 	struct source *source;    /* where remote pages are; borrowed, outlives pager_run */
@@ -33,6 +41,8 @@ struct pager_config {
 	const char *trace_path;   /* faults are written there, for simulations; NULL: not. Borrowed */
 	const struct pager_inheritance *inherited; /* of a pager that died (recover.h); NULL: none. Borrowed */
 	int init_pidfd;           /* of the tree's reaper: descriptors are held until it ends; 0 or -1: none. Borrowed */
+	uint64_t stall_timeout_ns; /* 0: STALL_TIMEOUT_NS */
+	enum pager_on_lost on_lost;
 	int init_pid;             /* pid (this namespace) of the tree's reaper, or 0 */
 };
 

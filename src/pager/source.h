@@ -26,6 +26,14 @@ struct source {
 	bool writable;                 /* pages may be put, dropped and forked: eviction is possible */
 };
 
+/* How it stands with a source that may be lost and found again. */
+struct source_health {
+	uint64_t waiting_since_ns; /* when the oldest request was made that has no answer yet; 0: none waits */
+	uint64_t reconnects;
+	unsigned pools, pools_there; /* behind it, and of them reached now */
+	const char *why;           /* why one is not reached; "" where all is well. Borrowed */
+};
+
 struct source_ops {
 	/* The space of the task with this vpid, or -ENOENT. */
 	int (*find_space)(struct source *source, int vpid, uint64_t *space, struct dp_err *err);
@@ -46,7 +54,11 @@ struct source_ops {
 	/* Keeps the order in which pages were wanted with the snapshot; labels are vpids. NULL: this source cannot. */
 	int (*order_put)(struct source *source, const struct order_run *runs, size_t count, uint64_t cookie);
 	int (*receive)(struct source *source); /* handler calls made, or the error that ended the source */
-	int (*fd)(const struct source *source); /* for epoll, or -1 where every answer is immediate */
+	/* What is due by the clock; ns until it wants to be called again. NULL: nothing ever is. */
+	uint64_t (*work)(struct source *source);
+	/* NULL: it is never lost without ending. */
+	void (*health)(const struct source *source, struct source_health *health);
+	int (*fd)(const struct source *source); /* for epoll, or -1 where every answer is immediate; another one after a connection was lost or made */
 	bool (*wants_write)(const struct source *source);
 	void (*bytes)(const struct source *source, uint64_t *in, uint64_t *out);
 	void (*free)(struct source *source);

@@ -76,7 +76,7 @@ static int insist(struct tree *tree, struct space *space, const struct page_rang
 			       : source->ops->drop(source, space->source_space, ranges, count, cookie);
 		if (ret != -EAGAIN)
 			return ret;
-		ret = source->ops->receive(source);
+		ret = lost_receive(tree);
 		if (ret < 0)
 			return ret;
 	}
@@ -198,11 +198,10 @@ bool staging_write_back(struct space *space, uint64_t limit)
 
 void staging_flush(struct space *space)
 {
-	struct source *source = space->tree->source;
 	while (!space->closed && !space->tree->failure && space->staging.written < space->staging.head) {
 		if (staging_write_back(space, MOVE_PAGES))
 			continue;
-		int ret = space->closed ? 0 : source->ops->receive(source); /* an answer frees a batch */
+		int ret = space->closed ? 0 : lost_receive(space->tree); /* an answer frees a batch */
 		if (ret < 0)
 			tree_fail(space->tree, ret, "write pages back");
 	}

@@ -8,6 +8,7 @@
  *   control.c   freeze, export, thaw for a checkpoint    ahead.c    what is fetched besides what faulted
  *   migrate.c   background transfer                      heat.c     which pages are hot, which are cold
  *   record.c    the order of an earlier run                propagate.c  changed pages ahead of a commit
+ *   lost.c      a source that does not answer
  *   table.c warden.c  see their headers
  *
  * Invariants (architecture.md section 6 has 1..9; these are the pager's own):
@@ -156,6 +157,16 @@ struct deferred_fault {
 	bool write;
 };
 
+/* A source that does not answer (lost.c). */
+struct lost {
+	bool given_up;         /* the stall timeout has passed, and what was to be done was done */
+	bool changed;          /* the source may have another descriptor under the same number */
+	int watched_fd;        /* the source's, in the epoll set; -1: none */
+	uint64_t next_look_ns, reconnects;
+	pid_t *stopped;        /* processes that got SIGSTOP */
+	size_t stopped_count;
+};
+
 struct tree {
 	const struct pager_config *config;
 	struct tree_saved *saved; /* recover.h */
@@ -190,6 +201,7 @@ struct tree {
 	uint8_t *parked_data; /* [REQUESTS][REQUEST_PAGES] pages, touched only as needed */
 	uint32_t parked_requests;
 	struct migration migration;
+	struct lost lost;
 	struct propagation propagation;
 	struct record record;
 	struct heat_sweep heat;
@@ -315,6 +327,13 @@ bool watch_reconcile(struct space *space, uint64_t start, uint64_t end, bool sto
 void watch_note_doubt(struct space *space, uint64_t start, uint64_t end, bool removed);
 /* May it be given up at any moment (P10)? */
 bool watch_in_doubt(const struct space *space, uint64_t pgno);
+
+/* ---- lost.c ---- */
+/* What the source has to do by the clock, and what is to be done where it does not answer. Returns ns until the next time. */
+uint64_t lost_work(struct tree *tree, uint64_t now_ns);
+/* Receives from the source on behalf of one who cannot go on without; waits a moment where nothing comes. As source_ops.receive. */
+int lost_receive(struct tree *tree);
+void lost_done(struct tree *tree);
 
 /* ---- handover.c ---- */
 int handover_accept(struct tree *tree);

@@ -519,6 +519,8 @@ static int handle_operation(struct request *request)
 	uint64_t id = header->type == MESSAGE_NOTE ? header->object : header->object >> SPACE_NUMBER_BITS;
 
 	result = handlers[header->type](request);
+	if (sequence && result == -EBADMSG) /* damaged on its way: it comes again under the same number */
+		return result;
 	if (sequence)
 		pool_applied(instance, sequence, result);
 	else

@@ -10,11 +10,9 @@
 
 #include "base/base.h"
 #include "base/log.h"
-#include "client/client.h"
 #include "instance/keeper.h"
 #include "pager/pager.h"
-#include "pager/source_pool.h"
-#include "prefetch/order.h"
+#include "restore/pool_source.h"
 #include "restore/processes.h"
 #include "sys/uffd_abi.h"
 
@@ -40,53 +38,21 @@ int pager_listen(const struct instance *instance, const char *file, int type, st
 	return fd;
 }
 
-/* What an earlier run recorded, and whether this one is to record. That there is none is no failure, nor that it does not come: it is
- * speed that is lost. */
-static void get_order(const struct restore_options *options, struct client *client, uint64_t instance, struct pager_config *config)
-{
-	struct dp_err err;
-	int ret = client_order_get(client, instance, &config->order, &config->order_runs, &err);
-	if (ret && ret != -ENOENT)
-		log_warn("recorded order: %s", err.text);
-	config->record = options->record == RECORD_ALWAYS || (options->record == RECORD_WHERE_NONE_IS && ret == -ENOENT && !options->migrate);
-	if (!prefetch_policy_replays(options->prefetch_policy) && !options->working_set)
-		config->order_runs = 0;
-	config->order_runs = order_arrange(config->order, config->order_runs);
-}
-
 static int serve(const struct restore_plan *plan, int listen_fd, int control_fd, int keeper_fd, struct dp_err *err)
 {
 	const struct instance *instance = &plan->instance;
 	char images[PATH_MAX], stats[PATH_MAX];
-	struct client *client;
-	struct instance_info info = { 0 };
 	struct source *source = NULL;
-	/* This connection is the instance's life: when it ends, the pool forgets the instance. */
-	int ret = client_open(&client, plan->options->endpoint, 0, err);
-	if (ret)
-		return ret;
-	ret = client_set_compress(client, plan->options->compress);
-	if (ret)
-		dp_fail_errno(err, -ret, "room to unpack pages");
-	else
-		ret = client_instance_create(client, instance->snapshot, instance->name, false, &info, err);
-	if (!ret)
-		ret = source_pool_new(&source, client, &info, err);
-	free(info.spaces);
-	uint64_t instance_id = info.id;
-	if (ret) {
-		client_close(client);
-		return ret;
-	}
 	struct pager_config config = {
 		.images_dir = instance_path(instance, "images", images, sizeof(images)),
-		.source = source,
 		.listen_fd = listen_fd,
 		.control_fd = control_fd,
 		.keeper_fd = keeper_fd,
 		.pool_uri = instance->pool,
 		.stats_path = instance_path(instance, "stats", stats, sizeof(stats)),
 		.budget_bytes = instance->budget_bytes,
+		.stall_timeout_ns = plan->options->stall_timeout_ns,
+		.on_lost = plan->options->on_lost,
 		.fill = plan->options->migrate,
 		.fill_rate_bytes = plan->options->migrate_rate_bytes,
 		.prefetch_policy = plan->options->prefetch_policy,
@@ -94,11 +60,12 @@ static int serve(const struct restore_plan *plan, int listen_fd, int control_fd,
 		.trace_path = getenv("DISTRI_PROC_FAULT_TRACE"),
 		.gate_fd = plan->options->working_set ? working_set_open(instance) : -1,
 	};
-	get_order(plan->options, client, instance_id, &config);
-	ret = pager_run(&config, err);
+	int ret = pool_source_create(plan, &config, &source, err);
+	config.source = source;
+	if (!ret)
+		ret = pager_run(&config, err);
 	free(config.order);
-	source->ops->free(source);
-	client_close(client);
+	pool_source_end(plan, source);
 	return ret;
 }
 

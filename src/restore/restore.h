@@ -27,6 +27,7 @@
 #include "base/err.h"
 #include "client/client.h"
 #include "instance/instance.h"
+#include "pager/pager.h"
 #include "prefetch/prefetch.h"
 #include "restore/terminal.h"
 #include "transport/endpoint.h"
@@ -41,6 +42,8 @@ struct restore_options {
 	bool host_pid_namespace;        /* the same pids on this host instead of a namespace of its own */
 	bool foreground;                /* the tree ends when the caller does */
 	enum client_compress compress;  /* of pages on the wire */
+	uint64_t stall_timeout_ns;      /* how long a fault waits for a pool that does not answer; 0: 30 s */
+	enum pager_on_lost on_lost;     /* what becomes of the tree then */
 	bool migrate;                   /* fetch everything in the background, */
 	uint64_t migrate_rate_bytes;    /* at most so much a second; 0: no limit */
 	bool may_sleep; /* the host's processors may, also while pages are wanted at once (awake.h) */

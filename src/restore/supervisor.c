@@ -26,6 +26,7 @@
 #include "restore/criu_cache.h"
 #include "restore/pager_process.h"
 #include "restore/plan.h"
+#include "restore/pool_source.h"
 #include "restore/processes.h"
 #include "sys/proc.h"
 
@@ -103,6 +104,7 @@ static void finish(struct supervisor *supervisor)
 	committer_kill(&supervisor->committer);
 	end_tree(supervisor);
 	end_pager(supervisor, supervisor->failed ? 0 : PAGER_END_MS);
+	pool_source_end_left(supervisor->plan);
 	keeper_receive(&supervisor->keeper);
 	keeper_done(&supervisor->keeper);
 	if (supervisor->err.text[0]) {

@@ -1,0 +1,157 @@
+/* A source that does not answer. Who faults waits meanwhile, nothing else: never a zero, never an old page. When the oldest request has
+ * waited for longer than the stall timeout, the tree is stopped, killed, or left waiting, as was asked for; the source goes on
+ * trying to find its pools, and the tree goes on when it has. */
+#include "pager/tree.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "instance/keeper.h"
+#include "sys/proc.h"
+
+#define LOOK_NS UINT64_C(100000000)
+#define STOP_PASSES 4 /* each finds what was forked during the one before */
+
+static bool is_warden(const struct tree *tree, pid_t pid)
+{
+	for (const struct space *space = tree->spaces; space; space = space->next)
+		if (space->warden.pid == pid)
+			return true;
+	return false;
+}
+
+static bool is_noted(const struct lost *lost, pid_t pid)
+{
+	for (size_t i = 0; i < lost->stopped_count; i++)
+		if (lost->stopped[i] == pid)
+			return true;
+	return false;
+}
+
+/* One that somebody else has stopped already is not ours to continue. */
+static bool stop_one(struct tree *tree, pid_t pid)
+{
+	struct lost *lost = &tree->lost;
+	if (pid <= 1 || pid == getpid() || is_warden(tree, pid) || is_noted(lost, pid) || proc_state(pid) == 'T')
+		return false;
+	pid_t *larger = reallocarray(lost->stopped, lost->stopped_count + 1, sizeof(*larger));
+	if (!larger)
+		return false;
+	lost->stopped = larger;
+	if (kill(pid, SIGSTOP))
+		return false;
+	lost->stopped[lost->stopped_count++] = pid;
+	return true;
+}
+
+static bool stop_below(struct tree *tree, pid_t root, bool itself)
+{
+	cleanup_free pid_t *pids = NULL;
+	ssize_t count = root > 0 ? proc_tree(root, &pids) : 0;
+	bool any = false;
+	for (ssize_t i = itself ? 0 : 1; i < count; i++)
+		any |= stop_one(tree, pids[i]);
+	return any;
+}
+
+static void stop_tree(struct tree *tree)
+{
+	bool any = true;
+	for (int pass = 0; pass < STOP_PASSES && any; pass++) {
+		any = stop_below(tree, tree->config->init_pid, false);
+		for (const struct space *space = tree->spaces; space; space = space->next)
+			if (!space->closed)
+				any |= stop_below(tree, space->pid, true);
+	}
+}
+
+static void continue_tree(struct tree *tree)
+{
+	struct lost *lost = &tree->lost;
+	for (size_t i = 0; i < lost->stopped_count; i++)
+		kill(lost->stopped[i], SIGCONT);
+	lost->stopped_count = 0;
+}
+
+static void give_up(struct tree *tree, const struct source_health *health, uint64_t now_ns)
+{
+	double seconds = (double)(now_ns - health->waiting_since_ns) / 1e9;
+	const char *why = health->why && *health->why ? health->why : "no answer";
+	tree->lost.given_up = true;
+	tree->stats->lost_since_ns = health->waiting_since_ns;
+	switch (tree->config->on_lost) {
+	case ON_LOST_STOP:
+		stop_tree(tree);
+		log_error("the pool has not answered for %.1f s (%s): %zu processes are stopped until it is back", seconds, why,
+			  tree->lost.stopped_count);
+		break;
+	case ON_LOST_KILL:
+		tree_fail(tree, -ETIMEDOUT, "the pool has not answered for %.1f s (%s)", seconds, why);
+		break;
+	case ON_LOST_FREEZE:
+		log_error("the pool has not answered for %.1f s (%s): what needs it waits until it is back", seconds, why);
+		break;
+	}
+}
+
+static void look(struct tree *tree, uint64_t now_ns)
+{
+	struct lost *lost = &tree->lost;
+	struct source_health health = { .why = "" };
+	uint64_t limit_ns = tree->config->stall_timeout_ns ? tree->config->stall_timeout_ns : STALL_TIMEOUT_NS;
+	tree->source->ops->health(tree->source, &health);
+	tree->stats->pool_reconnects = health.reconnects;
+	tree->stats->pools = health.pools;
+	tree->stats->pools_there = health.pools_there;
+	bool late = health.waiting_since_ns && now_ns > health.waiting_since_ns && now_ns - health.waiting_since_ns > limit_ns;
+	if (late && !lost->given_up)
+		give_up(tree, &health, now_ns);
+	if (!late && lost->given_up) {
+		lost->given_up = false;
+		tree->stats->lost_since_ns = 0;
+		log_info("the pool is back: %zu processes go on", lost->stopped_count);
+		continue_tree(tree);
+	}
+}
+
+uint64_t lost_work(struct tree *tree, uint64_t now_ns)
+{
+	const struct source_ops *ops = tree->source->ops;
+	if (!ops->work)
+		return UINT64_MAX;
+	int before = ops->fd(tree->source);
+	uint64_t until_ns = ops->work(tree->source);
+	tree->lost.changed |= ops->fd(tree->source) != before;
+	if (ops->health && now_ns >= tree->lost.next_look_ns) {
+		look(tree, now_ns);
+		tree->lost.next_look_ns = now_ns + LOOK_NS;
+	}
+	/* While nothing waits there is nothing to look at; what begins to wait is seen by the turn in which it does. */
+	return until_ns;
+}
+
+int lost_receive(struct tree *tree)
+{
+	struct source *source = tree->source;
+	int ret = source->ops->receive(source);
+	if (ret)
+		return ret;
+	struct pollfd wait = { .fd = source->ops->fd(source), .events = POLLIN };
+	if (source->ops->wants_write(source))
+		wait.events |= POLLOUT;
+	if (source->ops->work) {
+		poll(&wait, 1, 1);
+		lost_work(tree, clock_now_ns());
+	}
+	return tree->failure;
+}
+
+void lost_done(struct tree *tree)
+{
+	continue_tree(tree);
+	free(tree->lost.stopped);
+	tree->lost.stopped = NULL;
+}
