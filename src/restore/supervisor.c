@@ -107,6 +107,9 @@ static void finish(struct supervisor *supervisor)
 	pool_source_end_left(supervisor->plan);
 	keeper_receive(&supervisor->keeper);
 	keeper_done(&supervisor->keeper);
+	/* A pager that kills its tree is often seen after the tree. */
+	if (!supervisor->err.text[0] && supervisor->keeper.text[0])
+		snprintf(supervisor->err.text, sizeof(supervisor->err.text), "pager: %s", supervisor->keeper.text);
 	if (supervisor->err.text[0]) {
 		log_error("%s", supervisor->err.text);
 		instance_keep_logs(supervisor->instance, kept, sizeof(kept));
