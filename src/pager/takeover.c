@@ -39,6 +39,7 @@ int takeover_tree(struct tree *tree)
 		return dp_fail(tree->err, ENODATA, "a pager that died left nothing that another could go on with");
 	if (!tree->saved->finished)
 		return dp_fail(tree->err, ECANCELED, "the pager died before CRIU had handed over the whole tree");
+	tree->saved->restarts++;
 	tree->space_numbers = tree->saved->space_numbers;
 	tree->finished = tree->running = true;
 	return 0;
@@ -359,6 +360,7 @@ void takeover_spaces(struct tree *tree)
 {
 	const struct pager_inheritance *inherited = tree->config->inherited;
 	uint64_t began_ns = clock_now_ns();
+	tree->stats->pager_restarts = tree->saved->restarts;
 	for (size_t i = 0; i < inherited->count && !tree->failure; i++) {
 		const struct kept *kept = &inherited->kept[i];
 		if (kept->kind == KEEPER_STATE && kept->key && is_complete(kept->fd))
@@ -374,6 +376,5 @@ void takeover_spaces(struct tree *tree)
 	for (struct space *space = tree->spaces; space; space = space->next)
 		if (!space->closed)
 			uffd_wake(space->uffd, LOWEST_ADDRESS, HIGHEST_ADDRESS - LOWEST_ADDRESS); /* R12 */
-	tree->stats->pager_restarts = ++tree->saved->restarts;
 	log_warn("a pager died and was followed by this one within %lu us; nothing was lost", (clock_now_ns() - began_ns) / 1000);
 }

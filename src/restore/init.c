@@ -163,7 +163,9 @@ static void take_order(void)
 	if (got == -EAGAIN)
 		return;
 	if (got == sizeof(order)) {
-		self.pager_pidfd = pidfd;
+		dp_close_fd(&self.pager_pidfd);
+		self.pager_pidfd = pidfd; /* the first, or one that follows another which died */
+		self.pager_gone = false;
 		self.highest_pid = order.highest_pid;
 		return;
 	}
@@ -220,6 +222,7 @@ static void watch(void)
 		char path[PATH_MAX];
 		/* One that left with everything local is not missed. */
 		self.pager_gone = !stats_pager_left(instance_path(&self.config->plan->instance, "stats", path, sizeof(path)));
+		dp_close_fd(&self.pager_pidfd);
 		self.pager_pidfd = -1;
 	}
 	if (polls[1].revents)

@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "instance/keeper.h"
 #include "pager/pager.h"
+#include "pager/recover.h"
 #include "restore/pool_source.h"
 #include "restore/processes.h"
 #include "sys/uffd_abi.h"
@@ -38,16 +39,20 @@ int pager_listen(const struct instance *instance, const char *file, int type, st
 	return fd;
 }
 
-static int serve(const struct restore_plan *plan, int listen_fd, int control_fd, int keeper_fd, struct dp_err *err)
+static int serve(const struct restore_plan *plan, const struct pager_ends *ends, struct dp_err *err)
 {
+	const struct keeper *left = ends->inherited;
+	struct pager_inheritance inherited = { left ? left->kept : NULL, left ? left->count : 0 };
 	const struct instance *instance = &plan->instance;
 	char images[PATH_MAX], stats[PATH_MAX];
 	struct source *source = NULL;
 	struct pager_config config = {
 		.images_dir = instance_path(instance, "images", images, sizeof(images)),
-		.listen_fd = listen_fd,
-		.control_fd = control_fd,
-		.keeper_fd = keeper_fd,
+		.listen_fd = ends->listen_fd,
+		.control_fd = ends->control_fd,
+		.keeper_fd = ends->keeper_fd,
+		.init_pidfd = ends->init_pidfd,
+		.inherited = left ? &inherited : NULL,
 		.pool_uri = instance->pool,
 		.stats_path = instance_path(instance, "stats", stats, sizeof(stats)),
 		.budget_bytes = instance->budget_bytes,
@@ -60,7 +65,7 @@ static int serve(const struct restore_plan *plan, int listen_fd, int control_fd,
 		.trace_path = getenv("DISTRI_PROC_FAULT_TRACE"),
 		.gate_fd = plan->options->working_set ? working_set_open(instance) : -1,
 	};
-	int ret = pool_source_create(plan, &config, &source, err);
+	int ret = left ? pool_source_take_over(plan, &source, err) : pool_source_create(plan, &config, &source, err);
 	config.source = source;
 	if (!ret)
 		ret = pager_run(&config, err);
@@ -69,7 +74,23 @@ static int serve(const struct restore_plan *plan, int listen_fd, int control_fd,
 	return ret;
 }
 
-static void pager_main(const struct restore_plan *plan, int listen_fd, int control_fd, int keeper_fd)
+/* All but what the pager is given. */
+static void close_others(const struct pager_ends *ends)
+{
+	size_t left = ends->inherited ? ends->inherited->count : 0, count = 0;
+	cleanup_free int *keep = calloc(left + 4, sizeof(*keep));
+	if (!keep)
+		return;
+	keep[count++] = ends->listen_fd;
+	keep[count++] = ends->control_fd;
+	keep[count++] = ends->keeper_fd;
+	keep[count++] = ends->init_pidfd;
+	for (size_t i = 0; i < left; i++)
+		keep[count++] = ends->inherited->kept[i].fd;
+	close_all_but(keep, count);
+}
+
+static void pager_main(const struct restore_plan *plan, const struct pager_ends *ends)
 {
 	struct dp_err err = { "" };
 	char path[PATH_MAX];
@@ -79,14 +100,13 @@ static void pager_main(const struct restore_plan *plan, int listen_fd, int contr
 			  O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
 	if (log_fd >= 0)
 		dup2(log_fd, 2);
-	const int keep[] = { listen_fd, control_fd, keeper_fd };
-	close_all_but(keep, ARRAY_LENGTH(keep));
+	close_others(ends);
 	log_setup(2, plan->options->verbose > 1 ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO, "pager");
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	signal(SIGPIPE, SIG_IGN);
-	int why_fd = fcntl(keeper_fd, F_DUPFD_CLOEXEC, 3); /* pager_run takes its own */
-	int ret = serve(plan, listen_fd, control_fd, keeper_fd, &err);
+	int why_fd = fcntl(ends->keeper_fd, F_DUPFD_CLOEXEC, 3); /* pager_run takes its own */
+	int ret = serve(plan, ends, &err);
 	if (ret < 0) {
 		log_error("%s", err.text);
 		keeper_send_text(why_fd, err.text);
@@ -94,12 +114,12 @@ static void pager_main(const struct restore_plan *plan, int listen_fd, int contr
 	_exit(ret < 0 ? 1 : 0);
 }
 
-pid_t pager_start(const struct restore_plan *plan, int listen_fd, int control_fd, int keeper_fd, struct dp_err *err)
+pid_t pager_start(const struct restore_plan *plan, const struct pager_ends *ends, struct dp_err *err)
 {
 	pid_t pid = fork();
 	if (pid < 0)
 		return dp_fail_errno(err, errno, "fork the pager");
 	if (pid == 0)
-		pager_main(plan, listen_fd, control_fd, keeper_fd);
+		pager_main(plan, ends);
 	return pid;
 }

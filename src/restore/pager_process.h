@@ -4,13 +4,20 @@
 
 #include <sys/types.h>
 
+#include "instance/keeper.h"
 #include "restore/plan.h"
 
 /* A listening Unix socket FILE in the instance's directory; type SOCK_STREAM or SOCK_SEQPACKET. Peers' pidfds and credentials
  * come with what they send. The fd (CLOEXEC), or -errno. */
 int pager_listen(const struct instance *instance, const char *file, int type, struct dp_err *err);
 
-/* Forks the pager. All three descriptors stay the caller's. The pid, or -errno. */
-pid_t pager_start(const struct restore_plan *plan, int listen_fd, int control_fd, int keeper_fd, struct dp_err *err);
+/* What a pager is given; all of it stays the caller's. */
+struct pager_ends {
+	int listen_fd, control_fd, keeper_fd;
+	int init_pidfd;             /* -1: none */
+	const struct keeper *inherited; /* of a pager that died, or NULL */
+};
+/* Forks the pager. The pid, or -errno. */
+pid_t pager_start(const struct restore_plan *plan, const struct pager_ends *ends, struct dp_err *err);
 
 #endif

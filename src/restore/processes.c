@@ -62,9 +62,10 @@ static int ascending(const void *a, const void *b)
 
 void close_all_but(const int *keep, size_t count)
 {
-	int kept[16];
-	size_t kept_count = DP_MIN(count, ARRAY_LENGTH(kept));
-	memcpy(kept, keep, kept_count * sizeof(*kept));
+	cleanup_free int *kept = calloc(count + 1, sizeof(*kept));
+	size_t kept_count = kept ? count : 0;
+	if (kept)
+		memcpy(kept, keep, kept_count * sizeof(*kept));
 	qsort(kept, kept_count, sizeof(*kept), ascending);
 	unsigned next = 3;
 	for (size_t i = 0; i < kept_count; i++) {

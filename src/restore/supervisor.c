@@ -31,6 +31,8 @@
 #include "sys/proc.h"
 
 #define PAGER_END_MS 5000   /* for a pager to leave after its tree; then it is killed */
+#define PAGERS_MOST 10u     /* that die within this time and are followed by others: */
+#define PAGERS_WITHIN_NS 60000000000u
 #define GRACE_NS 10000000000u /* between TERM and KILL of a tree whose caller went away */
 
 struct supervisor {
@@ -40,6 +42,9 @@ struct supervisor {
 	int signal_fd, channel_fd, report_fd, pager_pidfd, root_pidfd, log_fd, gate_fd, listen_fd, control_fd;
 	pid_t pager, init;      /* 0: not there, or reaped */
 	int init_status, pager_status;
+	int init_pidfd;
+	uint64_t pager_deaths_ns[PAGERS_MOST]; /* the last ones, in a ring */
+	unsigned pager_deaths;
 	bool decided;           /* the caller's verdict has come */
 	bool running;           /* the caller has been told so */
 	bool failed;            /* ... or will be told that it failed */
@@ -145,17 +150,37 @@ static void fail(struct supervisor *supervisor, const char *format, ...)
 
 static void restore_failed(struct supervisor *supervisor, const struct init_message *message) __attribute__((noreturn));
 
+static void start_pager(struct supervisor *supervisor, bool follows);
+static void take_init_message(struct supervisor *supervisor);
+
+static bool died_too_often(struct supervisor *supervisor)
+{
+	uint64_t now = clock_now_ns(), *oldest = &supervisor->pager_deaths_ns[supervisor->pager_deaths++ % PAGERS_MOST];
+	bool often = *oldest && now - *oldest < PAGERS_WITHIN_NS;
+	*oldest = now;
+	return often;
+}
+
+/* One that was killed, or broke, is followed by another, which goes on where it was (pager/recover.h); the tree waits meanwhile. One that
+ * ended by itself has said why, and killed the tree. */
 static void pager_died(struct supervisor *supervisor)
 {
 	static const char consequence[] = "; the tree was stopped rather than fed zeros";
 	int status = supervisor->pager_status;
+	if (!supervisor->running && WIFSIGNALED(status) && supervisor->channel_fd >= 0)
+		take_init_message(supervisor); /* it may run since this moment */
 	if (!supervisor->running)
 		restore_failed(supervisor, NULL);
 	keeper_receive(&supervisor->keeper);
 	if (supervisor->keeper.text[0])
 		fail(supervisor, "pager: %s%s", supervisor->keeper.text, consequence);
-	if (WIFSIGNALED(status))
-		fail(supervisor, "pager was killed by signal %d%s", WTERMSIG(status), consequence);
+	if (WIFSIGNALED(status) && died_too_often(supervisor))
+		fail(supervisor, "pager died %u times within a minute, the last time by signal %d%s", PAGERS_MOST + 1, WTERMSIG(status), consequence);
+	if (WIFSIGNALED(status)) {
+		log_warn("pager was killed by signal %d: another goes on", WTERMSIG(status));
+		start_pager(supervisor, true);
+		return;
+	}
 	fail(supervisor, "pager ended with code %d before the tree%s", WEXITSTATUS(status), consequence);
 }
 
@@ -322,6 +347,8 @@ static void take_signals(struct supervisor *supervisor)
 	}
 	if (pager_gone && (!supervisor->running || supervisor->pager_status))
 		pager_died(supervisor);
+	if (supervisor->pager)
+		return;
 	/* A pager that ends well has seen its whole tree go: init is about to follow. */
 	if (pager_gone)
 		supervisor->kill_at_ns = clock_now_ns() + GRACE_NS;
@@ -411,19 +438,21 @@ static void listen_for_criu(struct supervisor *supervisor)
 		give_up(supervisor);
 }
 
-static void start_pager(struct supervisor *supervisor)
+static void start_pager(struct supervisor *supervisor, bool follows)
 {
 	struct dp_err *err = &supervisor->err;
 	struct init_order order = { .highest_pid = supervisor->plan->highest_pid };
-	int keeper_fd = -1;
-	int ret = keeper_init(&supervisor->keeper, &keeper_fd, err);
+	struct pager_ends ends = {
+		.listen_fd = supervisor->listen_fd, .control_fd = supervisor->control_fd, .keeper_fd = -1,
+		.init_pidfd = supervisor->init_pidfd, .inherited = follows ? &supervisor->keeper : NULL,
+	};
+	int ret = (follows ? keeper_renew : keeper_init)(&supervisor->keeper, &ends.keeper_fd, err);
 	if (!ret)
-		ret = pager_start(supervisor->plan, supervisor->listen_fd, supervisor->control_fd, keeper_fd, err);
-	close_fd(&keeper_fd);
-	close_fd(&supervisor->listen_fd);
-	close_fd(&supervisor->control_fd);
+		ret = pager_start(supervisor->plan, &ends, err);
+	close_fd(&ends.keeper_fd);
 	if (ret > 0) {
 		supervisor->pager = ret;
+		close_fd(&supervisor->pager_pidfd);
 		supervisor->pager_pidfd = pidfd_open(ret, 0);
 		supervisor->instance->pager = (struct instance_process){ ret, process_start_time(ret) };
 	}
@@ -431,6 +460,9 @@ static void start_pager(struct supervisor *supervisor)
 		give_up(supervisor);
 	/* An init that is gone is noticed by its death. */
 	send_with_fd(supervisor->channel_fd, &order, sizeof(order), supervisor->pager_pidfd);
+	struct dp_err ignored;
+	if (follows && instance_save(supervisor->instance, &ignored))
+		log_warn("%s", ignored.text);
 }
 
 static void start_init(struct supervisor *supervisor)
@@ -464,6 +496,8 @@ static void start_init(struct supervisor *supervisor)
 	close(channel[1]);
 	supervisor->channel_fd = channel[0];
 	supervisor->init = (pid_t)pid;
+	close_fd(&supervisor->init_pidfd);
+	supervisor->init_pidfd = pidfd_open(supervisor->init, 0);
 	supervisor->instance->init = (struct instance_process){ (pid_t)pid, process_start_time((pid_t)pid) };
 }
 
@@ -508,7 +542,7 @@ static void take_verdict(struct supervisor *supervisor, const struct verdict *ve
 	supervisor->gate_fd = -1;
 	if (!guessed)
 		start_init(supervisor);
-	start_pager(supervisor);
+	start_pager(supervisor, false);
 	for (int i = 0; i < 3; i++)
 		close_fd(&plan->stdio[i]); /* the tree's now: who reads them must see their end when it ends */
 	save_state(supervisor);
@@ -518,7 +552,7 @@ void supervisor_main(struct restore_plan *plan)
 {
 	struct supervisor supervisor = {
 		.plan = plan, .instance = &plan->instance, .keeper = { .socket_fd = -1 }, .signal_fd = -1, .channel_fd = -1,
-		.report_fd = -1, .pager_pidfd = -1, .root_pidfd = -1, .log_fd = -1, .gate_fd = -1, .listen_fd = -1, .control_fd = -1,
+		.report_fd = -1, .init_pidfd = -1, .pager_pidfd = -1, .root_pidfd = -1, .log_fd = -1, .gate_fd = -1, .listen_fd = -1, .control_fd = -1,
 		.times = { .start_ns = plan->start_ns },
 	};
 	set_up_process(&supervisor);

@@ -155,7 +155,10 @@ int inject_stopped(struct injection *injection, struct dp_err *err)
 		return dp_fail_errno(err, -ret, "prepare process %d for a system call", injection->thread);
 	}
 	abort_restartable_sequence(injection);
-	ptrace(PTRACE_SETOPTIONS, injection->thread, 0, PTRACE_O_SUSPEND_SECCOMP); /* needs a capability; without a filter not needed */
+	/* From here on it has registers of ours: should we be killed, the kernel kills it too rather than let it run on with them. Suspending its
+	 * filters needs a capability; without any it is not needed. */
+	if (ptrace(PTRACE_SETOPTIONS, injection->thread, 0, PTRACE_O_EXITKILL | PTRACE_O_SUSPEND_SECCOMP))
+		ptrace(PTRACE_SETOPTIONS, injection->thread, 0, PTRACE_O_EXITKILL);
 	injection->stopped = true;
 	return 1;
 }
@@ -221,7 +224,7 @@ long inject_call(struct injection *injection, long number, uint64_t a, uint64_t 
 pid_t inject_clone(struct injection *injection, uint64_t flags, uint64_t stack_top, pid_t *own_pid)
 {
 	pid_t child = 0;
-	unsigned long follow = PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK;
+	unsigned long follow = PTRACE_O_EXITKILL | PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK;
 	if (ptrace(PTRACE_SETOPTIONS, injection->thread, 0, follow | PTRACE_O_SUSPEND_SECCOMP) &&
 	    ptrace(PTRACE_SETOPTIONS, injection->thread, 0, follow))
 		return -errno;
