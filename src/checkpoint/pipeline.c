@@ -22,9 +22,19 @@ static void take_done(void *context, uint64_t cookie, int result)
 		pipeline->error = result;
 }
 
+static void take_damaged(void *context, uint64_t cookie, struct page_range range, bool last)
+{
+	struct pipeline *pipeline = context;
+	if (pipeline->error == 0)
+		pipeline->error = -EBADMSG;
+	if (last)
+		pipeline->outstanding--;
+}
+
 static int receive(struct pipeline *pipeline)
 {
-	const struct client_handler handler = {.context = pipeline, .on_pages = take_pages, .on_done = take_done};
+	const struct client_handler handler = {.context = pipeline, .on_pages = take_pages, .on_done = take_done,
+					      .on_damaged = take_damaged};
 	int rc = client_receive(pipeline->client, &handler);
 	if (rc < 0 && pipeline->error == 0)
 		pipeline->error = rc;

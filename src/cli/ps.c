@@ -27,7 +27,7 @@ struct row {
 	const struct instance *instance;
 	size_t tasks;
 	bool has_stats, local; /* local: the pager has left */
-	uint64_t budget_bytes, resident_bytes, remote_bytes, faults, uptime_ns;
+	uint64_t budget_bytes, resident_bytes, remote_bytes, faults, corrupt_pages, uptime_ns;
 };
 
 static const char *state_of(const struct row *row)
@@ -75,6 +75,7 @@ static void fill_row(struct row *row, const struct instance *instance)
 		row->tasks = stats->tasks; /* without helpers of ours */
 	row->resident_bytes = stats->resident_pages * PAGE_BYTES;
 	row->remote_bytes = stats->remote_pages * PAGE_BYTES;
+	row->corrupt_pages = stats->corrupt_pages;
 	row->local = stats->left_ns > 0;
 	if (row->local)
 		row->resident_bytes = anonymous_bytes(tasks, row->tasks);
@@ -107,6 +108,7 @@ static json_object *row_json(const struct row *row)
 	json_object_object_add(object, "remote_bytes", row->has_stats ? json_object_new_uint64(row->remote_bytes) : NULL);
 	json_object_object_add(object, "faults", row->has_stats ? json_object_new_uint64(row->faults) : NULL);
 	json_object_object_add(object, "commit", commit_line_note_json(instance));
+	json_object_object_add(object, "corrupt_pages", row->has_stats ? json_object_new_uint64(row->corrupt_pages) : NULL);
 	json_object_object_add(object, "restore_ns", json_object_new_uint64(instance->restore_ns));
 	json_object_object_add(object, "uptime_ns", json_object_new_uint64(row->uptime_ns));
 	return object;
@@ -162,6 +164,9 @@ static void print_table(const struct instance *list, size_t count)
 		printf("%-*s  %-*s  %-*s  %7d  %-12s  %5zu  %10s  %10s  %10s  %6s  %6s\n", id, list[i].id, name, list[i].name,
 		       snapshot, list[i].snapshot, (int)list[i].root.pid, state_of(&row), row.tasks, resident, budget, faults,
 		       format_uptime(row.uptime_ns, uptime, sizeof(uptime)), commit_line_age_text(&list[i], commit, sizeof(commit)));
+		if (row.corrupt_pages)
+			printf("%s: %llu corrupt pages, each a bus error where it was touched; see %s/pager.log\n", list[i].id,
+			       (unsigned long long)row.corrupt_pages, list[i].directory);
 	}
 }
 

@@ -45,7 +45,7 @@ static const struct { const char *name; size_t offset; } fields[] = {
 	FIELD(other_pages), FIELD(pss_pages), FIELD(budget_pages), FIELD(reserve_pages), FIELD(spaces), FIELD(tasks),
 	FIELD(wardens), FIELD(table_bytes), FIELD(table_pages), FIELD(events_fork), FIELD(events_remap),
 	FIELD(events_remove), FIELD(events_unmap), FIELD(bytes_in), FIELD(bytes_out),
-	FIELD(requests), FIELD(installed_pages), FIELD(zero_filled_pages), FIELD(evicted_pages),
+	FIELD(requests), FIELD(corrupt_pages), FIELD(installed_pages), FIELD(zero_filled_pages), FIELD(evicted_pages),
 	FIELD(moved_pages), FIELD(second_chance_pages), FIELD(written_back_pages), FIELD(clean_dropped_pages), FIELD(busy_pages),
 	FIELD(unshared_pages), FIELD(prefetched_pages), FIELD(prefetch_used_pages), FIELD(prefetch_wasted_pages), FIELD(stalls),
 	FIELD(copy_retries), FIELD(areas_found), FIELD(evict_cpu_ns), FIELD(pushed_pages), FIELD(pager_pid), FIELD(pools), FIELD(pools_there),
@@ -185,6 +185,9 @@ static void print_counters(const struct pager_stats *now, const struct pager_sta
 	       pages_text(now->replayed_pages, d));
 	printf("installed  %s   zero-filled %s   retries %llu\n", pages_text(now->installed_pages, a),
 	       pages_text(now->zero_filled_pages, b), (unsigned long long)now->copy_retries);
+	if (now->corrupt_pages)
+		printf("corrupt    %llu page%s came damaged from the pool: a bus error there\n", (unsigned long long)now->corrupt_pages,
+		       now->corrupt_pages == 1 ? "" : "s");
 	if (now->migrate_state)
 		printf("transfer   fetched %s (%s/s)   window %s   share %.0f %%   backed off %llu   %s\n",
 		       pages_text(now->migrated_pages, a),

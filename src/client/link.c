@@ -1,5 +1,6 @@
 #include "client/link.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -46,10 +47,9 @@ struct get {
 	bool used, sent, dead;
 	uint8_t class;
 	uint16_t next_free;
-	uint32_t space, count, at; /* at: the range whose pages come next, */
-	uint64_t page_at;          /* and which of them */
+	uint32_t space, count;
 	uint64_t cookie, asked_ns;
-	struct page_range ranges[GET_RANGES_LIMIT];
+	struct page_range ranges[GET_RANGES_LIMIT]; /* what has not come yet */
 };
 
 struct link {
@@ -413,25 +413,14 @@ static uint64_t end_get(struct link *link, struct get *get)
 	return get->cookie;
 }
 
-/* What is left of it. */
-static size_t rest_of(const struct get *get, struct page_range *ranges)
-{
-	size_t count = get->count - get->at;
-
-	memcpy(ranges, get->ranges + get->at, count * sizeof(*ranges));
-	if (count) {
-		ranges[0].pgno += get->page_at;
-		ranges[0].pages -= get->page_at;
-	}
-	return count;
-}
-
 /* Answered with zeros: its space has gone, and nobody looks. */
 static int bury(struct link *link, struct get *get)
 {
 	struct page_range ranges[GET_RANGES_LIMIT];
-	size_t count = rest_of(get, ranges);
+	size_t count = get->count;
 	uint64_t cookie = end_get(link, get);
+
+	memcpy(ranges, get->ranges, count * sizeof(*ranges));
 
 	for (size_t i = 0; i < count; i++)
 		link->handler.on_pages(link->handler.context, cookie, ranges[i], NULL, i + 1 == count);
@@ -444,7 +433,11 @@ static struct client_handler own_handler(struct link *link);
 static int send_get(struct link *link, const struct client_handler *handler, struct get *get)
 {
 	uint64_t index = (uint64_t)(get - link->gets), space = space_id(link, get->space);
+	struct page_range ranges[GET_RANGES_LIMIT]; /* those of get become fewer while pages are handed over */
+	size_t count = get->count;
 	int result = 0;
+
+	memcpy(ranges, get->ranges, count * sizeof(*ranges));
 
 	link->handler = *handler;
 	get->sent = true;
@@ -452,7 +445,7 @@ static int send_get(struct link *link, const struct client_handler *handler, str
 		struct client_handler own = own_handler(link);
 
 		link->inside++;
-		result = client_get_near(link->client, &own, space, get->ranges, get->count, index);
+		result = client_get_near(link->client, &own, space, ranges, count, index);
 		link->inside--;
 		if (result > 0) {
 			if (link->broken && !link->inside)
@@ -461,7 +454,7 @@ static int send_get(struct link *link, const struct client_handler *handler, str
 		}
 	}
 	if (result == 0)
-		result = client_get(link->client, (enum request_class)get->class, space, get->ranges, get->count, index);
+		result = client_get(link->client, (enum request_class)get->class, space, ranges, count, index);
 	if (result == -EAGAIN || result == -EINVAL) {
 		end_get(link, get);
 		return result;
@@ -493,8 +486,6 @@ int link_get(struct link *link, const struct client_handler *handler, enum reque
 	get->class = (uint8_t)class;
 	get->space = space;
 	get->count = (uint32_t)count;
-	get->at = 0;
-	get->page_at = 0;
 	get->cookie = cookie;
 	get->asked_ns = now_of(link);
 	memcpy(get->ranges, ranges, count * sizeof(*ranges));
@@ -509,18 +500,34 @@ int link_get(struct link *link, const struct client_handler *handler, enum reque
 
 /* ---- answers ---- */
 
-/* Counts what has come of a GET; its cookie. */
+/* Takes what has come off what is still to come; the GET's cookie. Pages come in their order, but for those that came damaged and were
+ * asked for again, which come later. */
 static uint64_t moved_on(struct link *link, uint64_t cookie, struct page_range range, bool last)
 {
 	struct get *get = &link->gets[cookie];
+	uint32_t at = 0;
 
-	/* The client checks that they are the pages that come next. */
-	get->page_at += range.pages;
-	if (get->page_at == get->ranges[get->at].pages) {
-		get->at++;
-		get->page_at = 0;
+	if (last)
+		return end_get(link, get);
+	while (at < get->count && (range.pgno < get->ranges[at].pgno || range.pgno - get->ranges[at].pgno >= get->ranges[at].pages))
+		at++;
+	/* The client looks that nothing comes that was not asked for. */
+	assert(at < get->count && range.pages <= get->ranges[at].pages - (range.pgno - get->ranges[at].pgno));
+	struct page_range *in = &get->ranges[at];
+	const struct page_range behind = { range.pgno + range.pages, in->pgno + in->pages - range.pgno - range.pages };
+
+	in->pages = range.pgno - in->pgno;
+	if (in->pages && behind.pages && get->count == GET_RANGES_LIMIT) {
+		end(link, -EIO, "too many pages came damaged at once");
+	} else if (in->pages && behind.pages) {
+		memmove(in + 2, in + 1, (get->count++ - at - 1) * sizeof(*in));
+		in[1] = behind;
+	} else if (behind.pages) {
+		*in = behind;
+	} else if (!in->pages) {
+		memmove(in, in + 1, (--get->count - at) * sizeof(*in));
 	}
-	return last ? end_get(link, get) : get->cookie;
+	return get->cookie;
 }
 
 static void on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last)
@@ -615,7 +622,6 @@ static int pump(struct link *link)
 	if (result == 0 && link->gets_unsent && usable(link)) {
 		for (uint32_t i = 0; i < GETS && result == 0 && link->gets_unsent && usable(link); i++) {
 			struct get *get = &link->gets[i];
-			struct page_range ranges[GET_RANGES_LIMIT];
 
 			if (!get->used || get->sent)
 				continue;
@@ -624,8 +630,8 @@ static int pump(struct link *link)
 				calls += bury(link, get);
 				continue;
 			}
-			result = client_get(link->client, (enum request_class)get->class, space_id(link, get->space), ranges,
-					    rest_of(get, ranges), i);
+			result = client_get(link->client, (enum request_class)get->class, space_id(link, get->space), get->ranges,
+					    get->count, i);
 			get->sent = result == 0;
 			link->gets_unsent -= result == 0;
 		}

@@ -78,7 +78,9 @@ int client_get_near(struct client *client, const struct client_handler *handler,
 	if (!flight)
 		return 0;
 	flight->space = space;
-	return connection_deliver_near(client, handler, flight, ranges, count, places);
+	int calls = connection_deliver_near(client, handler, flight, ranges, count, places);
+
+	return calls < 0 ? calls : DP_MAX(calls, 1); /* pages that are asked for again are on their way too */
 }
 
 /* Asks where pages lie: the whole blocks around what is wanted, since the neighbours are wanted next. */

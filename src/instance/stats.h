@@ -99,6 +99,7 @@ struct pager_stats {
 	uint64_t pool_reconnects;    /* connections that were lost and made again */
 	uint64_t lost_since_ns;      /* CLOCK_MONOTONIC; no answer since, and the stall timeout has passed; 0: all is well */
 	uint64_t mirror_behind_pages; /* that a mirror which returned does not have yet */
+	uint64_t corrupt_pages;      /* where a thread got a bus error: the page came damaged, and nobody has it as it was */
 };
 
 /* Maps `path`: to read it; made anew; or to go on counting in it, for a pager that follows another (anew where it is not there). Returns the mapping or NULL with err set; stats_unmap ends it. */

@@ -21,7 +21,7 @@ static void forget_page(void *context, uint32_t page, uint64_t pgno)
 	struct forget *forget = context;
 	uint8_t now = *table_page(&forget->space->table, page);
 	unsigned state = now & PAGE_STATE_MASK;
-	if (state == PAGE_REMOTE || (now & PAGE_HAS_COPY))
+	if (state == PAGE_REMOTE || state == PAGE_DAMAGED || (now & PAGE_HAS_COPY))
 		forget->had_copy = true;
 	if (state == PAGE_STAGED)
 		staging_release(forget->space, page, forget->staged_state);

@@ -101,6 +101,10 @@ void fault_serve(struct space *space, uint64_t address, bool write, uint64_t rea
 	if (tree->record.fault)
 		record_fault(space, pgno);
 	switch (*table_page(&space->table, page) & PAGE_STATE_MASK) {
+	case PAGE_DAMAGED: /* when it was guessed; it may have been repaired */
+		table_change(&space->table, page, PAGE_REMOTE, 0, 0);
+		serve_remote(space, pgno, write, read_ns);
+		break;
 	case PAGE_REMOTE:
 		serve_remote(space, pgno, write, read_ns);
 		break;

@@ -3,6 +3,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <string.h>
 
 #include "base/log.h"
@@ -315,6 +316,67 @@ void install_on_pages(void *context, uint64_t cookie, struct page_range range, c
 	tree->in_flight -= range.pages;
 	uint64_t mask = (range.pages == 64 ? ~0ull : (1ull << range.pages) - 1) << first;
 	answer(request, mask, data ? (const uint8_t *)data - (uint64_t)first * PAGE_BYTES : NULL);
+	request->answered |= last;
+	if (request->answered && !request->parked)
+		request_end(tree, request);
+}
+
+#define DAMAGE_LINES 100u
+
+/* SIGBUS for whoever waits for the page, and whoever touches it later; never zeros, never what came. */
+static void poison_page(struct space *space, uint64_t pgno, uint32_t page, uint64_t read_ns)
+{
+	/* P7, and the kernel's own "not now": the page is asked for again, and comes damaged again. */
+	int result = space->tree->reading_events ? -EAGAIN : uffd_poison(space->uffd, pgno << PAGE_SHIFT, PAGE_BYTES);
+	switch (result) {
+	case 0:
+		space->tree->stats->corrupt_pages++;
+		break;
+	case -EAGAIN:
+		table_change(&space->table, page, PAGE_REMOTE, 0, 0);
+		fault_defer(space, pgno << PAGE_SHIFT, false, read_ns ? read_ns : clock_now_ns());
+		break;
+	case -ENOTTY:
+	case -EINVAL:
+		tree_fail(space->tree, -EIO, "page at %#" PRIx64 " of process %d is damaged in the pool, and this kernel cannot give a bus error there "
+			  "(UFFDIO_POISON, Linux 6.6)", pgno << PAGE_SHIFT, space->pid);
+		break;
+	default:
+		install_failed(space, pgno, result);
+	}
+}
+
+static void take_damaged(struct request *request, uint32_t at)
+{
+	static unsigned lines; /* the log is not for ever */
+	struct space *space = request->space;
+	uint64_t pgno = request->pgno[at];
+	uint32_t page = table_find(&space->table, pgno);
+	if (!(request->wanted >> at & 1))
+		return; /* P3 */
+	request->wanted &= ~(1ull << at);
+	bool demanded = *table_page(&space->table, page) & PAGE_DEMANDED;
+	table_change(&space->table, page, PAGE_DAMAGED, 0, PAGE_DEMANDED | PAGE_PREFETCHED | PAGE_HAS_COPY);
+	if (lines++ < DAMAGE_LINES)
+		log_error("page at %#" PRIx64 " of process %d is damaged in the pool%s; distri-proc pool scrub --repair-from may repair it",
+			  pgno << PAGE_SHIFT, space->pid, demanded ? ": the process gets a bus error (SIGBUS)" : "");
+	if (demanded)
+		poison_page(space, pgno, page, request->asked_ns);
+}
+
+void install_on_damaged(void *context, uint64_t cookie, struct page_range range, bool last)
+{
+	struct tree *tree = context;
+	struct request *request = &tree->request[cookie & 0xff];
+	bool known = (cookie & 0xff) < REQUESTS && request->generation == cookie >> 8 && request->space;
+	uint32_t first = known ? place_in_request(request, range) : REQUEST_PAGES;
+	if (first == REQUEST_PAGES) {
+		tree_fail(tree, -EPROTO, "the pages' source answered what was not asked");
+		return;
+	}
+	tree->in_flight -= range.pages;
+	for (uint32_t i = 0; i < range.pages && !request->space->closed; i++)
+		take_damaged(request, first + i);
 	request->answered |= last;
 	if (request->answered && !request->parked)
 		request_end(tree, request);

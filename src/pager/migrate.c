@@ -359,5 +359,6 @@ bool migrate_is_whole(const struct space *space)
 	const struct tree *tree = space->tree;
 	const uint64_t *counts = space->table.counts;
 	return tree->migration.on && !tree->budget.budget_pages && tree->running && !tree->frozen && !tree->deferred_count &&
-	       !counts[PAGE_REMOTE] && !counts[PAGE_IN_FLIGHT] && !counts[PAGE_STAGED] && space->warden.state == WARDEN_ABSENT;
+	       !counts[PAGE_REMOTE] && !counts[PAGE_IN_FLIGHT] && !counts[PAGE_STAGED] && !counts[PAGE_DAMAGED] &&
+	       space->warden.state == WARDEN_ABSENT;
 }

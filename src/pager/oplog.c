@@ -43,6 +43,12 @@ static void on_pages(void *context, uint64_t cookie, struct page_range range, co
 	log->source.handler.on_pages(log->source.handler.context, cookie, range, data, last);
 }
 
+static void on_damaged(void *context, uint64_t cookie, struct page_range range, bool last)
+{
+	struct oplog *log = context;
+	log->source.handler.on_damaged(log->source.handler.context, cookie, range, last);
+}
+
 static void on_done(void *context, uint64_t cookie, int result)
 {
 	struct oplog *log = context;
@@ -258,7 +264,7 @@ int oplog_new(struct source **source, struct source *inner, struct oplog_area *a
 	log->source = (struct source){ .ops = inner->ops->order_put ? &log_ops : &log_ops_without_order, .writable = true };
 	log->inner = inner;
 	log->area = area;
-	inner->handler = (struct source_handler){ log, on_pages, on_done };
+	inner->handler = (struct source_handler){ log, on_pages, on_done, on_damaged };
 	*source = &log->source;
 	return 0;
 }

@@ -79,7 +79,7 @@ static void kill_children(const struct space *space)
 /* An orphan that cannot be found gets SIGBUS, not zeros, where it touches what is missing. */
 static void poison(struct space *space)
 {
-	static const enum page_state missing[] = { PAGE_REMOTE, PAGE_IN_FLIGHT, PAGE_STAGED };
+	static const enum page_state missing[] = { PAGE_REMOTE, PAGE_IN_FLIGHT, PAGE_STAGED, PAGE_DAMAGED };
 	for (size_t i = 0; i < ARRAY_LENGTH(missing); i++) {
 		uint64_t pgno = 0, pages;
 		while ((pages = table_next_run(&space->table, missing[i], &pgno, UINT64_MAX, UINT64_MAX))) {
@@ -310,7 +310,7 @@ static int prepare(struct tree *tree)
 	int ret = recover_begin(tree);
 	if (ret)
 		return ret;
-	tree->source->handler = (struct source_handler){ tree, install_on_pages, source_on_done };
+	tree->source->handler = (struct source_handler){ tree, install_on_pages, source_on_done, install_on_damaged };
 	tree->source_handle.kind = HANDLE_SOURCE;
 	tree->lost.watched_fd = tree->source->ops->fd(tree->source);
 	tree->listen_handle.kind = HANDLE_LISTEN;

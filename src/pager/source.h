@@ -18,6 +18,8 @@ struct source_handler {
 	void *context;
 	void (*on_pages)(void *context, uint64_t cookie, struct page_range range, const void *data, bool last);
 	void (*on_done)(void *context, uint64_t cookie, int result);
+	/* Pages that were asked for and that nobody has any more as they were (client.h): like on_pages, without data. */
+	void (*on_damaged)(void *context, uint64_t cookie, struct page_range range, bool last);
 };
 
 struct source {

@@ -44,7 +44,7 @@ static int find_space(struct source *source, int vpid, uint64_t *space, struct d
 static struct client_handler handler_of(const struct source *source)
 {
 	return (struct client_handler){ .context = source->handler.context, .on_pages = source->handler.on_pages,
-					.on_done = source->handler.on_done };
+					.on_done = source->handler.on_done, .on_damaged = source->handler.on_damaged };
 }
 
 static int get(struct source *source, enum request_class class, uint64_t space, const struct page_range *ranges, size_t count, uint64_t cookie)

@@ -26,6 +26,7 @@ enum page_state {
 	PAGE_IN_FLIGHT, /* asked for */
 	PAGE_LOCAL,     /* installed: the process's to change */
 	PAGE_STAGED,    /* moved to staging, link is the slot */
+	PAGE_DAMAGED,   /* the source's copy is damaged: poisoned if a thread asked for it, else asked for again when one does */
 	PAGE_STATES
 };
 #define PAGE_STATE_MASK 7u

@@ -278,6 +278,8 @@ void install_cancel(struct space *space, uint64_t pgno, uint64_t pages, enum pag
 /* Tries again with the pages that came while the kernel could not take them. */
 void install_parked(struct tree *tree);
 void install_on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last);
+/* Nobody has these pages any more as they were: whoever waits for one gets a bus error (UFFDIO_POISON). */
+void install_on_damaged(void *context, uint64_t cookie, struct page_range range, bool last);
 
 /* ---- events.c ---- */
 struct uffd_msg;
