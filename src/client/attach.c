@@ -104,6 +104,11 @@ void client_set_sequence(struct client *client, uint64_t sequence)
 	client->sequence = sequence;
 }
 
+void client_set_read_epoch(struct client *client, uint64_t epoch)
+{
+	client->read_epoch = epoch;
+}
+
 int client_note(struct client *client, uint64_t instance, uint64_t epoch, const void *note, uint32_t bytes, uint64_t cookie)
 {
 	struct message_header header = { .type = MESSAGE_NOTE, .object = instance, .epoch = epoch };

@@ -11,7 +11,7 @@
 
 #define OPEN_TIMEOUT_MS 10000u
 
-static int open_stream(struct client **result, struct stream *stream, const char *text, unsigned timeout_ms, struct dp_err *err)
+int client_open_stream(struct client **result, struct stream *stream, const char *text, unsigned timeout_ms, struct dp_err *err)
 {
 	struct client *client = calloc(1, sizeof(*client));
 
@@ -54,7 +54,7 @@ static int open_endpoint(struct client **client, const struct endpoint *endpoint
 				   stream_connect(&stream, endpoint, timeout_ms, err);
 		if (result < 0)
 			return result;
-		result = open_stream(client, stream, text, timeout_ms, err);
+		result = client_open_stream(client, stream, text, timeout_ms, err);
 		/* A captive pool that is just leaving takes the connection down with it: start the next one. */
 	} while (captive && (result == -ECONNRESET || result == -EPIPE) && clock_now_ns() < deadline_ns);
 	return result;

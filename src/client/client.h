@@ -172,6 +172,8 @@ void client_attached_done(struct client_attached *attached);
 /* The next operation (put, drop, move, fork, space_free, note) has this place in the sequence: it is applied once however often it is
  * sent. 0: none. A call that returns -EAGAIN has not used it. */
 void client_set_sequence(struct client *client, uint64_t sequence);
+/* GETs of the instance's spaces say under which lease they are made, and get ESTALE when it was taken by another. 0: they do not. */
+void client_set_read_epoch(struct client *client, uint64_t epoch);
 /* At most 1000 bytes that are kept with the instance and given to whoever attaches. Asynchronous, as the calls below. */
 int client_note(struct client *client, uint64_t instance, uint64_t epoch, const void *note, uint32_t bytes, uint64_t cookie);
 

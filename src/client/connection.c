@@ -260,7 +260,7 @@ static bool take_run(struct flight *flight, struct message_run run)
 static int ask_again(struct client *client, struct flight *flight, struct page_range range)
 {
 	uint8_t payload[8 + 16];
-	struct message_header header = { .type = MESSAGE_GET, .class = CLASS_DEMAND | MESSAGE_CHECKED, .object = flight->space };
+	struct message_header header = { .type = MESSAGE_GET, .class = CLASS_DEMAND | MESSAGE_CHECKED, .object = flight->space, .epoch = client->read_epoch };
 	struct flight *again = connection_take_flight(client, FLIGHT_AGAIN, flight->cookie, &header.request);
 
 	if (!again || range.pages > DATA_PAGES_LIMIT)

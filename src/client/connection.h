@@ -67,6 +67,7 @@ struct client {
 	uint8_t *near_pages;                 /* [NEAR_READ_PAGES] */
 	bool near_busy;                      /* near_pages is in use further up */
 
+	uint64_t read_epoch;                         /* said with GET and LOCATE; 0: not */
 	uint64_t sequence;                           /* of the next operation; 0: none */
 	uint32_t by_sequence[SEQUENCE_WINDOW];       /* flights of operations with a number */
 	struct flight *flights;
@@ -79,6 +80,8 @@ struct client {
 #define CONTROL_REQUEST (UINT64_C(1) << 63)
 
 int connection_open(struct client *client, struct stream *stream);
+/* A client over a stream, which it takes; says hello. `text` names the pool in errors. */
+int client_open_stream(struct client **client, struct stream *stream, const char *text, unsigned timeout_ms, struct dp_err *err);
 /* Queues header, payload and data as one message and sends what goes at once. -EAGAIN where more than queue_limit bytes would
  * wait in front of it; -EMSGSIZE where it can never be sent. */
 int connection_send(struct client *client, struct message_header *header, const void *payload, size_t payload_bytes,

@@ -564,8 +564,8 @@ static void on_done(void *context, uint64_t cookie, int result)
 	struct link *link = context;
 
 	if (cookie & COOKIE_OPERATION) {
-		/* Damaged on its way, or behind one that was: the pool has not counted it. */
-		if (result == -EBADMSG || result == -EPROTO) {
+		/* Damaged on its way, or behind one that was; or an older connection of ours has come late. The pool has not counted it. */
+		if (result == -EBADMSG || result == -EPROTO || result == -EBUSY) {
 			link->broken = link->broken ? link->broken : result;
 			return;
 		}
@@ -579,6 +579,8 @@ static void on_done(void *context, uint64_t cookie, int result)
 
 		link->advice[cookie & 0xff] = 0;
 		link->handler.on_done(link->handler.context, own, result);
+	} else if (result == -ESTALE) {
+		end(link, -ESTALE, "the lease of the instance was taken by another");
 	} else {
 		link->handler.on_done(link->handler.context, end_get(link, &link->gets[cookie]), result);
 	}
@@ -658,6 +660,7 @@ static int take_connection(struct link *link, struct client *client, struct clie
 	link->told = *attached;
 	link->telling = true;
 	link->epoch = attached->epoch;
+	client_set_read_epoch(client, attached->epoch);
 	link->sent = DP_MAX(link->base, attached->applied + 1);
 	link->heard_bytes = client_bytes_received(client);
 	link->heard_ns = now_of(link);
@@ -855,6 +858,7 @@ int link_new(struct link **result, const struct link_config *config, struct clie
 	if (code < 0)
 		return code;
 	(*result)->client = client;
+	client_set_read_epoch(client, attached->epoch);
 	(*result)->heard_bytes = client_bytes_received(client);
 	return 0;
 }

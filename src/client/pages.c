@@ -87,7 +87,7 @@ int client_get_near(struct client *client, const struct client_handler *handler,
 static int locate(struct client *client, enum request_class class, uint64_t space, struct page_range range, uint64_t cookie)
 {
 	uint8_t payload[8 + 16];
-	struct message_header header = { .type = MESSAGE_LOCATE, .class = (uint8_t)class, .object = space };
+	struct message_header header = { .type = MESSAGE_LOCATE, .class = (uint8_t)class, .object = space, .epoch = client->read_epoch };
 	uint64_t first = range.pgno / NEAR_BLOCK_PAGES * NEAR_BLOCK_PAGES;
 	uint64_t end = (range.pgno + range.pages + NEAR_BLOCK_PAGES - 1) / NEAR_BLOCK_PAGES * NEAR_BLOCK_PAGES;
 	const struct page_range located = end - first <= GET_PAGES_LIMIT ? (struct page_range){ first, end - first } : range;
@@ -120,7 +120,7 @@ int client_get(struct client *client, enum request_class class, uint64_t space, 
 	       uint64_t cookie)
 {
 	uint8_t payload[8 + GET_RANGES_LIMIT * 16];
-	struct message_header header = { .type = MESSAGE_GET, .class = (uint8_t)class, .object = space };
+	struct message_header header = { .type = MESSAGE_GET, .class = (uint8_t)class, .object = space, .epoch = client->read_epoch };
 
 	if (client->error)
 		return client->error;

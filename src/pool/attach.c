@@ -42,22 +42,25 @@ void pool_applied(struct object *instance, uint64_t sequence, int result)
 	instance->failures[instance->failure_count++] = (struct message_failure){ sequence, -result };
 }
 
-int request_sequence_check(struct request *request, struct object **instance)
+int request_sequence_check(struct request *request, struct object **instance, bool *refused)
 {
 	const struct message_header *header = request->header;
 	uint64_t sequence = header->request & ~SEQUENCE_BIT;
 
 	*instance = instance_of(request->pool, header);
+	*refused = true;
 	if (!*instance)
 		return dp_fail(&request->err, ENOENT, "there is no such instance");
 	if ((*instance)->epoch != header->epoch)
 		return dp_fail(&request->err, ESTALE, "the lease of instance %s was taken by another", (*instance)->name);
-	/* What an older connection still had under way comes again over the new one, or has come. */
+	/* What an older connection still had under way comes again over the new one, or has come. Not ESTALE: an attachment that was under
+	 * way on an older connection of the same writer may have come late, and he attaches again. */
 	if ((*instance)->owner != request->connection)
-		return dp_fail(&request->err, ESTALE, "instance %s is held by another connection", (*instance)->name);
+		return dp_fail(&request->err, EBUSY, "instance %s is held by another connection", (*instance)->name);
 	if (sequence > (*instance)->applied + 1)
 		return dp_fail(&request->err, EPROTO, "operation %llu of instance %s comes behind operation %llu",
 			       (unsigned long long)sequence, (*instance)->name, (unsigned long long)(*instance)->applied);
+	*refused = false;
 	if (sequence <= (*instance)->applied) {
 		int result = recorded_result(*instance, sequence);
 
@@ -65,7 +68,18 @@ int request_sequence_check(struct request *request, struct object **instance)
 	}
 	if (!(*instance)->failures)
 		(*instance)->failures = calloc(SEQUENCE_WINDOW + 1, sizeof(*(*instance)->failures));
-	return (*instance)->failures ? 0 : -ENOMEM;
+	*refused = !(*instance)->failures;
+	return *refused ? -ENOMEM : 0;
+}
+
+int request_space_to_read(const struct request *request, const struct space **space)
+{
+	const struct object *instance = request->header->epoch ? instance_of(request->pool, request->header) : NULL;
+
+	if (instance && instance->epoch != request->header->epoch)
+		return -ESTALE;
+	*space = pool_space(request->pool, request->header->object);
+	return *space ? 0 : -ENOENT;
 }
 
 static int answer_attached(struct request *request, const struct object *instance)

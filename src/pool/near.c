@@ -55,10 +55,11 @@ int request_handle_locate(struct request *request)
 
 	if (message_get_decode(request->payload, request->header->length, &ranges) < 0 || !request->connection->near)
 		return request_malformed(request);
-	const struct space *space = pool_space(request->pool, request->header->object);
+	const struct space *space;
+	int readable = request_space_to_read(request, &space);
 
-	if (!space)
-		return -ENOENT;
+	if (readable < 0)
+		return readable;
 	for (uint32_t i = 0; i < ranges.count; i++) {
 		struct page_range range = message_range_at(&ranges, i);
 

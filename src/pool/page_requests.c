@@ -192,10 +192,11 @@ int request_handle_get(struct request *request)
 
 	if (message_get_decode(request->payload, request->header->length, &ranges) < 0 || !may_pack(request))
 		return request_malformed(request);
-	const struct space *space = pool_space(request->pool, request->header->object);
+	const struct space *space;
+	int readable = request_space_to_read(request, &space);
 
-	if (!space)
-		return -ENOENT;
+	if (readable < 0)
+		return readable;
 	if ((request->header->class & MESSAGE_CLASS_MASK) == CLASS_DEMAND)
 		awake_note(&request->connection->shared->awake, clock_now_ns());
 	parts.request = request;

@@ -512,15 +512,21 @@ static int handle_operation(struct request *request)
 	const struct message_header *header = request->header;
 	uint64_t sequence = header->request & SEQUENCE_BIT ? header->request & ~SEQUENCE_BIT : 0;
 	struct object *instance = NULL;
-	int result = sequence ? request_sequence_check(request, &instance) : 0;
+	bool refused = false;
+	int result = sequence ? request_sequence_check(request, &instance, &refused) : 0;
 
+	/* What comes behind on this connection counts on the operation: it must not be answered as if that had been made. */
+	if (refused)
+		request->connection->broken = true;
 	if (result)
 		return DP_MIN(result, 0);
 	uint64_t id = header->type == MESSAGE_NOTE ? header->object : header->object >> SPACE_NUMBER_BITS;
 
 	result = handlers[header->type](request);
-	if (sequence && result == -EBADMSG) /* damaged on its way: it comes again under the same number */
+	if (sequence && result == -EBADMSG) { /* damaged on its way: it comes again under the same number */
+		request->connection->broken = true;
 		return result;
+	}
 	if (sequence)
 		pool_applied(instance, sequence, result);
 	else
