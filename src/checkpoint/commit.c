@@ -17,6 +17,7 @@
 #include "sys/proc.h"
 
 #define ROUNDS 4u        /* of pushing: each has less to do than the one before */
+#define PUSH_NS 30000000000u /* at most for a commit on request; for others half an interval: a tree may change pages faster than they go */
 #define FEW_PAGES 256    /* so many may be left for the freeze */
 #define CRIU_ARGUMENTS_LIMIT 64
 
@@ -244,8 +245,9 @@ static uint64_t push_ahead(struct committer *committer, const volatile bool *sto
 	}
 	push.rate_bytes = committer->options.rate_bytes;
 	int64_t pushed = FEW_PAGES + 1;
+	uint64_t interval_ns = committer->options.interval_ns, until_ns = clock_now_ns() + (interval_ns ? interval_ns / 2 : PUSH_NS);
 	for (unsigned round = 0; round < ROUNDS && pushed > FEW_PAGES; round++)
-		pushed = push_round(&push, stop, &err);
+		pushed = push_round(&push, until_ns, stop, &err);
 	if (pushed < 0 && pushed != -EINTR)
 		log_warn("push ahead: %s", err.text);
 	uint64_t pages = push.pushed_pages;

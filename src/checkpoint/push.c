@@ -1,6 +1,7 @@
 #include "checkpoint/push.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
@@ -19,6 +20,8 @@ struct round {
 	uint8_t content[READ_PAGES * PAGE_BYTES];
 	int64_t pushed;
 	uint64_t started_ns;
+	pid_t opened; /* of which pagemap_fd is */
+	int pagemap_fd;
 };
 
 void push_pace_init(struct push_pace *pace)
@@ -28,14 +31,17 @@ void push_pace_init(struct push_pace *pace)
 
 void push_pace_note(struct push_pace *pace, uint32_t pages, uint64_t took_ns)
 {
-	if (pages == PUSH_LEAST_PAGES && (!pace->least_ns || took_ns < pace->least_ns))
-		pace->least_ns = DP_MAX(took_ns, 1u);
-	if (!pace->least_ns || pages < pace->pages)
+	unsigned level = 0;
+	if (pages < pace->pages)
 		return; /* a window that was not full says nothing */
-	if (took_ns <= pace->least_ns + pace->least_ns / 2)
-		pace->pages = DP_MIN(pace->pages * 2, PUSH_PAGES);
-	else if (took_ns > pace->least_ns * 3)
-		pace->pages = DP_MAX(pace->pages / 2, PUSH_LEAST_PAGES);
+	while (level + 1 < PUSH_LEVELS && PUSH_LEAST_PAGES << level < pages)
+		level++;
+	uint64_t *smooth = &pace->page_ns[level], page_ns = took_ns / pages + 1;
+	*smooth = *smooth ? (*smooth * 3 + page_ns) / 4 : page_ns;
+	for (level = 0; level + 1 < PUSH_LEVELS && pace->page_ns[level]; level++)
+		if (pace->page_ns[level + 1] && pace->page_ns[level + 1] * 5 > pace->page_ns[level] * 4)
+			break;
+	pace->pages = PUSH_LEAST_PAGES << level;
 }
 
 int push_open(struct push *push, int connection, struct dp_err *err)
@@ -71,7 +77,6 @@ static int flush(struct round *round, struct dp_err *err)
 	int ret = -EAGAIN;
 	if (!count)
 		return 0;
-	push->window->space = round->piece.space;
 	for (unsigned try = 0; ret == -EAGAIN && try < TRIES; try++) {
 		uint64_t before = clock_now_ns();
 		ret = propagate_push(push->connection, err);
@@ -103,18 +108,40 @@ static int offer(struct round *round, const struct list_page *page, const uint8_
 	if (page_is_zero(content) || (page->has_copy && page->hash == page_hash(content)))
 		return 0;
 	/* Ascending within a window: the pool takes a request's pages in that order. */
-	int ret = window->count && page->pgno <= window->pgno[window->count - 1] ? flush(round, err) : 0;
+	bool behind = window->count && page->pgno > window->pgno[window->count - 1] && window->space == round->piece.space;
+	int ret = window->count && !behind ? flush(round, err) : 0;
 	if (ret)
 		return ret;
+	window->space = round->piece.space;
 	window->pgno[window->count] = page->pgno;
 	memcpy(window->content[window->count], content, PAGE_BYTES);
 	window->count++;
 	return window->count >= round->push->pace.pages ? flush(round, err) : 0;
 }
 
-/* Reads pages of the list and offers them; those that are gone meanwhile are passed over. */
-static int take_pages(struct round *round, const struct list_page *pages, size_t count, struct dp_err *err)
+/* Keeps the pages that are still there: reading one that has just been evicted would bring it back, and push another one out. Where it cannot
+ * be told, all are. */
+static size_t keep_present(const struct round *round, struct list_page *pages, size_t count)
 {
+	uint64_t entries[READ_PAGES];
+	size_t kept = 0;
+	for (size_t at = 0, run; at < count; at += run) {
+		for (run = 1; at + run < count && pages[at + run].pgno == pages[at].pgno + run;)
+			run++;
+		ssize_t got = pread(round->pagemap_fd, entries, run * 8, (off_t)(pages[at].pgno * 8));
+		if (got != (ssize_t)(run * 8))
+			return count;
+		for (size_t i = 0; i < run; i++)
+			if (entries[i] >> 62) /* present or swapped out */
+				pages[kept++] = pages[at + i];
+	}
+	return kept;
+}
+
+/* Reads pages of the list and offers them; those that are gone meanwhile are passed over. */
+static int take_pages(struct round *round, struct list_page *pages, size_t count, struct dp_err *err)
+{
+	count = keep_present(round, pages, count);
 	struct iovec local = { round->content, count * PAGE_BYTES }, remote[READ_PAGES];
 	for (size_t i = 0; i < count; i++)
 		remote[i] = (struct iovec){ (void *)(pages[i].pgno << PAGE_SHIFT), PAGE_BYTES };
@@ -145,30 +172,42 @@ static int take_piece(struct round *round, struct dp_err *err)
 	struct list_piece *piece = &round->piece;
 	if (piece->pid <= 0 || !piece->count)
 		return 0;
+	if (round->opened != piece->pid) {
+		char path[64];
+		dp_close_fd(&round->pagemap_fd);
+		snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)piece->pid);
+		round->pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);
+		round->opened = (pid_t)piece->pid;
+	}
 	qsort(piece->page, piece->count, sizeof(piece->page[0]), by_pgno);
 	int ret = 0;
 	for (uint64_t at = 0; !ret && at < piece->count; at += READ_PAGES)
 		ret = take_pages(round, piece->page + at, DP_MIN(piece->count - at, (uint64_t)READ_PAGES), err);
-	return ret ? ret : flush(round, err);
+	return ret;
 }
 
-int64_t push_round(struct push *push, const volatile bool *stop, struct dp_err *err)
+int64_t push_round(struct push *push, uint64_t until_ns, const volatile bool *stop, struct dp_err *err)
 {
-	cleanup_free struct round *round = malloc(sizeof(*round));
+	struct round *round = calloc(1, sizeof(*round));
+	int ret = 0;
 	if (!round)
 		return dp_fail(err, ENOMEM, "out of memory");
 	round->push = push;
-	round->pushed = 0;
 	round->started_ns = clock_now_ns();
+	round->pagemap_fd = -1;
 	push->window->count = 0;
-	for (uint64_t space = UINT64_MAX, at = 0; space; space = round->piece.next_space, at = round->piece.next_at) {
-		if (stop && *stop)
-			return dp_fail(err, EINTR, "stopped");
-		int ret = propagate_list(push->connection, space, at, &round->piece, err);
+	for (uint64_t space = UINT64_MAX, at = 0; space && !ret; space = round->piece.next_space, at = round->piece.next_at) {
+		if ((stop && *stop) || clock_now_ns() > until_ns)
+			ret = dp_fail(err, EINTR, "stopped");
+		if (!ret)
+			ret = propagate_list(push->connection, space, at, &round->piece, err);
 		if (!ret)
 			ret = take_piece(round, err);
-		if (ret)
-			return ret;
 	}
-	return round->pushed;
+	if (!ret)
+		ret = flush(round, err);
+	int64_t pushed = round->pushed;
+	dp_close_fd(&round->pagemap_fd);
+	free(round);
+	return ret ? ret : pushed;
 }

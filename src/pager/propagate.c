@@ -10,6 +10,7 @@
 #include "pager/control.h"
 #include "pager/tree.h"
 
+#define YOUNG_NS 2000000000u
 #define LIST_LEAVES 256u /* looked at for one piece */
 
 _Static_assert(PUSH_PAGES <= MOVE_PAGES, "a push fits into tree->buffer");
@@ -31,7 +32,9 @@ static void list_leaf(const struct leaf *leaf, struct list_piece *piece)
 static void list(const struct tree *tree, uint64_t number, uint64_t at, struct list_piece *piece)
 {
 	const struct space *space = tree->spaces;
-	while (space && (space->closed || space->number > number))
+	uint64_t now = clock_now_ns();
+	/* A child that was just forked mostly ends soon, and to read it would only hold its memory. */
+	while (space && (space->closed || space->number > number || (!space->vpid && now - space->born_ns < YOUNG_NS)))
 		space = space->next;
 	piece->space = piece->pid = piece->next_space = piece->next_at = piece->count = 0;
 	if (!space)

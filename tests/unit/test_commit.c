@@ -132,9 +132,9 @@ static void windows__of_a_link_that_became_slow__shrink(void **state)
 	assert_int_equal(pace.pages, PUSH_PAGES);
 	push_pace_note(&pace, 3, 90000000); /* a rest that says nothing */
 	assert_int_equal(pace.pages, PUSH_PAGES);
-	for (int i = 0; i < 10; i++)
-		push_pace_note(&pace, pace.pages, 90000000);
-	assert_int_equal(pace.pages, PUSH_LEAST_PAGES);
+	for (int i = 0; i < 100; i++)
+		push_pace_note(&pace, pace.pages, pace.pages * 350000ull);
+	assert_true(pace.pages <= 2 * PUSH_LEAST_PAGES);
 }
 
 static void pushing__begins_before_the_commit_by_what_it_takes(void **state)
