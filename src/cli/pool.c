@@ -21,6 +21,7 @@ static const char usage[] =
 	"  inspect POOL/NAME                show one: its spaces, files, sizes, what it shares\n"
 	"  rm POOL/NAME                     remove one\n"
 	"  status POOL                      what the pool holds and does\n"
+	"  scrub POOL                       look at every page stored; repair what is damaged from another pool\n"
 	"  keygen IDENTITY                  make a pre-shared key for TLS\n"
 	"\n"
 	"POOL is dp://HOST:PORT, dps://HOST:PORT (TLS), dp+unix:///PATH, dir:/PATH or file:/PATH; with a name: dp://HOST:PORT/REPO:TAG,\n"
@@ -358,11 +359,11 @@ static int run(const struct subcommand *subcommand, int argc, char **argv)
 
 int cmd_pool(int argc, char **argv)
 {
-	const char *names[ARRAY_LENGTH(subcommands) + 2] = { "serve", "keygen" };
+	const char *names[ARRAY_LENGTH(subcommands) + 3] = { "serve", "keygen", "scrub" };
 	char title[64];
 
 	if (argc < 2)
-		return cli_usage_error(argv[0], "serve, ls, inspect, rm, status or keygen?");
+		return cli_usage_error(argv[0], "serve, ls, inspect, rm, status, scrub or keygen?");
 	if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
 		fputs(usage, stdout);
 		return EXIT_OK;
@@ -376,8 +377,12 @@ int cmd_pool(int argc, char **argv)
 		argv[1] = title;
 		return cmd_pool_keygen(argc - 1, argv + 1);
 	}
+	if (strcmp(argv[1], "scrub") == 0) {
+		argv[1] = title;
+		return cmd_pool_scrub(argc - 1, argv + 1);
+	}
 	for (size_t i = 0; i < ARRAY_LENGTH(subcommands); i++) {
-		names[i + 2] = subcommands[i].name;
+		names[i + 3] = subcommands[i].name;
 		if (strcmp(argv[1], subcommands[i].name) == 0) {
 			argv[1] = title;
 			return run(&subcommands[i], argc - 1, argv + 1);

@@ -4,5 +4,6 @@
 
 int cmd_pool_serve(int argc, char **argv);
 int cmd_pool_keygen(int argc, char **argv);
+int cmd_pool_scrub(int argc, char **argv);
 
 #endif

@@ -47,5 +47,10 @@ int request_handle_note(struct request *request);
 /* An operation with a place in its instance's sequence: 0: it is the next; 1: a repeat that was applied well; or what it failed with, or why it is
  * refused. */
 int request_sequence_check(struct request *request, struct object **instance, bool *refused);
+int request_handle_scrub(struct request *request);
+int request_handle_find(struct request *request);
+int request_handle_repair(struct request *request);
+/* An operation with a place in its instance's sequence: 0: it is the next; 1: a repeat that was applied well; or what it failed with. */
+int request_sequence_check(struct request *request, struct object **instance);
 
 #endif

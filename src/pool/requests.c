@@ -456,6 +456,9 @@ static int (*const handlers[])(struct request *request) = {
 	[MESSAGE_INSTANCE_CREATE] = handle_instance_create,
 	[MESSAGE_INSTANCE_END] = handle_instance_end,
 	[MESSAGE_LEASE_TAKE] = handle_lease_take,
+	[MESSAGE_SCRUB] = request_handle_scrub,
+	[MESSAGE_FIND] = request_handle_find,
+	[MESSAGE_REPAIR] = request_handle_repair,
 	[MESSAGE_ATTACH] = request_handle_attach,
 	[MESSAGE_NOTE] = request_handle_note,
 };

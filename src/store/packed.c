@@ -152,6 +152,35 @@ static int packed_write(struct store *store, const uint64_t *slots, const void *
 	return result;
 }
 
+/* Into the piece that it has: snapshots refer to it, so it may not move. */
+static int packed_write_again(struct store *store, uint64_t slot, const void *page)
+{
+	struct packed_store *packed = packed_of(store);
+	struct packed_entry *entry = &packed->entries[slot], fresh;
+	uint8_t buffer[PAGE_BYTES];
+	const void *bytes;
+
+	if (!entry->slot)
+		return -ENOENT;
+	pack_page(packed, page, buffer, &fresh, &bytes);
+	if (fresh.length > packed_classes[entry->class].bytes || (fresh.codec == CODEC_NONE) != (entry->class == PACKED_RAW_CLASS))
+		return -EOPNOTSUPP;
+	fresh.slot = entry->slot;
+	fresh.class = entry->class;
+	fresh.piece = entry->piece;
+	int result = packed_write_piece(packed, &fresh, bytes);
+
+	if (result == 0)
+		result = packed_flush(packed);
+	if (result < 0) {
+		packed_drop_images(packed);
+		return result;
+	}
+	*entry = fresh;
+	packed->dirty[slot / PACKED_CHUNK_ENTRIES] = 1;
+	return packed->lower->persistent ? packed_index_save(packed) : 0;
+}
+
 /* -EIO where what is there is not the page that was written. */
 static int read_page(struct packed_store *packed, uint64_t slot, void *page)
 {
@@ -304,6 +333,7 @@ static const struct store_ops packed_ops = {
 	.free = packed_free,
 	.write = packed_write,
 	.read = packed_read,
+	.write_again = packed_write_again,
 	.page = packed_page,
 	.stored_bytes = packed_stored_bytes,
 	.sync = packed_sync,

@@ -37,6 +37,9 @@ struct store_ops {
 	void (*free)(struct store *store, const uint64_t *slots, size_t count);
 	int (*write)(struct store *store, const uint64_t *slots, const void *const *pages, size_t count);
 	int (*read)(struct store *store, const uint64_t *slots, void *const *pages, size_t count);
+	/* The page that the slot had, written again in its place, where what is there is damaged. NULL: as write. -EOPNOTSUPP: it does
+	 * not fit there. */
+	int (*write_again)(struct store *store, uint64_t slot, const void *page);
 	/* The slot's bytes in memory, readable until the slot is freed; NULL where this store must be read. */
 	const void *(*page)(struct store *store, uint64_t slot);
 	/* What the slot's page takes; NULL: 4096, all of them. */

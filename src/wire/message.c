@@ -48,6 +48,11 @@ static const struct {
 	{ MESSAGE_ATTACH, "attach" },
 	{ MESSAGE_ATTACHED, "attached" },
 	{ MESSAGE_NOTE, "note" },
+	{ MESSAGE_SCRUB, "scrub" },
+	{ MESSAGE_SCRUBBED, "scrubbed" },
+	{ MESSAGE_FIND, "find" },
+	{ MESSAGE_FOUND, "found" },
+	{ MESSAGE_REPAIR, "repair" },
 };
 
 const char *message_type_name(unsigned type)

@@ -75,6 +75,11 @@ enum message_type {
 	MESSAGE_ATTACH = 52,
 	MESSAGE_ATTACHED = 53,
 	MESSAGE_NOTE = 54,
+	MESSAGE_SCRUB = 60,
+	MESSAGE_SCRUBBED = 61,
+	MESSAGE_FIND = 62,
+	MESSAGE_FOUND = 63,
+	MESSAGE_REPAIR = 64,
 };
 
 #define MESSAGE_CLASS_MASK 0x1f
@@ -333,5 +338,46 @@ int message_attached_encode(uint8_t *bytes, size_t size, const struct message_at
 int message_failure_encode(uint8_t *bytes, size_t size, const struct message_failure *failure);
 int message_attached_decode(const uint8_t *bytes, size_t length, struct message_attached *attached);
 struct message_failure message_failure_at(const uint8_t *failures, uint32_t index);
+
+/* ---- comparing what is stored (scrub.c) ---- */
+#define SCRUB_PAGES_LIMIT 4096u
+#define SCRUB_DAMAGED_LIMIT 64u
+#define SCRUB_FLAG_ADD 1u /* pages without a digest get one: what they are now is taken for right */
+struct message_scrub {
+	uint64_t from;  /* slot; 0: the first */
+	uint32_t pages; /* to be looked at, from 1 to the limit */
+	uint32_t flags;
+};
+int message_scrub_encode(uint8_t *bytes, size_t size, const struct message_scrub *scrub);
+int message_scrub_decode(const uint8_t *bytes, size_t length, struct message_scrub *scrub);
+
+struct damaged_page {
+	uint64_t slot;
+	struct page_digest digest; /* what it must have */
+	uint64_t label, pgno;      /* one place where it is used, of the snapshot or instance of that name; "" where none is */
+	char name[NAME_LIMIT + 1];
+};
+struct message_scrubbed {
+	uint64_t next, end; /* slots: go on with next, 0: that was all */
+	uint64_t checked, unverified, added;
+	uint32_t count;
+	struct damaged_page damaged[SCRUB_DAMAGED_LIMIT];
+};
+int message_scrubbed_encode(uint8_t *bytes, size_t size, const struct message_scrubbed *scrubbed);
+int message_scrubbed_decode(const uint8_t *bytes, size_t length, struct message_scrubbed *scrubbed);
+
+/* FIND: has the pool whole pages with these digests, of whatever snapshot? At most SCRUB_DAMAGED_LIMIT. FOUND: a bit for each, and the
+ * pages that were found, in order. */
+int message_find_encode(uint8_t *bytes, size_t size, const struct page_digest *digests, uint32_t count);
+int message_find_decode(const uint8_t *bytes, size_t length, struct page_digest *digests, uint32_t *count);
+int message_found_decode(const uint8_t *bytes, size_t length, uint32_t count, uint64_t *found, const uint8_t **pages);
+
+struct message_repair {
+	uint64_t slot;
+	struct page_digest digest; /* that the slot must have, and the page has */
+	const uint8_t *page;
+};
+int message_repair_encode(uint8_t *bytes, size_t size, const struct message_repair *repair);
+int message_repair_decode(const uint8_t *bytes, size_t length, struct message_repair *repair);
 
 #endif
