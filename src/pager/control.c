@@ -380,42 +380,69 @@ static int by_range(const void *first, const void *second)
 	return a < b ? -1 : a > b;
 }
 
-static int read_array(int fd, void **array, uint64_t count, size_t element)
+/* *left is what the file still holds: no count can be beyond it. */
+static int read_array(int fd, void **array, uint64_t count, size_t element, uint64_t *left)
 {
+	if (count > *left / element)
+		return -EBADMSG;
+	*left -= count * element;
 	*array = calloc(count ? count : 1, element);
 	return *array ? io_read_full(fd, *array, count * element) : -ENOMEM;
+}
+
+static int check_ranges(const struct page_range *ranges, size_t count)
+{
+	uint64_t end = 0;
+	for (size_t i = 0; i < count; i++) {
+		if (ranges[i].pgno < end || !ranges[i].pages || ranges[i].pages > PGNO_END || ranges[i].pgno > PGNO_END - ranges[i].pages)
+			return -EBADMSG;
+		end = ranges[i].pgno + ranges[i].pages;
+	}
+	return 0;
+}
+
+static int read_space(int fd, struct control_space *space, uint64_t *left)
+{
+	struct export_space from;
+	if (*left < sizeof(from))
+		return -EBADMSG;
+	*left -= sizeof(from);
+	int ret = io_read_full(fd, &from, sizeof(from));
+	if (ret)
+		return ret;
+	space->vpid = (int)from.vpid;
+	space->pool_space = from.pool_space;
+	ret = read_array(fd, (void **)&space->remote, from.remote_count, sizeof(*space->remote), left);
+	if (!ret)
+		ret = read_array(fd, (void **)&space->copies, from.copy_count, sizeof(*space->copies), left);
+	if (ret)
+		return ret;
+	space->remote_count = from.remote_count;
+	space->copy_count = from.copy_count;
+	qsort(space->remote, space->remote_count, sizeof(*space->remote), by_range);
+	return check_ranges(space->remote, space->remote_count);
 }
 
 static int read_export(int fd, struct control_export *out)
 {
 	struct export_head head;
-	if (lseek(fd, 0, SEEK_SET) < 0)
+	struct stat status;
+	if (lseek(fd, 0, SEEK_SET) < 0 || fstat(fd, &status))
 		return -errno;
 	int ret = io_read_full(fd, &head, sizeof(head));
 	if (ret)
 		return ret;
+	uint64_t left = (uint64_t)status.st_size - sizeof(head);
+	if (head.count > left / sizeof(struct export_space) || !memchr(head.pool, 0, sizeof(head.pool)))
+		return -EBADMSG;
 	out->instance = head.instance;
 	out->epoch = head.epoch;
 	memcpy(out->pool, head.pool, sizeof(out->pool));
 	out->spaces = calloc(head.count ? head.count : 1, sizeof(*out->spaces));
 	if (!out->spaces)
 		return -ENOMEM;
-	for (out->count = 0; !ret && out->count < head.count; out->count++) {
-		struct control_space *space = &out->spaces[out->count];
-		struct export_space from;
-		ret = io_read_full(fd, &from, sizeof(from));
-		if (ret)
-			break;
-		space->vpid = (int)from.vpid;
-		space->pool_space = from.pool_space;
-		space->remote_count = from.remote_count;
-		space->copy_count = from.copy_count;
-		ret = read_array(fd, (void **)&space->remote, from.remote_count, sizeof(*space->remote));
-		if (!ret)
-			ret = read_array(fd, (void **)&space->copies, from.copy_count, sizeof(*space->copies));
-		if (!ret)
-			qsort(space->remote, space->remote_count, sizeof(*space->remote), by_range);
-	}
+	while (!ret && out->count < head.count)
+		ret = read_space(fd, &out->spaces[out->count++], &left);
 	return ret;
 }
 

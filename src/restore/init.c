@@ -45,12 +45,12 @@ static struct {
 	size_t early_count;
 } self = { .signal_fd = -1, .channel_fd = -1, .pager_pidfd = -1, .kdat_lock = -1 };
 
-static void tell_supervisor(struct init_message *message, int pidfd)
+/* 0 also where there is no supervisor any more. */
+static int tell_supervisor(struct init_message *message, int pidfd)
 {
 	message->criu_started_ns = self.criu_started_ns;
 	message->criu_done_ns = clock_now_ns();
-	if (self.channel_fd >= 0)
-		send_with_fd(self.channel_fd, message, sizeof(*message), pidfd);
+	return self.channel_fd >= 0 ? send_with_fd(self.channel_fd, message, sizeof(*message), pidfd) : 0;
 }
 
 static void give_up(const char *what, int code)
@@ -147,7 +147,11 @@ static void criu_ended(int status)
 	if (self.root == 0)
 		give_up("read the pid file of criu", ENOENT);
 	int pidfd = pidfd_open(self.root, 0);
-	tell_supervisor(&message, pidfd);
+	if (pidfd < 0 && errno != ESRCH) /* one that has ended already is among the early */
+		give_up("pidfd of the tree's first process", errno);
+	/* A tree of which the supervisor does not know is nobody's. */
+	if (tell_supervisor(&message, pidfd) < 0)
+		end_tree(125);
 	if (pidfd >= 0)
 		close(pidfd);
 	for (size_t i = 0; i < self.early_count; i++)

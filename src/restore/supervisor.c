@@ -62,6 +62,8 @@ static void close_fd(int *fd)
 
 /* ---- the end ---- */
 
+static void fail(struct supervisor *supervisor, const char *format, ...) __attribute__((noreturn, format(printf, 2, 3)));
+
 static void report(struct supervisor *supervisor, enum report_kind kind, int code)
 {
 	struct report message = {
@@ -72,8 +74,11 @@ static void report(struct supervisor *supervisor, enum report_kind kind, int cod
 		.criu_done_ns = supervisor->times.criu_done_ns,
 	};
 	snprintf(message.text, sizeof(message.text), "%s", supervisor->err.text);
-	if (supervisor->report_fd >= 0)
-		send_with_fd(supervisor->report_fd, &message, sizeof(message), -1);
+	int ret = supervisor->report_fd >= 0 ? send_with_fd(supervisor->report_fd, &message, sizeof(message), -1) : 0;
+	if (ret < 0 && kind == REPORT_RUNNING) { /* a tree of which nobody knows */
+		supervisor->running = false;
+		fail(supervisor, "tell the caller: %s", strerror(-ret));
+	}
 }
 
 /* The tree's end first, with every descriptor still held, then the pager's. */
@@ -135,7 +140,6 @@ static void finish(struct supervisor *supervisor)
 }
 
 /* Ends everything because of `why`; before the tree ran that is a failed restore. */
-static void fail(struct supervisor *supervisor, const char *format, ...) __attribute__((noreturn, format(printf, 2, 3)));
 static void fail(struct supervisor *supervisor, const char *format, ...)
 {
 	va_list args;
@@ -239,6 +243,9 @@ static void tree_runs(struct supervisor *supervisor, const struct init_message *
 	supervisor->times.criu_started_ns = message->criu_started_ns;
 	supervisor->times.criu_done_ns = message->criu_done_ns;
 	instance->root.pid = DP_MAX(proc_pidfd_pid(pidfd), 0);
+	/* In the foreground the caller hears how it ended; a pid file must not say 0. */
+	if (instance->root.pid <= 0 && !supervisor->plan->options->foreground)
+		fail(supervisor, "the tree ended as soon as it ran");
 	instance->root.start_time = process_start_time(instance->root.pid);
 	instance->running = true;
 	instance->restore_ns = clock_now_ns() - supervisor->times.start_ns;
@@ -458,8 +465,9 @@ static void start_pager(struct supervisor *supervisor, bool follows)
 	}
 	if (ret < 0 || supervisor->pager_pidfd < 0)
 		give_up(supervisor);
-	/* An init that is gone is noticed by its death. */
-	send_with_fd(supervisor->channel_fd, &order, sizeof(order), supervisor->pager_pidfd);
+	ret = send_with_fd(supervisor->channel_fd, &order, sizeof(order), supervisor->pager_pidfd);
+	if (ret < 0 && !follows) /* it is gone, and may have said why */
+		restore_failed(supervisor, NULL);
 	struct dp_err ignored;
 	if (follows && instance_save(supervisor->instance, &ignored))
 		log_warn("%s", ignored.text);

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Writes the seeds of the pool's fuzz targets (message, manifest, endpoint, pool) below the directory given."""
+"""Writes the seeds of the pool's fuzz targets but images and page-stream below the directory given."""
 import os
 import struct
 import sys
 
 MAGIC = 0x4C4F4F50
 TYPES = dict(hello=1, ok=2, error=3, get=16, data=17, put=18, drop=19, move=20, fork=21, space_free=22, begin=32, space=33, inherit=34,
-             file=35, commit=36, abort=37, open=38, info=39, file_get=40, list=42, remove=43, status=44, create=48, instance=49, end=50,
+             file=35, commit=36, abort=37, open=38, info=39, file_get=40, file_bytes=41, list=42, remove=43, status=44, create=48, instance=49, end=50,
              lease=51)
 
 
@@ -115,7 +115,29 @@ endpoints = {
     "dots": b"dp://h/a/../b", "port": b"dp://h:99999/a", "listen-hash": b"unix:///varl//#redis:prod",
 }
 
-for directory, files in dict(message=messages, pool=streams, manifest=manifests, endpoint=endpoints).items():
+# What a client is answered: which calls it makes, then the answers. Numbers of requests are made to fit.
+features = message("hello", struct.pack("<IHHI", MAGIC, 2, 2, 7))
+ok = message("ok")
+clients = {
+    "pages": bytes([0, 2, 4, 4, 4, 4, 4, 4]) + features + ok + message("data", struct.pack("<II", 1, 0) + struct.pack("<QII", 5, 1, 1)),
+    "data": bytes([0, 4, 1, 4, 4, 4, 4, 4]) + features + messages["data"] + messages["data-packed"] + messages["error"],
+    "open": bytes([0x85, 0x87, 0x80, 0x81, 0x82, 0x83, 0x84, 0x86]) + features + messages["info"] + messages["status"] + messages["instance"],
+    "files": bytes([0x84] * 8) + features + message("file_bytes", b"tree") + message("file_bytes", b"tree"),
+    "attach": bytes([0x88] * 8) + features + messages["error"] + ok,
+}
+rights = {
+    "rights": b"cn:web-* read team/* quota=4G\n# a comment\nuid:1000 read,write\npsk:ci none\nanonymous admin *\n",
+    "keys": b"# keys\nci:" + b"00" * 16 + b"\nweb@host:" + b"ab" * 64 + b"\n",
+}
+export_head = struct.pack("<QQQ1400s", 2, 7, 1, b"dp://127.0.0.1:7400")
+exports = {
+    "whole": export_head + struct.pack("<qQQQ", 1, 1 << 20, 2, 1) + struct.pack("<QQQQ", 5, 3, 100, 1) + struct.pack("<QQ", 9, 77) +
+             struct.pack("<qQQQ", 2, 1 << 20 | 1, 0, 0),
+    "counts": export_head + struct.pack("<qQQQ", 1, 1, 1 << 60, 1 << 60),
+}
+
+for directory, files in dict(message=messages, pool=streams, manifest=manifests, endpoint=endpoints, client=clients, rights=rights,
+                             export=exports).items():
     os.makedirs(os.path.join(sys.argv[1], directory), exist_ok=True)
     for file_name, content in files.items():
         with open(os.path.join(sys.argv[1], directory, file_name), "wb") as out:

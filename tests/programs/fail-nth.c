@@ -60,6 +60,7 @@ static int error_wanted;
 static const char *report_file;
 static struct stat program;
 static char failed_name[64];
+static char failed_detail[320]; /* who it was, and the file that the call was about */
 static pid_t failed_pid;
 /* Tasks whose call is to return an error at its end. */
 static struct {
@@ -105,19 +106,38 @@ static void report(void)
 	if (!file)
 		return;
 	if (failed_pid)
-		fprintf(file, "failed %lu %s in %d\n", nth, failed_name, failed_pid);
+		fprintf(file, "failed %lu %s in %d %s\n", nth, failed_name, failed_pid, failed_detail);
 	else
 		fprintf(file, "only %lu\n", counted);
 	fclose(file);
 }
 
-static void at_entry(pid_t pid, long number)
+static void describe(pid_t pid, uint64_t first_argument)
+{
+	char path[64], target[256] = "", name[32] = "";
+
+	snprintf(path, sizeof(path), "/proc/%d/comm", pid);
+	FILE *file = fopen(path, "re");
+
+	if (file && fscanf(file, "%31s", name) != 1)
+		name[0] = 0;
+	if (file)
+		fclose(file);
+	snprintf(path, sizeof(path), "/proc/%d/fd/%d", pid, (int)first_argument);
+	ssize_t length = readlink(path, target, sizeof(target) - 1);
+
+	target[length > 0 ? length : 0] = 0;
+	snprintf(failed_detail, sizeof(failed_detail), "(%s) %s", name, target);
+}
+
+static void at_entry(pid_t pid, long number, uint64_t first_argument)
 {
 	if (!is_counted(number) || ++counted != nth)
 		return;
 	int error = error_of(number, failed_name, sizeof(failed_name));
 
 	failed_pid = pid;
+	describe(pid, first_argument);
 	report();
 	pending.pid = pid;
 	pending.error = error_wanted ? error_wanted : error;
@@ -141,7 +161,7 @@ static void on_call(pid_t pid)
 	if (ptrace(PTRACE_GET_SYSCALL_INFO, pid, sizeof(info), &info) < 0)
 		return;
 	if (info.op == PTRACE_SYSCALL_INFO_ENTRY)
-		at_entry(pid, (long)info.entry.nr);
+		at_entry(pid, (long)info.entry.nr, info.entry.args[0]);
 	else if (info.op == PTRACE_SYSCALL_INFO_EXIT)
 		at_exit(pid);
 }
