@@ -50,7 +50,5 @@ int request_sequence_check(struct request *request, struct object **instance, bo
 int request_handle_scrub(struct request *request);
 int request_handle_find(struct request *request);
 int request_handle_repair(struct request *request);
-/* An operation with a place in its instance's sequence: 0: it is the next; 1: a repeat that was applied well; or what it failed with. */
-int request_sequence_check(struct request *request, struct object **instance);
 
 #endif
