@@ -79,6 +79,7 @@ static void take_drop(struct space *space)
 	for (uint64_t at = staging->tail; at < saved->drop_tail; at++) {
 		uint64_t slot = at % staging->capacity;
 		staging->present -= staging->state[slot] != SLOT_EMPTY;
+		staging->page[slot] = NO_PAGE;
 		staging->state[slot] = SLOT_EMPTY;
 	}
 	if (space->warden.state == WARDEN_READY && __atomic_load_n(&ring->done, __ATOMIC_ACQUIRE) != ring->posted) {
@@ -105,6 +106,8 @@ static int take_staging(struct space *space)
 	int ret = staging_init(staging, saved->staging_bytes / PAGE_BYTES);
 	if (ret)
 		return ret;
+	for (uint64_t slot = 0; slot < staging->capacity; slot++)
+		staging->page[slot] = NO_PAGE;
 	staging->head = saved->head;
 	staging->tail = saved->tail;
 	if (staging->head < staging->tail || staging->head - staging->tail > staging->capacity)

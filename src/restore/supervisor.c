@@ -31,8 +31,8 @@
 #include "sys/proc.h"
 
 #define PAGER_END_MS 5000   /* for a pager to leave after its tree; then it is killed */
-#define PAGERS_MOST 10u     /* that die within this time and are followed by others: */
-#define PAGERS_WITHIN_NS 60000000000u
+#define PAGERS_MOST 20u     /* that die within this time and are followed by others: the next one is one that cannot work */
+#define PAGERS_WITHIN_S 10u
 #define GRACE_NS 10000000000u /* between TERM and KILL of a tree whose caller went away */
 
 struct supervisor {
@@ -160,7 +160,7 @@ static void take_init_message(struct supervisor *supervisor);
 static bool died_too_often(struct supervisor *supervisor)
 {
 	uint64_t now = clock_now_ns(), *oldest = &supervisor->pager_deaths_ns[supervisor->pager_deaths++ % PAGERS_MOST];
-	bool often = *oldest && now - *oldest < PAGERS_WITHIN_NS;
+	bool often = *oldest && now - *oldest < PAGERS_WITHIN_S * 1000000000ull;
 	*oldest = now;
 	return often;
 }
@@ -179,7 +179,8 @@ static void pager_died(struct supervisor *supervisor)
 	if (supervisor->keeper.text[0])
 		fail(supervisor, "pager: %s%s", supervisor->keeper.text, consequence);
 	if (WIFSIGNALED(status) && died_too_often(supervisor))
-		fail(supervisor, "pager died %u times within a minute, the last time by signal %d%s", PAGERS_MOST + 1, WTERMSIG(status), consequence);
+		fail(supervisor, "pager died %u times within %u s, the last time by signal %d%s", PAGERS_MOST + 1, PAGERS_WITHIN_S,
+		     WTERMSIG(status), consequence);
 	if (WIFSIGNALED(status)) {
 		log_warn("pager was killed by signal %d: another goes on", WTERMSIG(status));
 		start_pager(supervisor, true);
