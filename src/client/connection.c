@@ -452,10 +452,13 @@ static int deliver_data(struct client *client, const struct client_handler *hand
 static int read_near(struct client *client, const struct page_place *places, uint64_t pages, uint64_t *damaged)
 {
 	uint64_t addresses[NEAR_READ_PAGES];
+	bool proven = true;
 
-	for (uint64_t i = 0; i < pages; i++)
+	for (uint64_t i = 0; i < pages; i++) {
 		addresses[i] = places[i].address;
-	int result = near_read(client->near, addresses, pages, client->near_pages);
+		proven &= page_digest_known(places[i].digest);
+	}
+	int result = near_read(client->near, addresses, pages, proven, client->near_pages);
 
 	*damaged = 0;
 	for (uint64_t i = 0; result == 0 && i < pages; i++)
