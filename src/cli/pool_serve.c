@@ -4,15 +4,18 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <linux/capability.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include "base/base.h"
 #include "base/log.h"
 #include "cli/cli.h"
 #include "client/captive.h"
 #include "pool/server.h"
+#include "sys/sandbox.h"
 #include "transport/tls.h"
 
 #define LISTEN_LIMIT 16
@@ -283,14 +286,43 @@ static int set_rules(struct server *server, struct pool *pool, const struct serv
 	return 0;
 }
 
+/* What it takes to open a store of another user's and to listen at a low port; threads that a store starts keep it. Needs no right of its
+ * own to be given up, so a failure is a failure. */
+static int give_up_most(struct dp_err *err)
+{
+	return sandbox_drop_capabilities(SANDBOX_CAPABILITY(CAP_DAC_OVERRIDE) | SANDBOX_CAPABILITY(CAP_DAC_READ_SEARCH) |
+						 SANDBOX_CAPABILITY(CAP_FOWNER) | SANDBOX_CAPABILITY(CAP_NET_BIND_SERVICE),
+					 err);
+}
+
+/* All is open: the thread that listens to strangers keeps no capability, but where the store's files are not ours. */
+static void give_up_the_rest(const struct serve *serve)
+{
+	struct endpoint endpoint;
+	struct stat info;
+	struct dp_err err;
+	uint64_t keep = 0;
+
+	if (store_endpoint(serve, &endpoint) && (stat(endpoint.path, &info) < 0 || info.st_uid != geteuid()))
+		keep = SANDBOX_CAPABILITY(CAP_DAC_OVERRIDE);
+	int result = sandbox_drop_capabilities(keep, &err);
+
+	if (result == 0)
+		result = sandbox_filter(SANDBOX_POOL, &err);
+	if (result < 0)
+		log_warn("not all was given up that is not needed: %s", err.text);
+}
+
 static int serve_pool(const struct serve *serve, struct dp_err *err)
 {
 	struct store *store;
 	struct pool *pool = NULL;
 	struct server *server = NULL;
 	bool ready = false;
-	int result = open_store(serve, &store, err);
+	int result = give_up_most(err);
 
+	if (result == 0)
+		result = open_store(serve, &store, err);
 	if (result == 0 && serve->captive)
 		log_beside_store(serve);
 	if (result == 0)
@@ -312,6 +344,7 @@ static int serve_pool(const struct serve *serve, struct dp_err *err)
 			server_set_idle_exit(server, CAPTIVE_IDLE_NS);
 		say_ready(serve, 0, err);
 		ready = true;
+		give_up_the_rest(serve);
 		result = server_run(server);
 		if (result < 0)
 			dp_fail_errno(err, -result, "serve");

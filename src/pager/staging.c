@@ -213,11 +213,12 @@ void staging_flush(struct space *space)
 static void write_failed(struct space *space, struct write_batch *batch, int error)
 {
 	struct staging *staging = &space->staging;
-	if (space->shared || error != -ENOSPC) {
+	if (space->shared || (error != -ENOSPC && error != -EDQUOT)) {
 		tree_fail(space->tree, error, "write pages back");
 		return;
 	}
-	log_error("the pool is full: nothing of process %d is evicted for a second", space->pid);
+	log_error("%s: nothing of process %d is evicted for a second", error == -EDQUOT ? "the pool's quota is used up" : "the pool is full",
+		  space->pid);
 	for (uint64_t at = DP_MAX(batch->first_slot, staging->tail); at < batch->first_slot + batch->slots; at++) {
 		uint64_t slot = at % staging->capacity;
 		uint32_t page = staging->page[slot];

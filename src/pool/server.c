@@ -171,7 +171,7 @@ static void log_stranger(struct server *server, const struct connection *connect
 {
 	const char *why = stream_why(connection->stream);
 
-	if (connection->hello || (result == -EPIPE && !*why && !connection->stream->ops->why) || !refusal_may_be_logged(&server->shared))
+	if (connection->hello || connection->broken || (result == -EPIPE && !*why && !connection->stream->ops->why) || !refusal_may_be_logged(&server->shared))
 		return;
 	log_warn("refused %s: %s", connection->peer.place,
 		 *why ? why : result == -ETIMEDOUT ? "it did not say hello in time" : result == -EPIPE ? "it left in the handshake" : strerror(-result));

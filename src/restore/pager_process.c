@@ -68,6 +68,8 @@ static int serve(const struct restore_plan *plan, const struct pager_ends *ends,
 	int ret = left ? pool_source_take_over(plan, &source, err) : pool_source_create(plan, &config, &source, err);
 	config.source = source;
 	if (!ret)
+		enter_sandbox(instance);
+	if (!ret)
 		ret = pager_run(&config, err);
 	free(config.order);
 	pool_source_end(plan, source);

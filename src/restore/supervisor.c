@@ -255,6 +255,9 @@ static void tree_runs(struct supervisor *supervisor, const struct init_message *
 	supervisor->running = true;
 	committer_wanted(&supervisor->committer, supervisor->plan->options);
 	report(supervisor, REPORT_RUNNING, 0);
+	/* From here on we only fork pagers; but the committer is a program, and needs all that a checkpoint needs. */
+	if (!supervisor->plan->options->commit_interval_ns)
+		enter_sandbox(instance);
 }
 
 static void take_init_message(struct supervisor *supervisor)
