@@ -47,6 +47,9 @@ static const char common_usage[] =
 	"  --migrate[=RATE]           fetch all memory in the background, hot first, at most RATE bytes a second (such as 800M);\n"
 	"                             without --local-memory the tree needs no pool any more when it is done\n"
 	"  --stay-awake auto|never    the host's processors do not sleep while faults follow closely on each other (default)\n"
+	"  --pool A,B                 the pools, where the last argument is REPO:TAG alone: more than one are a mirror,\n"
+	"                             each with all pages: any but the last may be lost, and may come back\n"
+	"  --ack all|1                of a mirror: pages may leave local memory when all pools that are in have them (default), or one\n"
 	"  --stall-timeout TIME       how long a page is waited for when the pool does not answer (default 30s)\n"
 	"  --on-lost stop|kill|freeze then the tree is stopped until the pool is back (default), killed, or left waiting for it\n"
 	"  --pid-namespace own|host   a PID namespace of its own (default), or the same pids on this host\n"
@@ -68,7 +71,7 @@ enum {
 	OPTION_LOCAL_MEMORY = 256, OPTION_DETACH, OPTION_WAIT, OPTION_PIDFILE, OPTION_STATUS_FD, OPTION_PID_NAMESPACE,
 	OPTION_NAME, OPTION_JSON, OPTION_ROOT, OPTION_CRIU, OPTION_SHELL_JOB,
 	OPTION_CRIU_ANY, OPTION_COMPRESS, OPTION_PREFETCH_POLICY, OPTION_PREFETCH, OPTION_RECORD, OPTION_MIGRATE,
-	OPTION_STAY_AWAKE, OPTION_PROPAGATE, OPTION_LAST_COMMIT, OPTION_LATEST, OPTION_STALL_TIMEOUT, OPTION_ON_LOST,
+	OPTION_STAY_AWAKE, OPTION_PROPAGATE, OPTION_LAST_COMMIT, OPTION_LATEST, OPTION_STALL_TIMEOUT, OPTION_ON_LOST, OPTION_POOL, OPTION_ACK,
 };
 
 static const struct option options[] = {
@@ -90,6 +93,8 @@ static const struct option options[] = {
 	{ "latest", no_argument, NULL, OPTION_LATEST },
 	{ "stall-timeout", required_argument, NULL, OPTION_STALL_TIMEOUT },
 	{ "on-lost", required_argument, NULL, OPTION_ON_LOST },
+	{ "pool", required_argument, NULL, OPTION_POOL },
+	{ "ack", required_argument, NULL, OPTION_ACK },
 	{ "json", no_argument, NULL, OPTION_JSON },
 	{ "root", required_argument, NULL, OPTION_ROOT },
 	{ "verbose", no_argument, NULL, 'v' },
@@ -127,6 +132,8 @@ struct settings {
 	const char *command; /* argv[0] */
 	struct restore_options restore;
 	struct endpoint endpoint;
+	const char *pool_list; /* --pool */
+	struct endpoint pools[RESTORE_POOLS];
 	char **criu_arguments;
 	const char *pidfile;
 	int status_fd;
@@ -220,6 +227,9 @@ static int take_propagate(struct settings *settings)
 		settings->restore.commit_interval_ns = 0;
 	else if (!strncmp(optarg, "back:", 5))
 		return commit_line_interval(settings->command, "--propagate back:", optarg + 5, &settings->restore.commit_interval_ns);
+	else if (!strcmp(optarg, "through"))
+		return cli_usage_error(settings->command, "--propagate through cannot be had: the kernel tells of a write before it is made, and not "
+				       "by which thread, so what was written cannot be sent before the process goes on; back:100ms is the nearest");
 	else
 		return cli_usage_error(settings->command, "--propagate takes evict or back:INTERVAL, such as back:5s");
 	return 0;
@@ -255,6 +265,12 @@ static int take_option(struct settings *settings, int value, const struct option
 	case OPTION_PREFETCH: return take_prefetch(settings);
 	case OPTION_STALL_TIMEOUT: return take_stall_timeout(settings);
 	case OPTION_ON_LOST: return take_on_lost(settings);
+	case OPTION_POOL: settings->pool_list = optarg; return 0;
+	case OPTION_ACK:
+		restore->ack_one = !strcmp(optarg, "1");
+		if (restore->ack_one || !strcmp(optarg, "all"))
+			return 0;
+		return cli_usage_error(settings->command, "--ack takes all or 1");
 	case OPTION_RECORD:
 		restore->record = !optarg || !strcmp(optarg, "yes") ? RECORD_ALWAYS : RECORD_NEVER;
 		if (!optarg || !strcmp(optarg, "yes") || !strcmp(optarg, "no"))
@@ -448,6 +464,33 @@ static int resolve(struct settings *settings, const char *text, struct dp_err *e
 	return close_connections(settings) ? dp_fail(err, ENOMEM, "out of memory") : 0;
 }
 
+/* --pool A,B and a name. */
+static int take_pools(struct settings *settings, const char *name, struct dp_err *err)
+{
+	cleanup_free char *list = strdup(settings->pool_list);
+	char *save = NULL;
+	if (!list)
+		return dp_fail(err, ENOMEM, "out of memory");
+	for (char *uri = strtok_r(list, ",", &save); uri; uri = strtok_r(NULL, ",", &save)) {
+		struct endpoint *pool = &settings->pools[settings->restore.pool_count];
+		if (settings->restore.pool_count == RESTORE_POOLS)
+			return dp_fail(err, EINVAL, "--pool takes at most %u pools", RESTORE_POOLS);
+		int ret = endpoint_parse(pool, uri, err);
+		if (!ret && *pool->name)
+			ret = dp_fail(err, EINVAL, "--pool %s: the name belongs at the end of the command, once", uri);
+		if (!ret)
+			ret = endpoint_name_check(name, pool->name, err);
+		if (ret)
+			return ret;
+		settings->restore.pool_count++;
+	}
+	if (!settings->restore.pool_count || settings->last_commit || settings->latest)
+		return dp_fail(err, EINVAL, "--pool takes one pool or more, such as dp://a:7400,dp://b:7400, and a REPO:TAG at the end");
+	settings->endpoint = settings->pools[0];
+	settings->restore.pools = settings->pools;
+	return 0;
+}
+
 static int restore_command(int argc, char **argv, bool foreground)
 {
 	struct dp_err err;
@@ -459,7 +502,7 @@ static int restore_command(int argc, char **argv, bool foreground)
 	if (settings.help && !code) {
 		printf("%s%s", foreground ? run_usage : restore_usage, common_usage);
 	} else if (!code) {
-		int ret = resolve(&settings, argv[optind], &err);
+		int ret = settings.pool_list ? take_pools(&settings, argv[optind], &err) : resolve(&settings, argv[optind], &err);
 		settings.restore.endpoint = &settings.endpoint;
 		code = ret ? failure(&settings, ret, &err) : restore_and_wait(&settings);
 	}
