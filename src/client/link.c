@@ -21,6 +21,7 @@
 #define SPACE_BITS 20
 #define COOKIE_OPERATION (UINT64_C(1) << 63)
 #define COOKIE_ADVICE (UINT64_C(1) << 62)
+#define COOKIE_NOTE (UINT64_C(1) << 61)
 #define CHECK_NS UINT64_C(100000000)
 #define ADVICES 4u
 
@@ -30,7 +31,7 @@ struct block {
 	struct page_range ranges[BLOCK_PAGES];
 };
 
-enum kind { KIND_PUT, KIND_DROP, KIND_MOVE, KIND_FORK, KIND_SPACE_FREE, KIND_NOTE };
+enum kind { KIND_PUT, KIND_DROP, KIND_MOVE, KIND_FORK, KIND_SPACE_FREE };
 
 struct operation {
 	uint8_t kind;
@@ -76,6 +77,10 @@ struct link {
 	/* answers that the pool told when we attached: handed over by the next receive */
 	struct client_attached told;
 	bool telling;
+	uint8_t note[NOTE_LIMIT]; /* idempotent, so outside the sequence: sent again until it was answered */
+	uint32_t note_bytes;
+	bool note_waits, note_sent;
+	uint64_t note_cookie, note_asked_ns;
 	uint64_t advice[ADVICES]; /* cookies of order_put, 0: none */
 	uint64_t lost_advice[ADVICES];
 	uint32_t lost_advices;
@@ -147,6 +152,7 @@ static void lost(struct link *link, int error, const char *why)
 	client_close(link->client);
 	link->client = NULL;
 	link->sent = link->base;
+	link->note_sent = false;
 	link->gets_unsent = 0;
 	for (uint32_t i = 0; i < GETS; i++)
 		if (link->gets[i].used) {
@@ -266,9 +272,6 @@ static int send_operation(struct link *link, uint64_t number, const struct opera
 	case KIND_SPACE_FREE:
 		result = client_space_free(link->client, space, epoch, cookie);
 		break;
-	case KIND_NOTE:
-		result = client_note(link->client, link->instance, epoch, data->iov_base, (uint32_t)operation->number[0], cookie);
-		break;
 	}
 	client_set_sequence(link->client, 0);
 	return result;
@@ -284,8 +287,6 @@ static int send_kept(struct link *link, uint64_t number)
 	kept_ranges(link, operation, ranges);
 	if (operation->kind == KIND_PUT)
 		count = kept_pages(link, operation, data);
-	else if (operation->kind == KIND_NOTE)
-		data[0].iov_base = link->blocks[operation->block[0]].pages;
 	return send_operation(link, number, operation, ranges, data, count);
 }
 
@@ -308,13 +309,13 @@ static int append(struct link *link, struct operation *fresh, const struct page_
 	if (usable(link) && link->sent == link->next) {
 		int result = send_operation(link, link->next, fresh, ranges, data, data_count);
 
-		if (result == -EAGAIN || result == -EINVAL || result == -EMSGSIZE || result == -ENOMEM) {
+		if ((result == -EAGAIN && !link->config.keep_all) || result == -EINVAL || result == -EMSGSIZE || result == -ENOMEM) {
 			give_blocks(link, fresh);
 			return result;
 		}
 		if (result == 0)
 			link->sent++;
-		else
+		else if (result != -EAGAIN)
 			lost(link, result, NULL);
 	}
 	*operation = *fresh;
@@ -370,10 +371,24 @@ int link_space_free(struct link *link, uint32_t space, uint64_t cookie)
 
 int link_note(struct link *link, const void *note, uint32_t bytes, uint64_t cookie)
 {
-	struct operation operation = { .kind = KIND_NOTE, .number = { bytes }, .cookie = cookie };
-	const struct iovec data = { (void *)note, bytes };
+	if (link->failure)
+		return link->failure;
+	if (bytes > NOTE_LIMIT)
+		return -EMSGSIZE;
+	if (link->note_waits)
+		return -EAGAIN;
+	memcpy(link->note, note, bytes);
+	link->note_bytes = bytes;
+	link->note_cookie = cookie;
+	link->note_waits = true;
+	link->note_sent = false;
+	link->note_asked_ns = now_of(link);
+	return 0;
+}
 
-	return bytes > NOTE_LIMIT ? -EMSGSIZE : append(link, &operation, NULL, 0, &data, 1, 1);
+bool link_has_room(const struct link *link)
+{
+	return !link->failure && link->next - link->base < SEQUENCE_WINDOW && link->free_blocks >= OPERATION_BLOCKS;
 }
 
 int link_order_put(struct link *link, const struct order_run *runs, size_t count, uint64_t cookie)
@@ -574,6 +589,15 @@ static void on_done(void *context, uint64_t cookie, int result)
 			return;
 		}
 		answered(link, cookie & ~COOKIE_OPERATION, result);
+	} else if (cookie & COOKIE_NOTE) {
+		if (result == -EBUSY || result == -EBADMSG) {
+			link->broken = link->broken ? link->broken : result;
+		} else if (result == -ESTALE) {
+			end(link, -ESTALE, "the lease of the instance was taken by another");
+		} else {
+			link->note_waits = false;
+			link->handler.on_done(link->handler.context, link->note_cookie, result);
+		}
 	} else if (cookie & COOKIE_ADVICE) {
 		uint64_t own = link->advice[cookie & 0xff];
 
@@ -617,6 +641,10 @@ static int pump(struct link *link)
 {
 	int result = 0, calls = 0;
 
+	if (link->note_waits && !link->note_sent) {
+		result = client_note(link->client, link->instance, link->epoch, link->note, link->note_bytes, COOKIE_NOTE);
+		link->note_sent = result == 0;
+	}
 	while (usable(link) && result == 0 && link->sent < link->next) {
 		result = send_kept(link, link->sent);
 		link->sent += result == 0;
@@ -739,7 +767,7 @@ int link_receive(struct link *link, const struct client_handler *handler)
 	}
 	if (link->broken && !link->inside)
 		lost(link, link->broken, NULL);
-	if (usable(link) && !link->failure && (link->sent < link->next || link->gets_unsent))
+	if (usable(link) && !link->failure && (link->sent < link->next || link->gets_unsent || (link->note_waits && !link->note_sent)))
 		calls += pump(link);
 	return link->failure ? link->failure : calls;
 }
@@ -762,7 +790,7 @@ static void check_silence(struct link *link, uint64_t now)
 {
 	uint64_t heard = client_bytes_received(link->client);
 
-	if (heard != link->heard_bytes || (link->base == link->next && !link->gets_used)) {
+	if (heard != link->heard_bytes || (link->base == link->next && !link->gets_used && !link->note_waits)) {
 		link->heard_bytes = heard;
 		link->heard_ns = now;
 		return;
@@ -794,7 +822,7 @@ uint64_t link_work(struct link *link)
 			link->next_check_ns = now + CHECK_NS;
 		}
 		if (link->client)
-			return link->base < link->next || link->gets_used ? CHECK_NS : UINT64_MAX;
+			return link->base < link->next || link->gets_used || link->note_waits ? CHECK_NS : UINT64_MAX;
 	}
 	if (!link->connector && now >= link->retry_ns)
 		start_try(link);
@@ -897,12 +925,13 @@ void link_state(const struct link *link, struct link_state *state)
 				      .bytes_out = link->bytes_out,
 				      .instance = link->instance,
 				      .epoch = link->epoch,
-				      .next_sequence = link->next };
+				      .next_sequence = link->next,
+				      .first_unanswered = link->base };
 	if (link->client) {
 		state->bytes_in += client_bytes_received(link->client);
 		state->bytes_out += client_bytes_sent(link->client);
 	}
-	uint64_t oldest = UINT64_MAX;
+	uint64_t oldest = link->note_waits ? link->note_asked_ns : UINT64_MAX;
 
 	if (link->base < link->next)
 		oldest = link->operations[link->base % SEQUENCE_WINDOW].asked_ns;
@@ -915,6 +944,14 @@ void link_state(const struct link *link, struct link_state *state)
 const char *link_why(const struct link *link)
 {
 	return link->why;
+}
+
+struct client *link_disown(struct link *link)
+{
+	struct client *client = link->client;
+
+	link->client = NULL;
+	return client;
 }
 
 struct client *link_client(struct link *link)

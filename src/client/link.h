@@ -1,7 +1,7 @@
 /* client/link: the pages of one instance of a pool, over connections that come and go.
  *
  * How it works: a link owns one client at a time. What was asked for is kept until it is answered: GETs with how far their answers have
- * come, and the operations that change the instance (put, drop, move, fork, space_free, note) in a journal with their pages, each
+ * come, and the operations that change the instance (put, drop, move, fork, space_free) in a journal with their pages, each
  * under its number in the instance's sequence. A connection that fails, or on which a request waits longer than its class may
  * while nothing comes, is closed. A thread of its own then connects, says hello and attaches, with exponential back-off and jitter,
  * so that the caller never waits for a network, a name server or a handshake. Attached again, the pool says which operation was the last
@@ -38,6 +38,7 @@ typedef int link_connect(void *context, struct client **client, unsigned timeout
 struct link_config {
 	const struct endpoint *endpoint; /* copied */
 	enum client_compress compress;
+	bool keep_all;                   /* operations are taken as long as the journal has room (link_has_room), also while the queue is full */
 	bool near;                       /* pages may be read from the memory of a pool on this host */
 	uint64_t silence_ns[3];          /* by class: how long a request may wait while nothing comes; 0: 5, 10 and 20 s */
 	link_connect *connect;           /* NULL: the endpoint; else called in the caller's thread, from link_work */
@@ -64,7 +65,10 @@ int link_drop(struct link *link, uint32_t space, const struct page_range *ranges
 int link_move(struct link *link, uint32_t space, uint64_t from_pgno, uint64_t to_pgno, uint64_t pages, uint64_t cookie);
 int link_fork(struct link *link, uint32_t parent, uint32_t child, uint64_t cookie);
 int link_space_free(struct link *link, uint32_t space, uint64_t cookie);
+/* One at a time: -EAGAIN while one waits. Not an operation: it has no place in the sequence, and is sent until it was answered. */
 int link_note(struct link *link, const void *note, uint32_t bytes, uint64_t cookie);
+/* May any operation be appended? */
+bool link_has_room(const struct link *link);
 /* Advice, not an operation: answered with -ENOTCONN where there is no connection, or it is lost before the answer. */
 int link_order_put(struct link *link, const struct order_run *runs, size_t count, uint64_t cookie);
 
@@ -72,6 +76,8 @@ int link_order_put(struct link *link, const struct order_run *runs, size_t count
 int link_receive(struct link *link, const struct client_handler *handler);
 /* What is due by the clock: silence, the next try. Returns ns until it wants to be called again. */
 uint64_t link_work(struct link *link);
+/* The client is the caller's again; the link is of no more use. */
+struct client *link_disown(struct link *link);
 /* To be polled; changes when a connection is lost or made. wants_write as client_wants_write. */
 int link_fd(const struct link *link);
 bool link_wants_write(const struct link *link);
@@ -82,7 +88,7 @@ struct link_state {
 	uint64_t reconnects;
 	uint64_t pending_operations;
 	uint64_t bytes_in, bytes_out;
-	uint64_t instance, epoch, next_sequence;
+	uint64_t instance, epoch, next_sequence, first_unanswered;
 };
 void link_state(const struct link *link, struct link_state *state);
 /* Why there is no connection, or why the link has ended; "" where all is well. */

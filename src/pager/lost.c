@@ -106,6 +106,7 @@ static void look(struct tree *tree, uint64_t now_ns)
 	tree->stats->pool_reconnects = health.reconnects;
 	tree->stats->pools = health.pools;
 	tree->stats->pools_there = health.pools_there;
+	tree->stats->mirror_behind_pages = health.behind_pages;
 	bool late = health.waiting_since_ns && now_ns > health.waiting_since_ns && now_ns - health.waiting_since_ns > limit_ns;
 	if (late && !lost->given_up)
 		give_up(tree, &health, now_ns);

@@ -33,6 +33,7 @@ struct source_health {
 	uint64_t waiting_since_ns; /* when the oldest request was made that has no answer yet; 0: none waits */
 	uint64_t reconnects;
 	unsigned pools, pools_there; /* behind it, and of them reached now */
+	uint64_t behind_pages;     /* that one which is back lacks yet */
 	const char *why;           /* why one is not reached; "" where all is well. Borrowed */
 };
 

@@ -170,7 +170,14 @@ int pool_note(struct pool *pool, uint64_t id, uint64_t epoch, const void *note, 
 
 int request_handle_note(struct request *request)
 {
+	const struct object *instance = instance_of(request->pool, request->header);
+
 	if (request->header->length > NOTE_LIMIT)
 		return request_malformed(request);
+	/* What an older connection still had under way must not replace what came since. */
+	if (instance && instance->epoch == request->header->epoch && instance->owner != request->connection) {
+		request->connection->broken = true;
+		return dp_fail(&request->err, EBUSY, "instance %s is held by another connection", instance->name);
+	}
 	return pool_note(request->pool, request->header->object, request->header->epoch, request->payload, request->header->length);
 }

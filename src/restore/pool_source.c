@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "client/client.h"
 #include "client/link.h"
+#include "pager/source_mirror.h"
 #include "pager/source_pool.h"
 #include "prefetch/order.h"
 #include "restore/processes.h"
@@ -23,30 +24,40 @@ struct lease {
 	uint8_t identity[16];
 };
 
-static int lease_save(const struct instance *instance, const struct client_attached *attached, struct dp_err *err)
+#define LEASES MIRROR_MEMBERS
+
+static int lease_save(const struct instance *instance, const struct client_attached *attached, size_t count, struct dp_err *err)
 {
-	struct lease lease = { .magic = LEASE_MAGIC, .instance = attached->instance, .epoch = attached->epoch };
+	struct lease lease[LEASES] = { { 0 } };
 	char path[PATH_MAX], fresh[PATH_MAX];
-	memcpy(lease.identity, attached->identity, sizeof(lease.identity));
+	for (size_t i = 0; i < count; i++) {
+		lease[i] = (struct lease){ .magic = LEASE_MAGIC, .instance = attached[i].instance, .epoch = attached[i].epoch };
+		memcpy(lease[i].identity, attached[i].identity, sizeof(lease[i].identity));
+	}
 	instance_path(instance, LEASE_FILE, path, sizeof(path));
 	instance_path(instance, LEASE_FILE ".new", fresh, sizeof(fresh));
-	int ret = io_write_file(fresh, &lease, sizeof(lease), 0600);
+	int ret = io_write_file(fresh, lease, count * sizeof(*lease), 0600);
 	if (!ret && rename(fresh, path))
 		ret = -errno;
 	return ret ? dp_fail_errno(err, -ret, "write %s", path) : 0;
 }
 
+/* How many there are, one a pool; or -errno. */
 static int lease_load(const struct instance *instance, struct lease *lease, struct dp_err *err)
 {
 	char path[PATH_MAX];
 	cleanup_free char *content = NULL;
 	ssize_t length = io_read_file(instance_path(instance, LEASE_FILE, path, sizeof(path)), &content, 4096);
+	size_t count = (size_t)DP_MAX(length, 0) / sizeof(*lease);
 	if (length < 0)
 		return dp_fail_errno(err, (int)-length, "read %s", path);
-	if (length != sizeof(*lease))
+	if (!count || count > LEASES || (size_t)length % sizeof(*lease))
 		return dp_fail(err, EBADMSG, "%s is damaged", path);
-	memcpy(lease, content, sizeof(*lease));
-	return lease->magic == LEASE_MAGIC ? 0 : dp_fail(err, EBADMSG, "%s is damaged", path);
+	memcpy(lease, content, count * sizeof(*lease));
+	for (size_t i = 0; i < count; i++)
+		if (lease[i].magic != LEASE_MAGIC)
+			return dp_fail(err, EBADMSG, "%s is damaged", path);
+	return (int)count;
 }
 
 static void lease_forget(const struct instance *instance)
@@ -69,14 +80,24 @@ static void get_order(const struct restore_options *options, struct client *clie
 	config->order_runs = order_arrange(config->order, config->order_runs);
 }
 
-static struct link_config link_config_of(const struct restore_options *options)
+static size_t pool_count(const struct restore_options *options)
 {
-	return (struct link_config){ .endpoint = options->endpoint, .compress = options->compress, .near = true };
+	return options->pool_count ? options->pool_count : 1;
 }
 
-static int open_client(const struct restore_options *options, struct client **client, struct dp_err *err)
+static const struct endpoint *pool_at(const struct restore_options *options, size_t i)
 {
-	int ret = client_open(client, options->endpoint, 0, err);
+	return options->pool_count ? &options->pools[i] : options->endpoint;
+}
+
+static struct link_config link_config_of(const struct restore_options *options, size_t i)
+{
+	return (struct link_config){ .endpoint = pool_at(options, i), .compress = options->compress, .near = true };
+}
+
+static int open_client(const struct restore_options *options, size_t i, struct client **client, struct dp_err *err)
+{
+	int ret = client_open(client, pool_at(options, i), 0, err);
 	if (ret)
 		return ret;
 	ret = client_set_compress(*client, options->compress);
@@ -86,45 +107,66 @@ static int open_client(const struct restore_options *options, struct client **cl
 	return dp_fail_errno(err, -ret, "room to unpack pages");
 }
 
-/* Notes the lease, and makes the source of an attached client, which it takes. */
-static int make_source(const struct restore_plan *plan, struct client *client, struct client_attached *attached, struct source **source,
-		       struct dp_err *err)
+/* Notes the leases, and makes the source of attached clients, which it takes. */
+static int make_source(const struct restore_plan *plan, struct client **client, struct client_attached *attached, size_t count,
+		       struct source **source, struct dp_err *err)
 {
-	struct link_config link = link_config_of(plan->options);
-	int ret = lease_save(&plan->instance, attached, err);
-	if (!ret)
-		ret = source_pool_new(source, &link, client, attached, err);
-	client_attached_done(attached);
-	if (ret)
-		client_close(client);
+	const struct restore_options *options = plan->options;
+	struct mirror_member members[MIRROR_MEMBERS];
+	int ret = lease_save(&plan->instance, attached, count, err);
+	for (size_t i = 0; i < count; i++)
+		members[i] = (struct mirror_member){ link_config_of(options, i), client[i], attached[i] };
+	if (!ret && count == 1)
+		ret = source_pool_new(source, &members[0].config, client[0], &attached[0], err);
+	else if (!ret)
+		ret = source_mirror_new(source, members, count, options->ack_one, err);
+	for (size_t i = 0; i < count; i++) {
+		client_attached_done(&attached[i]);
+		if (ret)
+			client_close(client[i]);
+	}
 	return ret;
 }
 
 int pool_source_create(const struct restore_plan *plan, struct pager_config *config, struct source **source, struct dp_err *err)
 {
 	const struct instance *instance = &plan->instance;
-	struct client_attached attached;
-	struct client *client;
-	int ret = open_client(plan->options, &client, err);
-	if (ret)
-		return ret;
-	ret = client_instance_create_resumable(client, instance->snapshot, instance->name, &attached, err);
+	struct client_attached attached[MIRROR_MEMBERS];
+	struct client *client[MIRROR_MEMBERS];
+	size_t count = pool_count(plan->options), made = 0;
+	int ret = 0;
+	while (made < count && !ret) {
+		ret = open_client(plan->options, made, &client[made], err);
+		if (ret)
+			break;
+		ret = client_instance_create_resumable(client[made], instance->snapshot, instance->name, &attached[made], err);
+		if (ret)
+			client_close(client[made]);
+		made += !ret;
+	}
 	if (ret) {
-		client_close(client);
+		while (made--) {
+			client_instance_end(client[made], attached[made].instance, attached[made].epoch, NULL);
+			client_attached_done(&attached[made]);
+			client_close(client[made]);
+		}
 		return ret;
 	}
-	get_order(plan->options, client, attached.instance, config);
-	return make_source(plan, client, &attached, source, err);
+	get_order(plan->options, client[0], attached[0].instance, config);
+	return make_source(plan, client, attached, count, source, err);
 }
 
 int pool_source_take_over(const struct restore_plan *plan, struct source **source, struct dp_err *err)
 {
 	struct client_attached attached;
 	struct client *client;
-	struct lease lease;
-	int ret = lease_load(&plan->instance, &lease, err);
-	if (!ret)
-		ret = open_client(plan->options, &client, err);
+	struct lease leases[LEASES], lease;
+	int ret = lease_load(&plan->instance, leases, err);
+	if (ret > 1) /* which of them is in, and how far each is, must be settled first: not done yet, so the tree ends */
+		return dp_fail(err, EOPNOTSUPP, "pages in several pools cannot be taken over from a pager that died");
+	lease = leases[0];
+	if (ret > 0)
+		ret = open_client(plan->options, 0, &client, err);
 	if (ret)
 		return ret;
 	/* First under the lease as it was: who finds it taken must not take it back. */
@@ -137,34 +179,36 @@ int pool_source_take_over(const struct restore_plan *plan, struct source **sourc
 		client_close(client);
 		return ret;
 	}
-	return make_source(plan, client, &attached, source, err);
+	return make_source(plan, &client, &attached, 1, source, err);
 }
 
-static void end_by_lease(const struct restore_plan *plan, const struct lease *lease)
+static void end_by_lease(const struct restore_plan *plan, size_t i, const struct lease *lease)
 {
 	struct client *client;
 	struct dp_err err = { "" };
-	int ret = client_open(&client, plan->options->endpoint, END_TIMEOUT_MS, &err);
+	int ret = client_open(&client, pool_at(plan->options, i), END_TIMEOUT_MS, &err);
 	if (!ret) {
 		ret = client_instance_end(client, lease->instance, lease->epoch, &err);
 		client_close(client);
 	}
 	if (ret && ret != -ENOENT && ret != -ESTALE)
 		log_info("the pool ends the instance by itself after a while: %s", err.text);
-	lease_forget(&plan->instance);
 }
 
 void pool_source_end_left(const struct restore_plan *plan)
 {
-	struct lease lease;
-	if (!lease_load(&plan->instance, &lease, NULL))
-		end_by_lease(plan, &lease);
+	struct lease lease[LEASES];
+	int count = lease_load(&plan->instance, lease, NULL);
+	for (int i = 0; i < count && (size_t)i < pool_count(plan->options); i++)
+		end_by_lease(plan, (size_t)i, &lease[i]);
+	if (count > 0)
+		lease_forget(&plan->instance);
 }
 
 void pool_source_end(const struct restore_plan *plan, struct source *source)
 {
 	if (!source)
 		return;
-	source->ops->free(source); /* its connection first: what is under way over it is of no interest any more */
+	source->ops->free(source); /* its connections first: what is under way over them is of no interest any more */
 	pool_source_end_left(plan);
 }

@@ -32,11 +32,16 @@
 #include "restore/terminal.h"
 #include "transport/endpoint.h"
 
+#define RESTORE_POOLS 4u /* at most, of a mirror or a spread */
+
 enum restore_record { RECORD_WHERE_NONE_IS, RECORD_ALWAYS, RECORD_NEVER };
 
 struct restore_options {
 	const char *root;               /* registry, see instance_root */
 	const struct endpoint *endpoint; /* pool and snapshot name */
+	const struct endpoint *pools;   /* all of them, endpoint among them, where there are several; else NULL */
+	size_t pool_count;
+	bool ack_one;                   /* of a mirror: a change is safe when one pool has it */
 	const char *name;               /* --name, or NULL */
 	const char *local_memory;       /* "50%", "512M", or NULL: no budget */
 	bool host_pid_namespace;        /* the same pids on this host instead of a namespace of its own */
