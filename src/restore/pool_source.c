@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/base.h"
@@ -18,6 +19,7 @@
 #define LEASE_MAGIC 0x314553414c504444ull /* "DDPLASE1" */
 #define END_TIMEOUT_MS 1000u
 #define TAKE_OVER_TIMEOUT_MS 5000u
+#define TAKE_OVER_PAUSE_NS 200000000
 
 struct lease {
 	uint64_t magic, instance, epoch;
@@ -156,28 +158,48 @@ int pool_source_create(const struct restore_plan *plan, struct pager_config *con
 	return make_source(plan, client, attached, count, source, err);
 }
 
+/* One try. First under the lease as it was: who finds it taken must not take it back. */
+static int attach_again(const struct restore_options *options, const struct lease *lease, struct client **client,
+			struct client_attached *attached, struct dp_err *err)
+{
+	int ret = open_client(options, 0, client, err);
+	if (ret)
+		return ret;
+	ret = client_attach(*client, lease->instance, lease->epoch, false, lease->identity, TAKE_OVER_TIMEOUT_MS, attached, err);
+	if (!ret) {
+		client_attached_done(attached);
+		ret = client_attach(*client, lease->instance, lease->epoch, true, lease->identity, TAKE_OVER_TIMEOUT_MS, attached, err);
+	}
+	if (ret)
+		client_close(*client);
+	return ret;
+}
+
+/* Is it the pool's last word, or only a connection that did not come about? */
+static bool is_final(int error)
+{
+	return error == -ESTALE || error == -ENOENT || error == -ENXIO || error == -EACCES || error == -EPERM || error == -EPROTONOSUPPORT;
+}
+
 int pool_source_take_over(const struct restore_plan *plan, struct source **source, struct dp_err *err)
 {
+	const struct restore_options *options = plan->options;
+	uint64_t wait_ns = options->stall_timeout_ns ? options->stall_timeout_ns : STALL_TIMEOUT_NS;
+	uint64_t began_ns = clock_now_ns();
 	struct client_attached attached;
 	struct client *client;
-	struct lease leases[LEASES], lease;
+	struct lease leases[LEASES];
 	int ret = lease_load(&plan->instance, leases, err);
 	if (ret > 1) /* which of them is in, and how far each is, must be settled first: not done yet, so the tree ends */
 		return dp_fail(err, EOPNOTSUPP, "pages in several pools cannot be taken over from a pager that died");
-	lease = leases[0];
-	if (ret > 0)
-		ret = open_client(plan->options, 0, &client, err);
-	if (ret)
+	if (ret < 0)
 		return ret;
-	/* First under the lease as it was: who finds it taken must not take it back. */
-	ret = client_attach(client, lease.instance, lease.epoch, false, lease.identity, TAKE_OVER_TIMEOUT_MS, &attached, err);
-	if (!ret) {
-		client_attached_done(&attached);
-		ret = client_attach(client, lease.instance, lease.epoch, true, lease.identity, TAKE_OVER_TIMEOUT_MS, &attached, err);
-	}
-	if (ret) {
-		client_close(client);
-		return ret;
+	/* The pool, too, may have died just now. The tree's faults wait meanwhile, as they would have done with the pager that died. */
+	while ((ret = attach_again(options, &leases[0], &client, &attached, err)) < 0) {
+		if (is_final(ret) || (options->on_lost != ON_LOST_FREEZE && clock_now_ns() - began_ns > wait_ns))
+			return ret;
+		log_warn("%s; trying again", err->text);
+		nanosleep(&(const struct timespec){ .tv_nsec = TAKE_OVER_PAUSE_NS }, NULL);
 	}
 	return make_source(plan, &client, &attached, 1, source, err);
 }
