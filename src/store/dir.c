@@ -27,11 +27,18 @@ struct dir_store {
 	struct heap_store base;
 	int directory_fd, blobs_fd, lock_fd, pages_fd;
 	bool old_format;
+	bool broken; /* a name was changed, but perhaps not on the disk: what either state refers to must stay, so nothing is freed any more */
 };
 
 static struct dir_store *dir_of(struct store *store)
 {
 	return (struct dir_store *)store;
+}
+
+static void dir_free(struct store *store, const uint64_t *slots, size_t count)
+{
+	if (!dir_of(store)->broken)
+		heap_store_free(store, slots, count);
 }
 
 static int dir_sync(struct store *store)
@@ -67,6 +74,15 @@ static int write_format(struct dir_store *dir)
 	return result;
 }
 
+static int sync_names(struct dir_store *dir)
+{
+	if (dir->broken || fsync(dir->blobs_fd) < 0) {
+		dir->broken = true;
+		return -EIO;
+	}
+	return 0;
+}
+
 static int dir_blob_put(struct store *store, const char *name, const void *bytes, uint64_t length)
 {
 	int blobs_fd = dir_of(store)->blobs_fd;
@@ -85,7 +101,7 @@ static int dir_blob_put(struct store *store, const char *name, const void *bytes
 		unlinkat(blobs_fd, temporary, 0);
 		return result;
 	}
-	return fsync(blobs_fd) < 0 ? -errno : 0;
+	return sync_names(dir_of(store));
 }
 
 static int dir_blob_get(struct store *store, const char *name, void **bytes, uint64_t *length, uint64_t limit)
@@ -131,9 +147,7 @@ static int dir_blob_delete(struct store *store, const char *name)
 
 	if (!store_blob_name_good(name))
 		return -EINVAL;
-	if (unlinkat(blobs_fd, name, 0) < 0 || fsync(blobs_fd) < 0)
-		return -errno;
-	return 0;
+	return unlinkat(blobs_fd, name, 0) < 0 ? -errno : sync_names(dir_of(store));
 }
 
 static void dir_close(struct store *store)
@@ -152,7 +166,7 @@ static void dir_close(struct store *store)
 static const struct store_ops dir_ops = {
 	.name = "dir",
 	.alloc = heap_store_alloc,
-	.free = heap_store_free,
+	.free = dir_free,
 	.write = heap_store_write,
 	.read = heap_store_read,
 	.page = heap_store_page,
@@ -258,7 +272,8 @@ static int open_parts(struct dir_store *dir, const char *path, bool create, stru
 		return dp_fail_errno(err, errno, "open %s/blobs", path);
 	remove_temporaries(dir->blobs_fd);
 	dir->pages_fd = openat(dir->directory_fd, "pages.heap", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (dir->pages_fd < 0)
+	/* Its name too must be on the disk before anything refers to what is in it: what syncs the file need not do that. */
+	if (dir->pages_fd < 0 || fsync(dir->directory_fd) < 0)
 		return dp_fail_errno(err, errno, "open %s/pages.heap", path);
 	result = heap_init(&dir->base.heap, dir->pages_fd, 1, UINT64_MAX);
 	return result < 0 ? dp_fail_errno(err, -result, "open %s/pages.heap", path) : 0;
