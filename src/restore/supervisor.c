@@ -116,10 +116,10 @@ static void finish(struct supervisor *supervisor)
 	end_pager(supervisor, supervisor->failed ? 0 : PAGER_END_MS);
 	pool_source_end_left(supervisor->plan);
 	keeper_receive(&supervisor->keeper);
-	keeper_done(&supervisor->keeper);
 	/* A pager that kills its tree is often seen after the tree. */
 	if (!supervisor->err.text[0] && supervisor->keeper.text[0])
-		snprintf(supervisor->err.text, sizeof(supervisor->err.text), "pager: %s", supervisor->keeper.text);
+		snprintf(supervisor->err.text, sizeof(supervisor->err.text), "pager: %.1000s", supervisor->keeper.text);
+	keeper_done(&supervisor->keeper);
 	if (supervisor->err.text[0]) {
 		log_error("%s", supervisor->err.text);
 		instance_keep_logs(supervisor->instance, kept, sizeof(kept));
