@@ -33,7 +33,7 @@ int captive_socket_path(const struct endpoint *endpoint, char *path, unsigned si
 	if (length > 0 && (unsigned)length < size && (size_t)length < sizeof(((struct sockaddr_un *)0)->sun_path))
 		return 0;
 	/* Both sides must find the same name: the path's hash is one. */
-	mkdir("/run/distri-proc", 0755);
+	mkdir("/run/distri-proc", 0700);
 	mkdir("/run/distri-proc/pools", 0700);
 	XXH128_hash_t hash = XXH3_128bits(endpoint->path, strlen(endpoint->path));
 

@@ -303,7 +303,7 @@ static int handle_input(struct connection *connection)
 	return 0;
 }
 
-/* Makes room for what the message at the start lacks, at the front of the buffer. */
+/* Makes room for some of what the message at the start lacks, at the front of the buffer. */
 static int make_room(struct connection *connection, uint64_t missing)
 {
 	size_t have = connection->input_end - connection->input_start;
@@ -317,13 +317,18 @@ static int make_room(struct connection *connection, uint64_t missing)
 	}
 	if (connection->input_size - have >= missing)
 		return 0;
-	/* At most the largest message: the header was checked. The length is that of bytes to come, but bounded. */
-	uint8_t *grown = realloc(connection->input, have + missing);
+	/* Grows with what has come, not with what was announced: many peers that announce much and send little cost little. The whole is
+	 * bounded: the header was checked. */
+	size_t size = have + DP_MIN(missing, DP_MAX((uint64_t)have, (uint64_t)INPUT_SMALL_BYTES));
+
+	if (size <= connection->input_size)
+		return 0;
+	uint8_t *grown = realloc(connection->input, size);
 
 	if (!grown)
 		return -ENOMEM;
 	connection->input = grown;
-	connection->input_size = have + missing;
+	connection->input_size = size;
 	return 0;
 }
 
@@ -343,7 +348,7 @@ int connection_readable(struct connection *connection)
 
 	/* A large message is read to its end and no further, so that nothing has to be moved to the front behind it. */
 	if ((uint64_t)missing > INPUT_SMALL_BYTES / 2)
-		room = (size_t)missing;
+		room = DP_MIN(room, (size_t)missing);
 	ssize_t got = stream_receive(connection->stream, connection->input + connection->input_end, room);
 
 	if (got == -EAGAIN)

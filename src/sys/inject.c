@@ -137,6 +137,17 @@ static int come_to_rest(struct injection *injection, struct dp_err *err)
 	return 1;
 }
 
+static bool has_filter(pid_t thread)
+{
+	char path[64];
+	cleanup_free char *text = NULL;
+	snprintf(path, sizeof(path), "/proc/%d/status", thread);
+	if (io_read_file(path, &text, 65536) < 0)
+		return true; /* not known: as if */
+	const char *line = strstr(text, "\nSeccomp:\t");
+	return line && line[10] != '0';
+}
+
 int inject_stopped(struct injection *injection, struct dp_err *err)
 {
 	uint64_t area, ignored;
@@ -146,6 +157,12 @@ int inject_stopped(struct injection *injection, struct dp_err *err)
 	injection->needs_page = find_rseq(injection, &area) && !peek(injection, area, &ignored) ? area : 0;
 	if (injection->needs_page)
 		return 0;
+	/* Its own filter would stop our calls, or end it for them: then none is made. The kernel suspends filters for a tracer only that has none
+	 * itself (restore/enter_sandbox.c). */
+	if (ptrace(PTRACE_SETOPTIONS, injection->thread, 0, PTRACE_O_SUSPEND_SECCOMP) && has_filter(injection->thread)) {
+		ptrace(PTRACE_DETACH, injection->thread, 0, 0);
+		return dp_fail(err, EPERM, "process %d has a seccomp filter, and we may not suspend it: its memory stays", injection->thread);
+	}
 	/* Only now: until it stopped, it could have moved to another memory by execve. */
 	ret = find_syscall_instruction(injection->thread, &injection->syscall_instruction);
 	if (!ret)

@@ -30,7 +30,8 @@ struct injection {
 
 /* Asks a thread to stop. -EPERM: somebody else traces it, or no right to; -ESRCH. Does not block. */
 int inject_begin(struct injection *injection, pid_t thread, struct dp_err *err);
-/* 1: stopped and ready for calls; 0: not yet; -ESRCH: it has ended. Does not block. With 0, needs_page may name a page to install:
+/* 1: stopped and ready for calls; 0: not yet; -ESRCH: it has ended; -EPERM: it has a seccomp filter that we may not suspend, and was let
+ * go. Does not block. With 0, needs_page may name a page to install:
  * on its way to user mode the kernel writes to the thread's rseq area, and would wait for the page while we wait for the thread. */
 int inject_stopped(struct injection *injection, struct dp_err *err);
 /* Runs one system call; the result is what the call returned (-errno included) or -ESRCH where the thread ended. */

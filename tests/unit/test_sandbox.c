@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -20,6 +21,7 @@
 #include <cmocka.h>
 
 #include "base/base.h"
+#include "sys/inject.h"
 #include "sys/sandbox.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -134,6 +136,82 @@ static void filter__what_a_keeper_does__is_allowed_also_below_another_filter(voi
 	assert_int_equal(run(work_in_keeper, output, sizeof(output)), 0);
 }
 
+/* A process with a filter of its own; killed by it if it made a call that it did not mean to. */
+static pid_t filtered_process(void)
+{
+	int ready[2];
+	char byte;
+
+	if (pipe2(ready, O_CLOEXEC) < 0)
+		return -1;
+	pid_t child = fork();
+
+	if (child == 0) {
+		sandbox_filter(SANDBOX_POOL, NULL);
+		if (write(ready[1], "r", 1) == 1)
+			for (;;)
+				poll(NULL, 0, -1);
+	}
+	if (read(ready[0], &byte, 1) != 1)
+		return -1;
+	return child;
+}
+
+/* 0: refused and unharmed; 100: stopped, calls could be made. */
+static int inject_into(pid_t target)
+{
+	struct injection injection;
+	int result = inject_begin(&injection, target, NULL), status;
+
+	for (int tries = 0; result == 0 && tries < 2000; tries++) {
+		result = inject_stopped(&injection, NULL);
+		if (result == 0)
+			usleep(1000);
+	}
+	/* A call that its filter forbids. */
+	if (result == 1) {
+		result = inject_call(&injection, SYS_setsid, 0, 0, 0, 0, 0, 0) == target ? 100 : 2;
+		inject_leave(&injection);
+	}
+	bool unharmed = waitpid(target, &status, WNOHANG) == 0;
+
+	kill(target, SIGKILL);
+	waitpid(target, NULL, 0);
+	return !unharmed ? 1 : result == -EPERM ? 0 : result;
+}
+
+static int inject_below_a_filter(void)
+{
+	pid_t target = filtered_process();
+
+	return target < 0 || sandbox_filter(SANDBOX_KEEPER, NULL) < 0 ? 3 : inject_into(target);
+}
+
+static int inject_without_a_filter(void)
+{
+	pid_t target = filtered_process();
+
+	return target < 0 ? 3 : inject_into(target);
+}
+
+static void injection__into_a_process_with_a_filter__is_made_only_where_that_is_suspended(void **state)
+{
+	char output[400];
+
+	if (geteuid() != 0)
+		skip(); /* suspending needs CAP_SYS_ADMIN */
+#ifdef SANITIZED
+	skip();
+#endif
+	int status = run(inject_below_a_filter, output, sizeof(output));
+
+	assert_true(WIFEXITED(status));
+	assert_int_equal(WEXITSTATUS(status), 0);
+	status = run(inject_without_a_filter, output, sizeof(output));
+	assert_true(WIFEXITED(status));
+	assert_int_equal(WEXITSTATUS(status), 100);
+}
+
 static int drop_all(void)
 {
 	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
@@ -164,6 +242,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(filter__forbidden_call__kills_and_says_which),
 		cmocka_unit_test(filter__what_a_keeper_does__is_allowed_also_below_another_filter),
+		cmocka_unit_test(injection__into_a_process_with_a_filter__is_made_only_where_that_is_suspended),
 		cmocka_unit_test(capabilities__dropped__are_gone),
 	};
 
