@@ -347,8 +347,9 @@ static bool can_evict(struct space *space, uint64_t now)
 /* A stopped thread cannot run calls before this page is there; nobody else asks for it. */
 static void bring_needed_page(struct space *space)
 {
-	if (space->warden.injection.needs_page)
-		fault_serve(space, space->warden.injection.needs_page, true, clock_now_ns());
+	uint64_t address = __atomic_load_n(&space->warden.job->needs_page, __ATOMIC_ACQUIRE);
+	if (address)
+		fault_serve(space, address, true, clock_now_ns());
 }
 
 /* A warden is injected when there is something to evict for the first time. */
@@ -358,10 +359,15 @@ static void bring_warden(struct space *space, uint64_t now)
 	struct dp_err err;
 	int ret;
 	if (space->warden.state == WARDEN_ABSENT || space->warden.state == WARDEN_LOST) {
-		ret = warden_begin(&space->warden, space->pid, &err);
-		ret = ret < 0 ? ret : 0;
+		ret = warden_prepare(&space->warden);
+		if (ret)
+			dp_fail_errno(&err, -ret, "ring for the warden of process %d", space->pid);
+		else
+			recover_placing(space);
+		if (!ret)
+			ret = warden_begin(&space->warden, JOB_PLACE, space->pid, space->uffd, tree->budget.staging_pages * PAGE_BYTES, &err);
 	} else {
-		ret = warden_poll(&space->warden, space->pid, space->uffd, tree->budget.staging_pages * PAGE_BYTES, &err);
+		ret = warden_poll(&space->warden, &err);
 		if (ret == 0)
 			bring_needed_page(space);
 		if (ret == 1) {
@@ -369,6 +375,7 @@ static void bring_warden(struct space *space, uint64_t now)
 			if (!ret)
 				ret = evict_watch_warden(space);
 			recover_save_warden(space);
+			warden_job_over(&space->warden);
 			setpriority(PRIO_PROCESS, (id_t)space->warden.pid, PAGER_NICE);
 			log_info("warden %d placed in process %d", space->warden.pid, space->pid);
 		}
@@ -435,6 +442,8 @@ static bool evict_step(struct space *space, uint64_t excess, uint64_t used, uint
 	return more;
 }
 
+static bool retire(struct space *space);
+
 /* A thread that was stopped for an injection goes on as soon as that is over, whether there is still anything to evict or not. */
 static void finish_injections(struct tree *tree, uint64_t now)
 {
@@ -442,6 +451,8 @@ static void finish_injections(struct tree *tree, uint64_t now)
 		bool lost = space->warden.state == WARDEN_LOST && can_evict(space, now);
 		if (!space->closed && (lost || space->warden.state == WARDEN_STOPPING_TARGET))
 			bring_warden(space, now);
+		else if (!space->closed && space->warden.state == WARDEN_LEAVING)
+			retire(space); /* of a freeze that ended with another pager */
 	}
 }
 
@@ -478,29 +489,27 @@ static bool retire(struct space *space)
 	struct warden *warden = &space->warden;
 	struct dp_err err;
 	if (warden->state == WARDEN_READY) {
-		int ret = inject_begin(&warden->injection, space->pid, &err);
+		epoll_ctl(space->tree->epoll_fd, EPOLL_CTL_DEL, warden->event_fd, NULL);
+		epoll_ctl(space->tree->epoll_fd, EPOLL_CTL_DEL, warden->pidfd, NULL);
+		recover_retiring(space);
+		int ret = warden_begin(warden, JOB_RETIRE, space->pid, space->uffd, 0, &err);
 		if (ret) {
 			log_warn("%s", err.text);
 			return false;
 		}
-		warden->state = WARDEN_LEAVING;
 	}
-	int ret = inject_stopped(&warden->injection, &err);
-	if (ret < 0)
+	int ret = warden_poll(warden, &err);
+	if (ret < 0) {
+		log_warn("take the warden of process %d out: %s", space->pid, err.text);
 		space_lost(space);
-	else if (ret == 0)
+	} else if (ret == 0) {
 		bring_needed_page(space);
+	}
 	if (ret <= 0)
 		return false;
-	struct injection stopped = warden->injection;
-	epoll_ctl(space->tree->epoll_fd, EPOLL_CTL_DEL, warden->event_fd, NULL);
-	epoll_ctl(space->tree->epoll_fd, EPOLL_CTL_DEL, warden->pidfd, NULL);
-	warden->state = WARDEN_READY;
-	recover_retiring(space);
-	warden_retire(warden, space->uffd, &stopped);
-	inject_leave(&stopped);
 	staging_done(&space->staging);
 	recover_save_warden(space);
+	warden_job_over(warden);
 	return true;
 }
 

@@ -227,8 +227,6 @@ static bool sweep(struct tree *tree)
 
 static bool wardens_come_or_go(const struct tree *tree)
 {
-	if (tree->abandoned_count)
-		return true;
 	for (const struct space *space = tree->spaces; space; space = space->next)
 		if (space->warden.state == WARDEN_STOPPING_TARGET || space->warden.state == WARDEN_LEAVING)
 			return true;
@@ -275,8 +273,6 @@ static void serve(struct tree *tree)
 		install_parked(tree);
 		more = evict_work(tree);
 		ahead_work(tree);
-		if (tree->abandoned_count)
-			space_release_abandoned(tree);
 		if (tree->freezing)
 			control_work(tree);
 		uint64_t until_fill = migrate_work(tree);
@@ -289,7 +285,7 @@ static void serve(struct tree *tree)
 		if (due)
 			update_stats(tree);
 		watch_source(tree, &writing);
-		if (!sweep(tree) && tree->running && !tree->abandoned_count)
+		if (!sweep(tree) && tree->running)
 			break;
 	}
 }

@@ -164,6 +164,7 @@ static int map_space(struct space *space, void *memory)
 {
 	space->saved = memory;
 	space->doubt = space->saved->doubt;
+	space->warden.job = &space->saved->job;
 	return table_init_at(&space->table, (char *)memory + SAVED_LEAVES_AT, &space->saved->leaf_top, initial_changed, space);
 }
 
@@ -256,15 +257,24 @@ void recover_space_complete(struct space *space, uint64_t event)
 	space->saved->complete = 1;
 }
 
+void recover_placing(struct space *space)
+{
+	const struct warden *warden = &space->warden;
+	if (tell(space->tree, KEEPER_RING, space->number, warden->ring_fd) || tell(space->tree, KEEPER_EVENT, space->number, warden->event_fd))
+		log_warn("the supervisor does not take a warden's descriptors");
+}
+
 void recover_save_warden(struct space *space)
 {
 	const struct warden *warden = &space->warden;
 	struct space_saved *saved = space->saved;
 	struct tree *tree = space->tree;
 	bool ready = warden->state == WARDEN_READY;
-	if (ready && (tell(tree, KEEPER_RING, space->number, warden->ring_fd) || tell(tree, KEEPER_EVENT, space->number, warden->event_fd) ||
-		      tell(tree, KEEPER_WARDEN, space->number, warden->pidfd)))
-		log_warn("the supervisor does not take a warden's descriptors");
+	if (ready && tell(tree, KEEPER_WARDEN, space->number, warden->pidfd))
+		log_warn("the supervisor does not take a warden's pidfd");
+	bool first = ready && !saved->staging;
+	if (first)
+		saved->head = saved->tail = 0;
 	saved->warden_own_pid = warden->own_pid;
 	saved->warden_traced = warden->traced;
 	saved->area = warden->area;

@@ -55,6 +55,7 @@
 #include "instance/keeper.h"
 #include "pager/oplog.h"
 #include "pager/table.h"
+#include "pager/warden.h"
 
 struct tree;
 struct space;
@@ -88,6 +89,7 @@ struct space_saved {
 	uint64_t source_space;
 	uint32_t leaf_top;
 	struct saved_ranges ranges[SAVED_KINDS];
+	struct warden_job job;   /* warden.h */
 	/* the warden: all zero while there is none */
 	int32_t warden_pid, warden_own_pid, warden_traced;
 	uint64_t area, area_bytes, staging, staging_bytes;
@@ -129,6 +131,8 @@ void recover_save_space(struct space *space);
 void recover_save_ranges(struct space *space, enum saved_kind kind);
 /* The child is all there. */
 void recover_space_complete(struct space *space, uint64_t event);
+/* A warden is about to be placed: its ring and eventfd are kept from now on. */
+void recover_placing(struct space *space);
 /* What is known of the warden, when it has come or gone. */
 void recover_save_warden(struct space *space);
 /* Its staging, which is empty, is about to go. */

@@ -34,7 +34,7 @@ struct space *space_again(struct tree *tree, int uffd, uint32_t number)
 	space->warden_handle = (struct handle){ HANDLE_WARDEN, space };
 	space->pidfd_handle = (struct handle){ HANDLE_PIDFD, space };
 	space->prefetcher.policy = tree->config->prefetch_policy; /* the rest is zero and stays untouched until needed */
-	warden_init(&space->warden);
+	warden_init(&space->warden, NULL);
 	return space;
 }
 
@@ -82,17 +82,11 @@ static void unwatch(struct tree *tree, int fd)
 static void discard_warden(struct space *space)
 {
 	struct tree *tree = space->tree;
-	struct injection unfinished;
 	if (space->warden.state == WARDEN_ABSENT)
 		return;
 	unwatch(tree, space->warden.event_fd);
 	unwatch(tree, space->warden.pidfd);
-	if (!warden_discard(&space->warden, &unfinished))
-		return;
-	/* More than that many at once: the oldest is waited for; its memory has gone, so it stops soon. */
-	while (tree->abandoned_count == ABANDONED)
-		space_release_abandoned(tree);
-	tree->abandoned[tree->abandoned_count++] = unfinished;
+	warden_discard(&space->warden);
 }
 
 void space_forget_pid(struct space *space)
@@ -129,13 +123,6 @@ void space_close(struct space *space)
 	if (tree->source->ops->space_free)
 		tree->source->ops->space_free(tree->source, space->source_space, COOKIE_IGNORED);
 	tell_keeper(space, KEEPER_RELEASE, -1);
-}
-
-void space_release_abandoned(struct tree *tree)
-{
-	for (unsigned i = tree->abandoned_count; i-- > 0;)
-		if (inject_abandon(&tree->abandoned[i]))
-			tree->abandoned[i] = tree->abandoned[--tree->abandoned_count];
 }
 
 static bool still_answered(const struct space *space)

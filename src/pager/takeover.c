@@ -121,14 +121,30 @@ static int take_staging(struct space *space)
 	return 0;
 }
 
+/* A warden that was being placed, or taken out: its injector goes on, or has ended meanwhile. */
+static void take_job(struct space *space)
+{
+	struct tree *tree = space->tree;
+	const struct warden_job *job = &space->saved->job;
+	uint32_t state = __atomic_load_n(&job->state, __ATOMIC_ACQUIRE);
+	bool booked = job->kind == JOB_PLACE && state == JOB_DONE && space->warden.state == WARDEN_READY && space->warden.pid == job->pid;
+	if (state == JOB_NONE)
+		return;
+	if (booked)
+		warden_job_over(&space->warden);
+	else
+		warden_adopt_job(&space->warden, take_fd(tree, KEEPER_RING, space->number), take_fd(tree, KEEPER_EVENT, space->number));
+}
+
 static int take_warden(struct space *space)
 {
 	struct tree *tree = space->tree;
 	const struct space_saved *saved = space->saved;
 	struct warden *warden = &space->warden;
 	int pidfd = take_fd(tree, KEEPER_WARDEN, space->number);
+	uint32_t job = __atomic_load_n(&saved->job.state, __ATOMIC_ACQUIRE);
 	if (!saved->staging) {
-		if (pidfd >= 0) /* R15 */
+		if (pidfd >= 0 && job == JOB_NONE) /* R15 */
 			proc_pidfd_kill(pidfd, SIGKILL);
 		dp_close_fd(&pidfd);
 		return 0;
@@ -145,7 +161,7 @@ static int take_warden(struct space *space)
 	warden->pid = saved->warden_pid;
 	if (warden->ring->command == WARDEN_MOVE)
 		warden_wait_move(warden);
-	bool dead = warden_is_dead(warden) || warden->traced;
+	bool dead = warden_is_dead(warden);
 	if (dead) {
 		warden->pid = 0;
 		warden->state = WARDEN_LOST;
@@ -198,8 +214,10 @@ static void take_space(struct tree *tree, uint32_t number, int state_fd)
 	if (!ret)
 		ret = tree_watch_fd(tree, uffd, &space->uffd_handle);
 	bool gone = !ret && space_memory_is_gone(space);
-	if (!ret && !gone)
+	if (!ret && !gone) {
 		ret = take_warden(space);
+		take_job(space);
+	}
 	if (!ret)
 		table_each(&space->table, 0, UINT64_MAX >> PAGE_SHIFT, queue_page, space);
 	if (ret)

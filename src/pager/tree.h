@@ -51,7 +51,6 @@
 #define DEFERRED_FAULTS 8192u
 #define MOVE_PAGES 256u     /* pages of one MOVE command */
 #define WRITE_BATCHES 64u
-#define ABANDONED 64u
 #define CONTROL_PEERS 8u
 #define STALL_LIMIT_NS (10u * 1000 * 1000) /* a fault waits no longer for room */
 #define PAGER_NICE (-15)
@@ -188,7 +187,8 @@ struct tree {
 	bool running;   /* CRIU has gone: the tree runs */
 	bool failed_handover;
 	bool frozen;    /* a checkpoint is under way: nothing is evicted */
-	bool freezing;  /* its answer is owed when the wardens have left */
+	bool freezing;  /* its answer is owed when the wardens have left; or: */
+	uint64_t export_owed_ns; /* an export is owed, since then, when the source has acknowledged all changes; 0: not */
 	int failure;    /* the tree must end: -errno */
 	struct dp_err *err;
 	bool serving_deferred;
@@ -210,8 +210,6 @@ struct tree {
 	struct deferred_fault *deferred; /* ring of DEFERRED_FAULTS */
 	uint32_t deferred_head, deferred_count;
 	uint64_t next_watch_ns, next_sample_ns, last_active_ns, sample_cost_ns;
-	struct injection abandoned[ABANDONED]; /* threads of closed spaces that were asked to stop, to be let go */
-	unsigned abandoned_count;
 	uint8_t *buffer; /* MOVE_PAGES pages, for what is read from staging */
 	uint8_t *zero_page;
 };
@@ -240,8 +238,6 @@ void space_lost(struct space *space);
 bool space_memory_is_gone(const struct space *space);
 /* Is an event unread, or one that was read not yet over (P9)? */
 bool space_is_changing(const struct space *space);
-/* Lets go of threads whose injection was given up. */
-void space_release_abandoned(struct tree *tree);
 
 /* ---- fault.c ---- */
 /* Reads what the userfaultfd has and serves it. */

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
@@ -28,22 +29,14 @@ enum { CODE_BYTES = PAGE_BYTES, STACK_BYTES = 4 * PAGE_BYTES };
 /* Numbers in the warden's own table, which is empty when they are made: socket, its far end, and what is received. */
 enum { WARDEN_SOCKET_NEAR = 0, WARDEN_SOCKET_FAR = 1 };
 
-void warden_init(struct warden *warden)
+void warden_init(struct warden *warden, struct warden_job *job)
 {
 	memset(warden, 0, sizeof(*warden));
+	warden->job = job;
+	warden->injector_fd = -1;
 	warden->pidfd = -1;
 	warden->ring_fd = -1;
 	warden->event_fd = -1;
-}
-
-int warden_begin(struct warden *warden, pid_t thread, struct dp_err *err)
-{
-	int ret = inject_begin(&warden->injection, thread, err);
-	if (ret)
-		return ret;
-	warden->state = WARDEN_STOPPING_TARGET;
-	warden->asked_ns = clock_now_ns();
-	return 0;
 }
 
 static int write_target(pid_t pid, uint64_t to, const void *from, size_t bytes)
@@ -234,9 +227,7 @@ static int make_ring(struct warden *warden)
 static int inject_warden(struct warden *warden, pid_t target, int uffd, uint64_t staging_bytes)
 {
 	bool fresh = !warden->staging;
-	int ret = make_ring(warden);
-	if (!ret)
-		ret = map_areas(warden, target, staging_bytes);
+	int ret = map_areas(warden, target, staging_bytes);
 	if (!ret && fresh)
 		ret = uffd_register(uffd, warden->staging, staging_bytes);
 	if (ret)
@@ -276,13 +267,12 @@ static void close_own(struct warden *warden)
 static void forget(struct warden *warden)
 {
 	close_own(warden);
-	warden_init(warden);
+	dp_close_fd(&warden->injector_fd);
+	warden_init(warden, warden->job);
 }
 
 void warden_lose(struct warden *warden)
 {
-	if (warden->traced && warden->pid > 0)
-		waitpid(warden->pid, NULL, __WALL | WNOHANG);
 	close_own(warden);
 	warden->pid = 0;
 	warden->busy = warden->traced = false;
@@ -297,43 +287,8 @@ int warden_adopt(struct warden *warden, int ring_fd, int event_fd, int pidfd)
 	int ret = ring_fd < 0 ? -EBADF : map_ring(warden);
 	if (ret)
 		return ret;
-	/* Nobody suspends the target's filters for it any more. */
-	if (warden->traced && pidfd >= 0)
-		proc_pidfd_kill(pidfd, SIGKILL);
 	warden->state = WARDEN_READY;
 	return 0;
-}
-
-int warden_poll(struct warden *warden, pid_t target, int uffd, uint64_t staging_bytes, struct dp_err *err)
-{
-	int ret = inject_stopped(&warden->injection, err);
-	if (ret == 0)
-		return 0;
-	bool fresh = !warden->staging;
-	if (ret < 0) {
-		if (fresh)
-			forget(warden);
-		else
-			warden_lose(warden);
-		return ret;
-	}
-	ret = inject_warden(warden, target, uffd, staging_bytes);
-	if (ret && warden->area) {
-		inject_call(&warden->injection, SYS_munmap, warden->area, warden->area_bytes, 0, 0, 0, 0);
-		warden->area = warden->area_bytes = 0;
-	}
-	if (ret && fresh && warden->staging)
-		inject_call(&warden->injection, SYS_munmap, warden->staging - PAGE_BYTES, warden->staging_bytes + 2 * PAGE_BYTES, 0, 0, 0, 0);
-	inject_leave(&warden->injection);
-	if (ret) {
-		if (fresh)
-			forget(warden);
-		else
-			warden_lose(warden);
-		return dp_fail_errno(err, -ret, "place the warden in process %d", target);
-	}
-	warden->state = WARDEN_READY;
-	return 1;
 }
 
 static int wake(struct warden *warden, uint32_t command)
@@ -403,24 +358,24 @@ int warden_drop(struct warden *warden, uint64_t start, uint64_t bytes)
 
 bool warden_finished(struct warden *warden)
 {
-	if (!warden->busy || !is_done(warden))
-		return false;
 	uint64_t count;
-	ssize_t ignored = read(warden->event_fd, &count, sizeof(count));
+	if (warden->busy && !is_done(warden))
+		return false;
+	ssize_t ignored = read(warden->event_fd, &count, sizeof(count)); /* also of a command whose end was seen otherwise */
 	(void)ignored;
+	if (!warden->busy)
+		return false;
 	warden->busy = false;
 	return true;
 }
 
-int warden_retire(struct warden *warden, int uffd, struct injection *target)
+static void retire(struct warden *warden, int uffd, struct injection *target)
 {
 	int ret = wake(warden, WARDEN_QUIT);
 	if (!ret)
 		ret = wait_done(warden);
 	if (ret)
 		proc_pidfd_kill(warden->pidfd, SIGKILL);
-	if (warden->traced)
-		waitpid(warden->pid, NULL, __WALL); /* as its tracer; its parent reaps it next */
 	/* It is a child of the target and ends any moment; only a wait with __WALL sees it. */
 	for (int i = 0; i < 2000; i++) {
 		long reaped = inject_call(target, SYS_wait4, (uint64_t)warden->own_pid, 0, (uint64_t)(unsigned)__WALL | WNOHANG, 0, 0, 0);
@@ -432,20 +387,173 @@ int warden_retire(struct warden *warden, int uffd, struct injection *target)
 	uffd_unregister(uffd, warden->staging, warden->staging_bytes);
 	inject_call(target, SYS_munmap, warden->area, warden->area_bytes, 0, 0, 0, 0);
 	inject_call(target, SYS_munmap, warden->staging - PAGE_BYTES, warden->staging_bytes + 2 * PAGE_BYTES, 0, 0, 0, 0);
-	forget(warden);
+}
+
+/* ---- the injector: a process of its own ---- */
+
+/* Serves nothing and waits for nobody but the thread: the pager serves what that needs, or one that follows it. */
+static int stop_thread(struct warden *warden, pid_t thread, struct dp_err *err)
+{
+	int ret = inject_begin(&warden->injection, thread, err);
+	while (!ret) {
+		ret = inject_stopped(&warden->injection, err);
+		__atomic_store_n(&warden->job->needs_page, ret ? 0 : warden->injection.needs_page, __ATOMIC_RELEASE);
+		if (!ret)
+			usleep(30);
+	}
+	return ret;
+}
+
+static int place(struct warden *warden, pid_t target, int uffd, uint64_t staging_bytes, struct dp_err *err)
+{
+	bool fresh = !warden->staging;
+	int ret = inject_warden(warden, target, uffd, staging_bytes);
+	if (ret && warden->area)
+		inject_call(&warden->injection, SYS_munmap, warden->area, warden->area_bytes, 0, 0, 0, 0);
+	if (ret && fresh && warden->staging)
+		inject_call(&warden->injection, SYS_munmap, warden->staging - PAGE_BYTES, warden->staging_bytes + 2 * PAGE_BYTES, 0, 0, 0, 0);
+	return ret ? dp_fail_errno(err, -ret, "place the warden in process %d", target) : 0;
+}
+
+static void publish(struct warden *warden, int ret, const struct dp_err *err)
+{
+	struct warden_job *job = warden->job;
+	job->pid = warden->pid;
+	job->own_pid = warden->own_pid;
+	job->traced = warden->traced;
+	job->area = warden->area;
+	job->area_bytes = warden->area_bytes;
+	job->staging = warden->staging;
+	job->staging_bytes = warden->staging_bytes;
+	snprintf(job->text, sizeof(job->text), "%s", err->text);
+	__atomic_store_n(&job->state, ret < 0 ? JOB_FAILED : JOB_DONE, __ATOMIC_RELEASE);
+}
+
+static void inject(struct warden *warden, enum job_kind kind, pid_t thread, int uffd, uint64_t staging_bytes) __attribute__((noreturn));
+static void inject(struct warden *warden, enum job_kind kind, pid_t thread, int uffd, uint64_t staging_bytes)
+{
+	struct warden_job *job = warden->job;
+	struct dp_err err = { "" };
+	uint32_t asked = JOB_ASKED;
+	signal(SIGCHLD, SIG_DFL);
+	prctl(PR_SET_NAME, "dp-injector");
+	job->injector = getpid();
+	if (!__atomic_compare_exchange_n(&job->state, &asked, JOB_RUNNING, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+		_exit(1); /* the pager has died and another does not want it */
+	int ret = stop_thread(warden, thread, &err);
+	bool stopped = ret > 0;
+	if (stopped && kind == JOB_PLACE)
+		ret = place(warden, thread, uffd, staging_bytes, &err);
+	else if (stopped)
+		retire(warden, uffd, &warden->injection);
+	if (stopped)
+		inject_leave(&warden->injection);
+	publish(warden, ret, &err);
+	/* The target's filters are suspended for the warden as long as we trace it. */
+	if (kind == JOB_PLACE && ret >= 0 && warden->traced)
+		waitpid(warden->pid, NULL, __WALL);
+	_exit(0);
+}
+
+int warden_prepare(struct warden *warden)
+{
+	return make_ring(warden);
+}
+
+int warden_begin(struct warden *warden, enum job_kind kind, pid_t thread, int uffd, uint64_t staging_bytes, struct dp_err *err)
+{
+	struct warden_job *job = warden->job;
+	job->kind = kind;
+	job->needs_page = 0;
+	job->injector = 0;
+	__atomic_store_n(&job->state, JOB_ASKED, __ATOMIC_RELEASE);
+	pid_t pid = fork();
+	if (pid == 0)
+		inject(warden, kind, thread, uffd, staging_bytes);
+	warden->injector_fd = pid > 0 ? proc_pidfd_open(pid) : -1;
+	if (pid < 0) {
+		job->state = JOB_NONE;
+		return dp_fail_errno(err, errno, "fork for process %d", thread);
+	}
+	warden->state = kind == JOB_PLACE ? WARDEN_STOPPING_TARGET : WARDEN_LEAVING;
+	warden->asked_ns = clock_now_ns();
 	return 0;
 }
 
-bool warden_discard(struct warden *warden, struct injection *unfinished)
+bool warden_adopt_job(struct warden *warden, int ring_fd, int event_fd)
 {
-	bool injecting = warden->state == WARDEN_STOPPING_TARGET || warden->state == WARDEN_LEAVING;
-	*unfinished = warden->injection;
+	struct warden_job *job = warden->job;
+	uint32_t asked = JOB_ASKED;
+	bool unbegun = __atomic_compare_exchange_n(&job->state, &asked, JOB_NONE, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+	if (unbegun || job->state == JOB_NONE || ring_fd < 0 || event_fd < 0) {
+		dp_close_fd(&ring_fd);
+		dp_close_fd(&event_fd);
+		return false;
+	}
+	dp_close_fd(&warden->ring_fd);
+	dp_close_fd(&warden->event_fd);
+	warden->ring_fd = ring_fd;
+	warden->event_fd = event_fd;
+	if (!warden->ring && map_ring(warden))
+		return false;
+	warden->injector_fd = proc_pidfd_open(job->injector);
+	warden->state = job->kind == JOB_PLACE ? WARDEN_STOPPING_TARGET : WARDEN_LEAVING;
+	return true;
+}
+
+void warden_job_over(struct warden *warden)
+{
+	dp_close_fd(&warden->injector_fd);
+	warden->injector_fd = -1;
+	__atomic_store_n(&warden->job->state, JOB_NONE, __ATOMIC_RELEASE);
+}
+
+/* As it was before the job. */
+static void job_failed(struct warden *warden)
+{
+	if (warden->job->kind == JOB_RETIRE)
+		warden->state = WARDEN_READY;
+	else if (warden->staging)
+		warden_lose(warden);
+	else
+		forget(warden);
+}
+
+int warden_poll(struct warden *warden, struct dp_err *err)
+{
+	const struct warden_job *job = warden->job;
+	struct pollfd ended = { .fd = warden->injector_fd, .events = POLLIN };
+	bool dead = warden->injector_fd < 0 || poll(&ended, 1, 0) > 0;
+	uint32_t state = __atomic_load_n(&job->state, __ATOMIC_ACQUIRE); /* after its death is looked at: it says before it dies */
+	if (state != JOB_DONE && state != JOB_FAILED && !dead)
+		return 0;
+	if (state != JOB_DONE) {
+		job_failed(warden);
+		if (state != JOB_FAILED)
+			return dp_fail(err, ESRCH, "the injector died");
+		return dp_fail(err, EIO, "%s", job->text);
+	}
+	if (job->kind == JOB_RETIRE) {
+		forget(warden);
+		return 1;
+	}
+	warden->pid = job->pid;
+	warden->own_pid = job->own_pid;
+	warden->traced = job->traced;
+	warden->area = job->area;
+	warden->area_bytes = job->area_bytes;
+	warden->staging = job->staging;
+	warden->staging_bytes = job->staging_bytes;
+	warden->pidfd = proc_pidfd_open(job->pid);
+	warden->state = WARDEN_READY;
+	return 1;
+}
+
+void warden_discard(struct warden *warden)
+{
 	if (warden->pidfd >= 0)
 		proc_pidfd_kill(warden->pidfd, SIGKILL);
-	if (warden->traced)
-		waitpid(warden->pid, NULL, __WALL);
 	forget(warden);
-	return injecting;
 }
 
 bool warden_owns(const struct warden *warden, uint64_t start, uint64_t end)

@@ -1,6 +1,8 @@
 /* warden: the pager's hand inside one target's memory (the code that runs there is warden_code.c).
  *
- * How it works: injected once by ptrace into one thread of the target: maps a page of code, a small stack and the staging
+ * How it works: injected once into one thread of the target by ptrace, which a process forked for it does (the injector), so that a pager that dies
+ * leaves no thread with registers of ours: the injector ends what it has begun, and says in shared memory (struct warden_job) what came of it.
+ * Should it be killed itself in the middle, the kernel kills the target. It maps a page of code, a small stack and the staging
  * area there (none of them inherited by fork), clones the warden (CLONE_VM, exit signal 0, own session, all signals
  * blocked, no descriptor of the target's left open) and hands it a duplicate of the userfaultfd over a socket pair. From then
  * on the two speak through a ring in shared memory, one command at a time.
@@ -25,8 +27,23 @@
 /* LOST: it was killed; its areas in the target are there, staging with all it holds among them, for the next one. */
 enum warden_state { WARDEN_ABSENT, WARDEN_LOST, WARDEN_STOPPING_TARGET, WARDEN_READY, WARDEN_LEAVING };
 
+enum job_kind { JOB_PLACE = 1, JOB_RETIRE };
+enum job_state { JOB_NONE, JOB_ASKED, JOB_RUNNING, JOB_DONE, JOB_FAILED };
+
+/* What injector and pager tell each other; outlives both. */
+struct warden_job {
+	uint32_t state, kind;
+	int32_t injector;
+	int32_t pid, own_pid, traced; /* the result, as in struct warden */
+	uint64_t needs_page;          /* address of a page without which the stopped thread cannot run calls; 0: none */
+	uint64_t area, area_bytes, staging, staging_bytes;
+	char text[256];               /* of a failure */
+};
+
 struct warden {
 	enum warden_state state;
+	struct warden_job *job; /* borrowed */
+	int injector_fd;        /* pidfd, -1 while there is none */
 	pid_t pid, own_pid; /* own_pid: in the target's PID namespace */
 	int pidfd, ring_fd, event_fd; /* event_fd becomes readable when UNSHARE, DROP or QUIT is done; -1 while absent */
 	struct warden_ring *ring;
@@ -40,9 +57,13 @@ struct warden {
 	struct injection injection;
 };
 
-void warden_init(struct warden *warden);
-/* Begins the injection into a thread; warden_poll goes on with it. */
-int warden_begin(struct warden *warden, pid_t thread, struct dp_err *err);
+void warden_init(struct warden *warden, struct warden_job *job);
+/* Makes ring and eventfd for a warden that is about to be placed. */
+int warden_prepare(struct warden *warden);
+/* Forks the injector: it places a warden by way of a thread of the target, or takes the one that is there out of it. */
+int warden_begin(struct warden *warden, enum job_kind kind, pid_t thread, int uffd, uint64_t staging_bytes, struct dp_err *err);
+/* Takes over a job that a pager left which died: ring and eventfd (taken) are those of warden_prepare. false: there is none. */
+bool warden_adopt_job(struct warden *warden, int ring_fd, int event_fd);
 /* Takes one over from a pager that died: its ring, eventfd and pidfd (all taken, also where this fails), what else is set already. READY, or
  * LOST where it is dead. -errno. */
 int warden_adopt(struct warden *warden, int ring_fd, int event_fd, int pidfd);
@@ -51,8 +72,11 @@ void warden_wait_move(struct warden *warden);
 bool warden_is_dead(const struct warden *warden);
 /* It is dead: becomes LOST. */
 void warden_lose(struct warden *warden);
-/* While STOPPING_TARGET: 1 when the warden is READY, 0 not yet, or an error (then ABSENT again). Does not wait for the target. */
-int warden_poll(struct warden *warden, pid_t target, int uffd, uint64_t staging_bytes, struct dp_err *err);
+/* While STOPPING_TARGET or LEAVING: 1 when the warden is READY, or gone (ABSENT); 0 not yet; or an error: things are as they were before. Does
+ * not wait. */
+int warden_poll(struct warden *warden, struct dp_err *err);
+/* What the job said was noted: the next may come. */
+void warden_job_over(struct warden *warden);
 /* Runs the ring's MOVE runs (ring->run[0..run_count)) and waits. -EBUSY: a command is under way. */
 int warden_move(struct warden *warden);
 /* Starts UNSHARE of the ring's runs, or the DROP of part of staging. -EBUSY. */
@@ -60,12 +84,9 @@ int warden_unshare(struct warden *warden);
 int warden_drop(struct warden *warden, uint64_t start, uint64_t bytes);
 /* After event_fd became readable: true when the command is done (results are in the ring). */
 bool warden_finished(struct warden *warden);
-/* Takes the warden out of a live target: it leaves, its areas are unmapped, its zombie is reaped. The target must be stopped by
- * the caller's injection (begun and stopped). Staging must be empty. */
-int warden_retire(struct warden *warden, int uffd, struct injection *stopped_target);
-/* Forgets a warden whose target has ended or changed its memory by execve: it is killed. true: an injection was under way;
- * *unfinished is then the caller's to abandon (inject_abandon). */
-bool warden_discard(struct warden *warden, struct injection *unfinished);
+/* Forgets a warden whose target has ended or changed its memory by execve: it is killed. A job under way ends by itself: there is no memory
+ * any more in which it could place one. */
+void warden_discard(struct warden *warden);
 /* Is this address range the warden's, not the target's? */
 bool warden_owns(const struct warden *warden, uint64_t start, uint64_t end);
 

@@ -416,7 +416,9 @@ static bool watch_space(struct space *space, uint64_t now)
 	if (space->statm_fd < 0 || proc_read_statm(space->statm_fd, &statm))
 		return false;
 	uint64_t anonymous = statm.resident_pages - DP_MIN(statm.shared_pages, statm.resident_pages);
-	bool changed = statm.size_pages != space->known_size_pages && now >= space->areas_after_ns;
+	/* An injector may be making areas, and which are its own is known when it has ended. */
+	bool injecting = space->warden.state == WARDEN_STOPPING_TARGET || space->warden.state == WARDEN_LEAVING;
+	bool changed = statm.size_pages != space->known_size_pages && now >= space->areas_after_ns && !injecting;
 	bool grew = anonymous > space->anonymous_pages + 256;
 	if (changed) {
 		space->known_size_pages = statm.size_pages;

@@ -107,6 +107,7 @@ static void pager_main(const struct restore_plan *plan, const struct pager_ends 
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGCHLD, SIG_IGN); /* injectors (pager/warden.h) are waited for by nobody */
 	int why_fd = fcntl(ends->keeper_fd, F_DUPFD_CLOEXEC, 3); /* pager_run takes its own */
 	int ret = serve(plan, ends, &err);
 	if (ret < 0) {
