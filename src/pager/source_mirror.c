@@ -293,6 +293,15 @@ static int move(struct source *source, uint64_t space, uint64_t from_pgno, uint6
 	return make(of(source), &change, cookie);
 }
 
+/* A number that a dead pager had given is in use again. */
+static void keep_from_choice(struct mirror *mirror, uint64_t number)
+{
+	mirror->next_child = DP_MAX(mirror->next_child, number + 1);
+	for (size_t i = 0; i < mirror->freed_count; i++)
+		if (mirror->freed[i] == number)
+			mirror->freed[i--] = mirror->freed[--mirror->freed_count];
+}
+
 static int fork_space(struct source *source, uint64_t parent, uint64_t *child, uint64_t cookie)
 {
 	struct mirror *mirror = of(source);
@@ -304,9 +313,11 @@ static int fork_space(struct source *source, uint64_t parent, uint64_t *child, u
 	int ret = make(mirror, &change, cookie);
 	if (ret)
 		return ret;
-	if (!given && mirror->freed_count)
+	if (given)
+		keep_from_choice(mirror, number);
+	else if (mirror->freed_count)
 		mirror->freed_count--;
-	else if (!given)
+	else
 		mirror->next_child++;
 	*child = mirror->anchor | number;
 	return 0;

@@ -77,6 +77,15 @@ static uint64_t choose_number(const struct source_pool *pool)
 	return pool->next_child >> SPACE_BITS ? 0 : pool->next_child;
 }
 
+/* A number that a dead pager had given is in use again. */
+static void keep_from_choice(struct source_pool *pool, uint64_t number)
+{
+	pool->next_child = DP_MAX(pool->next_child, number + 1);
+	for (size_t i = 0; i < pool->freed_count; i++)
+		if (pool->freed[i] == number)
+			pool->freed[i--] = pool->freed[--pool->freed_count];
+}
+
 static int fork_space(struct source *source, uint64_t parent, uint64_t *child, uint64_t cookie)
 {
 	struct source_pool *pool = of(source);
@@ -87,9 +96,11 @@ static int fork_space(struct source *source, uint64_t parent, uint64_t *child, u
 	int ret = link_fork(pool->link, number_of(parent), (uint32_t)number, cookie);
 	if (ret)
 		return ret;
-	if (!given && pool->freed_count)
+	if (given)
+		keep_from_choice(pool, number);
+	else if (pool->freed_count)
 		pool->freed_count--;
-	else if (!given)
+	else
 		pool->next_child++;
 	*child = (parent >> SPACE_BITS << SPACE_BITS) | number;
 	return 0;
