@@ -16,6 +16,8 @@
 #include "pager/source_pool.h"
 #include "pager/tree.h"
 
+#define EXPORT_NS 5000000000u /* for the source to acknowledge what was changed before the freeze */
+
 struct export_head {
 	uint64_t count, instance, epoch;
 	char pool[1400];
@@ -165,6 +167,7 @@ void control_answer(const struct control_peer *peer, const char *text)
 static void thaw(struct tree *tree)
 {
 	tree->frozen = tree->freezing = false;
+	tree->export_owed_ns = 0;
 	tree->freezer = -1;
 }
 
@@ -214,12 +217,43 @@ static void serve_freeze(struct tree *tree, struct control_peer *peer)
 	tree->frozen = tree->freezing = true;
 }
 
-static void serve_export(struct tree *tree, const struct control_peer *peer)
+static void export_now(struct tree *tree, const struct control_peer *peer)
 {
 	int fd = export_tree(tree);
 	const char *text = fd < 0 ? strerror(-fd) : "ok";
 	send_answer(peer, text, strlen(text), fd);
 	dp_close_fd(&fd);
+}
+
+/* A moved or forked range that the source does not know of yet would be inherited as it was: with the tree frozen there is an end to changes,
+ * and it is waited for, but not for ever. */
+static bool changes_answered(const struct tree *tree)
+{
+	return !tree->saved || tree->saved->oplog.head == tree->saved->oplog.tail;
+}
+
+static void serve_export(struct tree *tree, const struct control_peer *peer)
+{
+	if (tree->freezer != peer - tree->control || changes_answered(tree)) {
+		export_now(tree, peer);
+		return;
+	}
+	tree->export_owed_ns = clock_now_ns();
+	tree->freezing = true;
+}
+
+static void export_owed(struct tree *tree)
+{
+	const struct control_peer *peer = &tree->control[tree->freezer];
+	bool late = clock_now_ns() - tree->export_owed_ns > EXPORT_NS;
+	if (!changes_answered(tree) && !late)
+		return;
+	tree->freezing = false;
+	tree->export_owed_ns = 0;
+	if (changes_answered(tree))
+		export_now(tree, peer);
+	else
+		answer(peer, "the pool does not acknowledge changes");
 }
 
 /* One piece: its arrays are bounded, so a fault waits for some ten microseconds at most. */
@@ -279,6 +313,10 @@ void control_work(struct tree *tree)
 	bool ready = !tree->propagation.under_way;
 	if (!tree->running)
 		return;
+	if (tree->export_owed_ns) {
+		export_owed(tree);
+		return;
+	}
 	for (struct space *space = tree->spaces; space; space = space->next)
 		if (!space->closed)
 			ready &= evict_drain(space);

@@ -331,6 +331,8 @@ bool watch_in_doubt(const struct space *space, uint64_t pgno);
 uint64_t lost_work(struct tree *tree, uint64_t now_ns);
 /* Receives from the source on behalf of one who cannot go on without; waits a moment where nothing comes. As source_ops.receive. */
 int lost_receive(struct tree *tree);
+/* The source has ended with this error: so does the tree, and says why. */
+void lost_fail(struct tree *tree, int error);
 void lost_done(struct tree *tree);
 
 /* ---- handover.c ---- */
