@@ -134,10 +134,23 @@ uint64_t lost_work(struct tree *tree, uint64_t now_ns)
 	return until_ns;
 }
 
+void lost_fail(struct tree *tree, int error)
+{
+	struct source_health health = { .why = "" };
+	if (tree->source->ops->health)
+		tree->source->ops->health(tree->source, &health);
+	if (health.why && *health.why)
+		tree_fail(tree, error, "the pages' source: %s", health.why);
+	else
+		tree_fail(tree, error, "the connection to the pages' source");
+}
+
 int lost_receive(struct tree *tree)
 {
 	struct source *source = tree->source;
 	int ret = source->ops->receive(source);
+	if (ret < 0)
+		lost_fail(tree, ret);
 	if (ret)
 		return ret;
 	struct pollfd wait = { .fd = source->ops->fd(source), .events = POLLIN };

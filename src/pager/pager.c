@@ -157,7 +157,7 @@ static void receive_source(struct tree *tree)
 {
 	int ret = tree->source->ops->receive(tree->source);
 	if (ret < 0)
-		tree_fail(tree, ret, "the connection to the pages' source");
+		lost_fail(tree, ret);
 }
 
 static void task_ended(struct space *space)
