@@ -49,7 +49,7 @@ static const struct { const char *name; size_t offset; } fields[] = {
 	FIELD(moved_pages), FIELD(second_chance_pages), FIELD(written_back_pages), FIELD(clean_dropped_pages), FIELD(busy_pages),
 	FIELD(unshared_pages), FIELD(prefetched_pages), FIELD(prefetch_used_pages), FIELD(prefetch_wasted_pages), FIELD(stalls),
 	FIELD(copy_retries), FIELD(areas_found), FIELD(evict_cpu_ns), FIELD(pushed_pages), FIELD(pager_pid), FIELD(pools), FIELD(pools_there),
-	FIELD(pool_reconnects), FIELD(lost_since_ns), FIELD(mirror_behind_pages), FIELD(replayed_pages),
+	FIELD(pool_reconnects), FIELD(lost_since_ns), FIELD(mirror_behind_pages), FIELD(replayed_pages), FIELD(pager_restarts), FIELD(warden_restarts),
 	FIELD(migrate_state), FIELD(migrated_pages), FIELD(migrate_rate_bytes), FIELD(migrate_window_bytes), FIELD(migrate_share),
 	FIELD(migrate_backed_off), FIELD(left_ns),
 #undef FIELD
@@ -175,6 +175,8 @@ static void print_counters(const struct pager_stats *now, const struct pager_sta
 		printf("pools      %llu of %llu there   connections made again %llu   a mirror is behind by %s%s\n", (unsigned long long)now->pools_there,
 		       (unsigned long long)now->pools, (unsigned long long)now->pool_reconnects, pages_text(now->mirror_behind_pages, a),
 		       now->lost_since_ns ? "   NO ANSWER: faults wait" : "");
+	if (now->pager_restarts || now->warden_restarts)
+		printf("restarts   pagers %llu   wardens %llu\n", (unsigned long long)now->pager_restarts, (unsigned long long)now->warden_restarts);
 	printf("eviction   out %s   clean %s   written back %s   second chance %s\n", pages_text(now->evicted_pages, a),
 	       pages_text(now->clean_dropped_pages, b), pages_text(now->written_back_pages, c),
 	       pages_text(now->second_chance_pages, d));

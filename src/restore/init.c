@@ -7,7 +7,8 @@
  * that, and the pager to watch, come by an order of the supervisor's.
  *
  * It is deliberately small: one thread, no allocation after start, blocked signals read from a signalfd. Should the
- * supervisor be killed, it goes on alone (R4): then it also watches the pager and ends the tree if that one dies. */
+ * supervisor be killed, it goes on alone (R4): then it also watches the pager and ends the tree if that one dies, while the pager's holder keeps
+ * the userfaultfds (pager/recover.h). */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>

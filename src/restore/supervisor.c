@@ -1,4 +1,4 @@
-/* supervisor: parent of init and pager; keeps the userfaultfds (R1), tells the caller what happens, cleans up.
+/* supervisor: parent of init and pager; keeps the userfaultfds (R1) and starts another pager if one dies, tells the caller what happens, cleans up.
  *
  * One loop over poll: signals, the keeper's socket, init's messages, the caller. It never waits for anything but the death of
  * processes that it has killed, and reads the keeper until the tree is dead. */
