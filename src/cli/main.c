@@ -214,6 +214,7 @@ int main(int argc, char **argv)
 {
 	/* a pool that goes away is an error of a write, not the end of this process */
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN); /* a limit of file sizes is a full disk, not the end */
 	if (argc && working_set_is_action(argv[0]))
 		return working_set_action(argv[0]);
 	argc = take_connection_options(argc, argv);

@@ -48,7 +48,7 @@ static int dir_sync(struct store *store)
 
 static int no_space(int error)
 {
-	return error == EDQUOT ? -ENOSPC : -error;
+	return error == EDQUOT || error == EFBIG ? -ENOSPC : -error;
 }
 
 static int write_new(int blobs_fd, const char *name, const void *bytes, uint64_t length)

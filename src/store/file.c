@@ -172,7 +172,7 @@ static int write_run(struct file_store *file, const void *bytes, uint64_t length
 	result = io_pwrite_full(file->fd, bytes, length, *first * PAGE_BYTES);
 	if (result < 0) {
 		heap_free_run(&file->base.heap, *first, DP_MAX(slots_of(length), 1u));
-		return result == -EDQUOT ? -ENOSPC : result;
+		return result == -EDQUOT || result == -EFBIG ? -ENOSPC : result;
 	}
 	return 0;
 }

@@ -292,6 +292,12 @@ void heap_free(struct heap *heap, const uint64_t *slots, size_t count)
 	}
 }
 
+/* Quotas and limits of file sizes are a full store, as a full disk is. */
+static int no_space(int error)
+{
+	return error == EDQUOT || error == EFBIG ? -ENOSPC : -error;
+}
+
 /* pwritev of pages that lie together in the file. */
 static int write_run(int fd, uint64_t offset, const void *const *pages, size_t count)
 {
@@ -307,14 +313,14 @@ static int write_run(int fd, uint64_t offset, const void *const *pages, size_t c
 			done = pwritev(fd, iov, (int)part, (off_t)offset);
 		while (done < 0 && errno == EINTR);
 		if (done < 0)
-			return errno == EDQUOT ? -ENOSPC : -errno;
+			return no_space(errno);
 		/* A short write is finished page by page; there the error, if any, shows. */
 		if ((size_t)done < part * PAGE_BYTES) {
 			part = (size_t)done / PAGE_BYTES + 1;
 			int result = io_pwrite_full(fd, pages[part - 1], PAGE_BYTES, offset + (part - 1) * PAGE_BYTES);
 
 			if (result < 0)
-				return result == -EDQUOT ? -ENOSPC : result;
+				return no_space(-result);
 		}
 		pages += part;
 		count -= part;
@@ -335,6 +341,9 @@ int heap_write(struct heap *heap, const uint64_t *slots, const void *const *page
 			run++;
 		int result = write_run(heap->fd, slots[i] * PAGE_BYTES, pages + i, run);
 
+		/* A file that may not grow any more has room only further in front. */
+		if (result == -ENOSPC)
+			heap->cursor = heap->reserved;
 		if (result < 0)
 			return result;
 	}
