@@ -406,6 +406,8 @@ static bool evict_step(struct space *space, uint64_t excess, uint64_t used, uint
 	struct tree *tree = space->tree;
 	struct staging *staging = &space->staging;
 	evict_warden_done(space);
+	if (space->closed || space->warden.state != WARDEN_READY)
+		return false; /* it has died */
 	uint64_t fresh = staging->head - staging->written, judged = staging->written - staging->tail;
 	uint64_t room = staging->capacity - fresh - judged, ahead = space->ahead.pages;
 	bool urgent = excess > 0;
@@ -526,7 +528,7 @@ bool evict_drain(struct space *space)
 	if (warden->state == WARDEN_LEAVING)
 		return retire(space);
 	evict_warden_done(space);
-	if (warden->busy)
+	if (space->closed || warden->state != WARDEN_READY || warden->busy)
 		return false;
 	for (uint32_t i = 0; i < space->unshare_count; i++)
 		if ((*table_page(&space->table, space->unshare_page[i]) & PAGE_STATE_MASK) == PAGE_LOCAL)
