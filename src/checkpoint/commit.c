@@ -17,7 +17,8 @@
 #include "sys/proc.h"
 
 #define ROUNDS 4u        /* of pushing: each has less to do than the one before */
-#define PUSH_NS 30000000000u /* at most for a commit on request; for others half an interval: a tree may change pages faster than they go */
+/* At most for a commit on request, for others half an interval: a tree may change pages faster than they go. */
+#define PUSH_NS 30000000000u
 #define FEW_PAGES 256    /* so many may be left for the freeze */
 #define CRIU_ARGUMENTS_LIMIT 64
 
@@ -57,7 +58,8 @@ static bool has_argument(const struct committer *committer, const char *argument
 
 static int add_argument(struct committer *committer, const char *argument, struct dp_err *err)
 {
-	bool repeatable = !strncmp(argument, "--external", 10) || !strncmp(argument, "--skip-mnt", 10) || !strncmp(argument, "--ext-mount", 11);
+	bool repeatable = !strncmp(argument, "--external", 10) || !strncmp(argument, "--skip-mnt", 10) ||
+			  !strncmp(argument, "--ext-mount", 11);
 	if (!repeatable && has_argument(committer, argument))
 		return 0;
 	if (committer->argument_count == CRIU_ARGUMENTS_LIMIT)

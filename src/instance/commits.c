@@ -34,7 +34,8 @@ struct number_field {
 };
 #define TEXT(field) { #field, offsetof(struct commit_note, field), sizeof(((struct commit_note *)0)->field) }
 #define NUMBER(field) { #field, offsetof(struct commit_note, field) }
-static const struct text_field texts[] = { TEXT(id), TEXT(name), TEXT(pool), TEXT(lineage), TEXT(kind), TEXT(series), TEXT(snapshot), TEXT(error) };
+static const struct text_field texts[] = { TEXT(id), TEXT(name), TEXT(pool), TEXT(lineage), TEXT(kind), TEXT(series), TEXT(snapshot),
+					   TEXT(error) };
 static const struct number_field numbers[] = { NUMBER(unix_ns), NUMBER(bytes), NUMBER(frozen_ns), NUMBER(total_ns), NUMBER(count),
 					       NUMBER(failures), NUMBER(interval_ns) };
 

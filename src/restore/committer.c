@@ -9,7 +9,7 @@
 #include "base/base.h"
 #include "base/log.h"
 
-#define AGAIN_NS 5000000000u /* after a failure */
+#define AGAIN_NS 1000000000u /* after a failure */
 
 void committer_wanted(struct committer_process *committer, const struct restore_options *options)
 {

@@ -66,7 +66,8 @@ static void lineage__of_a_commit_of_a_commit__is_what_it_all_began_with(void **s
 
 /* ---- meta ---- */
 
-#define META(kind) "{\"pages\":1,\"commit\":{\"kind\":\"" kind "\",\"series\":\"commits/redis-1a2b\",\"instance\":\"redis-1a2b\",\"name\":\"web\",\"lineage\":\"redis:prod\"}}"
+#define META(kind) "{\"pages\":1,\"commit\":{\"kind\":\"" kind "\",\"series\":\"commits/redis-1a2b\",\"instance\":\"redis-1a2b\"," \
+		   "\"name\":\"web\",\"lineage\":\"redis:prod\"}}"
 
 static void meta__of_a_commit__is_read_and_nothing_else_is(void **state)
 {
@@ -74,7 +75,8 @@ static void meta__of_a_commit__is_read_and_nothing_else_is(void **state)
 	assert_true(commit_read_meta(META("commit"), &found));
 	assert_string_equal(found.series, "commits/redis-1a2b");
 	assert_string_equal(found.name, "web");
-	static const char *const others[] = { "", "{", "[]", "3", "{\"pages\":1}", "{\"commit\":3}", "{\"commit\":{}}", "{\"commit\":{\"kind\":\"commit\"}}" };
+	static const char *const others[] = { "", "{", "[]", "3", "{\"pages\":1}", "{\"commit\":3}", "{\"commit\":{}}",
+					      "{\"commit\":{\"kind\":\"commit\"}}" };
 	for (size_t i = 0; i < ARRAY_LENGTH(others); i++)
 		assert_false(commit_read_meta(others[i], &found));
 	assert_false(commit_read_meta(NULL, &found));
