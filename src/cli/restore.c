@@ -49,6 +49,7 @@ static const char common_usage[] =
 	"  --stay-awake auto|never    the host's processors do not sleep while faults follow closely on each other (default)\n"
 	"  --pool A,B                 the pools, where the last argument is REPO:TAG alone: more than one are a mirror,\n"
 	"                             each with all pages: any but the last may be lost, and may come back\n"
+	"  --spread                   the pools of --pool each have a part of the pages instead, by chunks of 2 MiB\n"
 	"  --ack all|1                of a mirror: pages may leave local memory when all pools that are in have them (default), or one\n"
 	"  --stall-timeout TIME       how long a page is waited for when the pool does not answer (default 30s)\n"
 	"  --on-lost stop|kill|freeze then the tree is stopped until the pool is back (default), killed, or left waiting for it\n"
@@ -72,6 +73,7 @@ enum {
 	OPTION_NAME, OPTION_JSON, OPTION_ROOT, OPTION_CRIU, OPTION_SHELL_JOB,
 	OPTION_CRIU_ANY, OPTION_COMPRESS, OPTION_PREFETCH_POLICY, OPTION_PREFETCH, OPTION_RECORD, OPTION_MIGRATE,
 	OPTION_STAY_AWAKE, OPTION_PROPAGATE, OPTION_LAST_COMMIT, OPTION_LATEST, OPTION_STALL_TIMEOUT, OPTION_ON_LOST, OPTION_POOL, OPTION_ACK,
+	OPTION_SPREAD,
 };
 
 static const struct option options[] = {
@@ -95,6 +97,7 @@ static const struct option options[] = {
 	{ "on-lost", required_argument, NULL, OPTION_ON_LOST },
 	{ "pool", required_argument, NULL, OPTION_POOL },
 	{ "ack", required_argument, NULL, OPTION_ACK },
+	{ "spread", no_argument, NULL, OPTION_SPREAD },
 	{ "json", no_argument, NULL, OPTION_JSON },
 	{ "root", required_argument, NULL, OPTION_ROOT },
 	{ "verbose", no_argument, NULL, 'v' },
@@ -266,6 +269,7 @@ static int take_option(struct settings *settings, int value, const struct option
 	case OPTION_STALL_TIMEOUT: return take_stall_timeout(settings);
 	case OPTION_ON_LOST: return take_on_lost(settings);
 	case OPTION_POOL: settings->pool_list = optarg; return 0;
+	case OPTION_SPREAD: restore->spread = true; return 0;
 	case OPTION_ACK:
 		restore->ack_one = !strcmp(optarg, "1");
 		if (restore->ack_one || !strcmp(optarg, "all"))

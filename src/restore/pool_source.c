@@ -12,6 +12,7 @@
 #include "client/link.h"
 #include "pager/source_mirror.h"
 #include "pager/source_pool.h"
+#include "pager/source_spread.h"
 #include "prefetch/order.h"
 #include "restore/processes.h"
 
@@ -120,6 +121,8 @@ static int make_source(const struct restore_plan *plan, struct client **client, 
 		members[i] = (struct mirror_member){ link_config_of(options, i), client[i], attached[i] };
 	if (!ret && count == 1)
 		ret = source_pool_new(source, &members[0].config, client[0], &attached[0], err);
+	else if (!ret && options->spread)
+		ret = source_spread_new(source, members, count, err);
 	else if (!ret)
 		ret = source_mirror_new(source, members, count, options->ack_one, err);
 	for (size_t i = 0; i < count; i++) {

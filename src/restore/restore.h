@@ -41,6 +41,7 @@ struct restore_options {
 	const struct endpoint *endpoint; /* pool and snapshot name */
 	const struct endpoint *pools;   /* all of them, endpoint among them, where there are several; else NULL */
 	size_t pool_count;
+	bool spread;                    /* pages are spread over the pools, rather than kept in each */
 	bool ack_one;                   /* of a mirror: a change is safe when one pool has it */
 	const char *name;               /* --name, or NULL */
 	const char *local_memory;       /* "50%", "512M", or NULL: no budget */

@@ -1,0 +1,22 @@
+/* The source that is several pools, each with a part of the pages: whole chunks of 2 MiB, each in the pool that rendezvous hashing of its number
+ * gives (the one whose hash together with the chunk's number is highest; Thaler and Ravishankar, 1998). So the place of every page follows
+ * from its number and the list of pools alone, the parts are even, and another list moves only what it must.
+ *
+ * Each pool has the snapshot, and an instance of it: a page that was never changed is read from its own pool like any other. PUT goes to
+ * the pool of each page, DROP, FORK and SPACE_FREE to all. A MOVE is made by all; then the pages whose old and new place are in different pools
+ * are read where they were taken along and put where they belong, and until that is done no other call is taken (-EAGAIN).
+ * A change is acknowledged when all pools that it went to have it. All pools are needed: one that is lost is waited for.
+ * Thread rule: the pager's fault thread. */
+#ifndef DP_PAGER_SOURCE_SPREAD_H
+#define DP_PAGER_SOURCE_SPREAD_H
+
+#include "pager/source_mirror.h"
+
+#define SPREAD_CHUNK_PAGES 512u
+
+/* As source_mirror_new. */
+int source_spread_new(struct source **source, const struct mirror_member *members, size_t count, struct dp_err *err);
+/* Which of `count` pools has the page. */
+unsigned spread_place(uint64_t pgno, unsigned count);
+
+#endif
