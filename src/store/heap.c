@@ -6,6 +6,7 @@
 #include <limits.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 
@@ -75,7 +76,8 @@ int heap_init(struct heap *heap, int fd, uint64_t reserved, uint64_t limit_slots
 	int result;
 
 	assert(reserved >= 1 && reserved < HEAP_SLAB_SLOTS);
-	*heap = (struct heap){ .fd = fd, .limit_slots = limit_slots, .reserved = reserved, .cursor = reserved };
+	*heap = (struct heap){ .fd = fd, .limit_slots = limit_slots, .reserved = reserved, .cursor = reserved,
+			       .file_end = UINT64_MAX };
 	if (fd >= 0 && fstat(fd, &status) < 0)
 		return -errno;
 	heap->found_end = (uint64_t)status.st_size / PAGE_BYTES;
@@ -182,6 +184,35 @@ static uint64_t prefer_touched(const struct heap *heap, uint64_t slot)
 	return slot;
 }
 
+static void give_back(struct heap *heap, uint64_t first, uint64_t count)
+{
+	/* Both are hints: where they fail, the room is only used again later. */
+	if (heap->fd >= 0)
+		fallocate(heap->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(first * PAGE_BYTES), (off_t)(count * PAGE_BYTES));
+	else
+		madvise(heap_page(heap, first), count * PAGE_BYTES, MADV_DONTNEED);
+}
+
+static void slot_clear(struct heap *heap, uint64_t slot)
+{
+	struct heap_slab *slab = heap->slabs[slot / HEAP_SLAB_SLOTS];
+	uint64_t index = slot % HEAP_SLAB_SLOTS;
+
+	assert(slot >= heap->reserved && slot_used(slab, index));
+	slab->bits[index / 64] &= ~(UINT64_C(1) << (index % 64));
+	slab->used--;
+	heap->used_slots--;
+	if (slab->used > 0)
+		return;
+	/* Twice as many are kept as are made: a snapshot that is replaced again and again is not cleared again and again. */
+	if (heap->touched_slabs < 2 * heap->ready_slabs) {
+		slab->touched = true;
+		heap->touched_slabs++;
+	} else {
+		give_back(heap, slot - index, HEAP_SLAB_SLOTS);
+	}
+}
+
 int heap_alloc(struct heap *heap, uint64_t *slots, size_t count)
 {
 	if (count > heap->limit_slots || heap->used_slots > heap->limit_slots - count)
@@ -196,9 +227,14 @@ int heap_alloc(struct heap *heap, uint64_t *slots, size_t count)
 	for (size_t i = 0; i < count; i++) {
 		uint64_t slot = find_free(heap, heap->cursor);
 
-		if (slot == UINT64_MAX)
+		if (slot >= heap->file_end)
 			slot = find_free(heap, 0);
-		assert(slot != UINT64_MAX);
+		assert(slot != UINT64_MAX || heap->file_end < UINT64_MAX);
+		if (slot >= heap->file_end) {
+			while (i--)
+				slot_clear(heap, slots[i]);
+			return -ENOSPC;
+		}
 		slot = prefer_touched(heap, slot);
 		slot_set(heap, slot);
 		slots[i] = slot;
@@ -246,35 +282,6 @@ int heap_alloc_run(struct heap *heap, uint64_t count, uint64_t *first)
 	return 0;
 }
 
-static void give_back(struct heap *heap, uint64_t first, uint64_t count)
-{
-	/* Both are hints: where they fail, the room is only used again later. */
-	if (heap->fd >= 0)
-		fallocate(heap->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(first * PAGE_BYTES), (off_t)(count * PAGE_BYTES));
-	else
-		madvise(heap_page(heap, first), count * PAGE_BYTES, MADV_DONTNEED);
-}
-
-static void slot_clear(struct heap *heap, uint64_t slot)
-{
-	struct heap_slab *slab = heap->slabs[slot / HEAP_SLAB_SLOTS];
-	uint64_t index = slot % HEAP_SLAB_SLOTS;
-
-	assert(slot >= heap->reserved && slot_used(slab, index));
-	slab->bits[index / 64] &= ~(UINT64_C(1) << (index % 64));
-	slab->used--;
-	heap->used_slots--;
-	if (slab->used > 0)
-		return;
-	/* Twice as many are kept as are made: a snapshot that is replaced again and again is not cleared again and again. */
-	if (heap->touched_slabs < 2 * heap->ready_slabs) {
-		slab->touched = true;
-		heap->touched_slabs++;
-	} else {
-		give_back(heap, slot - index, HEAP_SLAB_SLOTS);
-	}
-}
-
 void heap_free_run(struct heap *heap, uint64_t first, uint64_t count)
 {
 	for (uint64_t i = 0; i < count; i++)
@@ -313,14 +320,14 @@ static int write_run(int fd, uint64_t offset, const void *const *pages, size_t c
 			done = pwritev(fd, iov, (int)part, (off_t)offset);
 		while (done < 0 && errno == EINTR);
 		if (done < 0)
-			return no_space(errno);
+			return -errno;
 		/* A short write is finished page by page; there the error, if any, shows. */
 		if ((size_t)done < part * PAGE_BYTES) {
 			part = (size_t)done / PAGE_BYTES + 1;
 			int result = io_pwrite_full(fd, pages[part - 1], PAGE_BYTES, offset + (part - 1) * PAGE_BYTES);
 
 			if (result < 0)
-				return no_space(-result);
+				return result;
 		}
 		pages += part;
 		count -= part;
@@ -341,11 +348,12 @@ int heap_write(struct heap *heap, const uint64_t *slots, const void *const *page
 			run++;
 		int result = write_run(heap->fd, slots[i] * PAGE_BYTES, pages + i, run);
 
-		/* A file that may not grow any more has room only further in front. */
-		if (result == -ENOSPC)
-			heap->cursor = heap->reserved;
+		struct rlimit limit;
+
+		if (result == -EFBIG && getrlimit(RLIMIT_FSIZE, &limit) == 0)
+			heap->file_end = limit.rlim_cur / PAGE_BYTES;
 		if (result < 0)
-			return result;
+			return no_space(-result);
 	}
 	return 0;
 }

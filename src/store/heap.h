@@ -31,6 +31,7 @@ struct heap {
 	uint64_t used_slots;  /* without the reserved ones */
 	uint64_t reserved;    /* slots below this are never handed out */
 	uint64_t cursor;      /* where the next search begins */
+	uint64_t file_end;    /* the file may not grow beyond this slot (RLIMIT_FSIZE), as was found out; UINT64_MAX: not known */
 	struct ready *ready;        /* touches slabs ahead of need; NULL: none is kept */
 	uint64_t ready_slabs;       /* so many empty slabs are kept touched */
 	uint64_t touched_slabs;     /* so many are */
