@@ -1,4 +1,5 @@
-/* processes: what supervisor and init both need: descriptors beside messages, closing what was inherited, ending descendants. */
+/* processes: what supervisor and init both need: descriptors beside messages, closing what was inherited, ending descendants; and
+ * what supervisor and pager give up. */
 #ifndef DP_RESTORE_PROCESSES_H
 #define DP_RESTORE_PROCESSES_H
 
