@@ -14,6 +14,7 @@
 
 #include "base/log.h"
 #include "pager/source_pool.h"
+#include "pager/source_spread.h"
 #include "pager/tree.h"
 
 #define EXPORT_NS 5000000000u /* for the source to acknowledge what was changed before the freeze */
@@ -107,7 +108,13 @@ static int export_tree(struct tree *tree)
 		return -errno;
 	}
 	struct export_head head = { 0 };
-	source_pool_instance(tree->config->source, &head.instance, &head.epoch);
+	uint64_t instances[MIRROR_MEMBERS], epochs[MIRROR_MEMBERS];
+	bool in[MIRROR_MEMBERS];
+	if (!source_pool_instance(tree->config->source, &head.instance, &head.epoch) &&
+	    source_mirror_instances(tree->config->source, instances, epochs, in)) {
+		head.instance = instances[0]; /* of the pool that is named: why_no_export */
+		head.epoch = epochs[0];
+	}
 	snprintf(head.pool, sizeof(head.pool), "%s", tree->config->pool_uri ? tree->config->pool_uri : "");
 	for (struct space *space = tree->spaces; space; space = space->next)
 		head.count += !space->closed && space->pid > 0;
@@ -217,8 +224,25 @@ static void serve_freeze(struct tree *tree, struct control_peer *peer)
 	tree->frozen = tree->freezing = true;
 }
 
+/* Is the pool that the export names one that has every page? "" or why not. */
+static const char *why_no_export(const struct source *source)
+{
+	uint64_t instances[MIRROR_MEMBERS], epochs[MIRROR_MEMBERS];
+	bool in[MIRROR_MEMBERS];
+	if (source_is_spread(source))
+		return "its pages are spread over several pools, none of which has them all; that cannot be stored as a snapshot yet";
+	if (source_mirror_instances(source, instances, epochs, in) && !in[0])
+		return "the first pool of its mirror is out or still catching up: try again when `stats` shows that all are there";
+	return "";
+}
+
 static void export_now(struct tree *tree, const struct control_peer *peer)
 {
+	const char *why = why_no_export(tree->config->source);
+	if (*why) {
+		send_answer(peer, why, strlen(why), -1);
+		return;
+	}
 	int fd = export_tree(tree);
 	const char *text = fd < 0 ? strerror(-fd) : "ok";
 	send_answer(peer, text, strlen(text), fd);

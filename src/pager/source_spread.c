@@ -667,3 +667,8 @@ int source_spread_new(struct source **source, const struct mirror_member *member
 	*source = &spread->source;
 	return 0;
 }
+
+bool source_is_spread(const struct source *source)
+{
+	return source->ops == &spread_ops;
+}

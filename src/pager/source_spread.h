@@ -16,6 +16,7 @@
 
 /* As source_mirror_new. */
 int source_spread_new(struct source **source, const struct mirror_member *members, size_t count, struct dp_err *err);
+bool source_is_spread(const struct source *source);
 /* Which of `count` pools has the page. */
 unsigned spread_place(uint64_t pgno, unsigned count);
 
