@@ -4,11 +4,13 @@
 #   make demo    install, build, show it      make bench    measure beside the peers; FULL=1: all sizes
 #   make install PREFIX=/usr/local            make soak     an hour at 10 % local memory (SOAK_SECONDS=3600)
 #   make fuzz    FUZZ_SECONDS=60 a parser     make lint     rules of the house
+#   make tsan    unit tests that have threads, under the thread sanitizer
 #   make clean
 
 BUILD ?= build
 BUILD_ASAN ?= build-asan
 BUILD_FUZZ ?= build-fuzz
+BUILD_TSAN ?= build-tsan
 PREFIX ?= /usr/local
 SOAK_SECONDS ?= 3600
 FUZZ_SECONDS ?= 60
@@ -18,7 +20,7 @@ FULL ?=
 MESON_FLAGS ?=
 MESON_SETUP = meson setup --prefix=$(PREFIX) -Dcriu_prefix=$(DISTRI_PROC_PREFIX) $(MESON_FLAGS)
 
-.PHONY: all setup demo test bench soak fuzz install clean lint build-plain build-asan
+.PHONY: all setup demo test bench soak fuzz install clean lint tsan build-plain build-asan
 
 all: build-plain
 
@@ -47,8 +49,8 @@ demo: setup
 	@DP_BUILD=$(abspath $(BUILD)) scripts/demo
 
 test: setup
-	@$(MAKE) --no-print-directory build-plain build-asan $(BUILD_FUZZ)/build.ninja
-	@tests/run --build $(BUILD) --asan $(BUILD_ASAN) --fuzz $(BUILD_FUZZ)
+	@$(MAKE) --no-print-directory build-plain build-asan $(BUILD_FUZZ)/build.ninja $(BUILD_TSAN)/build.ninja
+	@tests/run --build $(BUILD) --asan $(BUILD_ASAN) --fuzz $(BUILD_FUZZ) --tsan $(BUILD_TSAN)
 
 bench: setup
 	@$(MAKE) --no-print-directory build-plain
@@ -57,6 +59,14 @@ bench: setup
 soak: setup
 	@$(MAKE) --no-print-directory build-plain
 	@DP_BUILD=$(abspath $(BUILD)) DP_SECONDS=$(SOAK_SECONDS) scripts/soak
+
+# Address-space randomization is off: older thread sanitizers do not know the places that newer kernels choose.
+$(BUILD_TSAN)/build.ninja:
+	$(MESON_SETUP) $(BUILD_TSAN) -Db_sanitize=thread -Dbuildtype=debug -Doptimization=1 -Dwerror=false -Dc_args=-Wno-format-truncation >/dev/null
+
+tsan: setup
+	@$(MAKE) --no-print-directory $(BUILD_TSAN)/build.ninja
+	@tests/run --tsan $(BUILD_TSAN)
 
 fuzz: setup
 	@$(MAKE) --no-print-directory $(BUILD_FUZZ)/build.ninja
@@ -71,4 +81,4 @@ lint:
 	@scripts/lint
 
 clean:
-	rm -rf $(BUILD) $(BUILD_ASAN) $(BUILD_FUZZ)
+	rm -rf $(BUILD) $(BUILD_ASAN) $(BUILD_FUZZ) $(BUILD_TSAN)
