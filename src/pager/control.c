@@ -291,7 +291,10 @@ static void serve_heat(struct tree *tree, const struct control_peer *peer, uint6
 static void serve_request(struct tree *tree, struct control_peer *peer, const char *request)
 {
 	uint64_t first, second;
-	if (!strcmp(request, "freeze")) {
+	const char *refused = why_no_export(tree->config->source);
+	if (!strcmp(request, "freeze") && *refused) {
+		answer(peer, refused); /* before anything is dumped */
+	} else if (!strcmp(request, "freeze")) {
 		serve_freeze(tree, peer);
 	} else if (!strcmp(request, "export")) {
 		serve_export(tree, peer);
