@@ -7,6 +7,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -230,6 +231,8 @@ static void settle_move(struct space *space)
 		uint64_t first = (run->to - space->warden.staging) / PAGE_BYTES;
 		for (uint64_t i = 0; i < run->pages && first + i < staging->capacity; i++) {
 			uint32_t page = table_find(&space->table, (run->from >> PAGE_SHIFT) + i);
+			if (staging->state[first + i] == SLOT_EMPTY)
+				staging->page[first + i] = NO_PAGE;
 			if (staging->state[first + i] != SLOT_GARBAGE || page == NO_PAGE)
 				continue;
 			if ((*table_page(&space->table, page) & PAGE_STATE_MASK) != PAGE_LOCAL)
@@ -261,16 +264,6 @@ void evict_settle(struct space *space)
 		settle_move(space);
 }
 
-/* Pages on their way to be made exclusive are in no queue. */
-static void unshare_ended(struct space *space)
-{
-	for (uint32_t i = 0; i < space->warden.ring->run_count; i++) {
-		uint32_t page = table_find(&space->table, space->warden.ring->run[i].from >> PAGE_SHIFT);
-		if (page != NO_PAGE && space->again_count < MOVE_PAGES)
-			space->again_page[space->again_count++] = page;
-	}
-}
-
 void evict_warden_lost(struct space *space)
 {
 	struct warden *warden = &space->warden;
@@ -278,17 +271,13 @@ void evict_warden_lost(struct space *space)
 		space_lost(space);
 		return;
 	}
-	log_warn("warden %d of process %d has died: another is placed", warden->pid, space->pid);
-	space->tree->stats->warden_restarts++;
-	if (warden->busy && warden->ring->command == WARDEN_UNSHARE)
-		unshare_ended(space);
-	warden->pid = 0; /* its memory is read through the process from here on */
-	evict_settle(space);
-	/* Their copies in the tree's budget count again when the next one drops them. */
-	epoll_ctl(space->tree->epoll_fd, EPOLL_CTL_DEL, warden->event_fd, NULL);
-	epoll_ctl(space->tree->epoll_fd, EPOLL_CTL_DEL, warden->pidfd, NULL);
-	warden_lose(warden);
-	recover_save_warden(space);
+	/* What it had begun is found out as after a crash of ours, for that is the way that is proven: this pager ends, another takes over
+	 * (takeover.c, take_warden) and places the next warden. */
+	if (space->tree->keeper_fd >= 0) {
+		log_warn("warden %d of process %d has died: another pager goes on, and places another", warden->pid, space->pid);
+		kill(getpid(), SIGKILL);
+	}
+	tree_fail(space->tree, -ESRCH, "the warden of process %d has died", space->pid);
 }
 
 int evict_watch_warden(struct space *space)

@@ -128,7 +128,7 @@ static void take_job(struct space *space)
 	const struct warden_job *job = &space->saved->job;
 	uint32_t state = __atomic_load_n(&job->state, __ATOMIC_ACQUIRE);
 	bool booked = job->kind == JOB_PLACE && state == JOB_DONE && space->warden.state == WARDEN_READY && space->warden.pid == job->pid;
-	if (state == JOB_NONE)
+	if (state == JOB_NONE || state == JOB_UNWANTED)
 		return;
 	if (booked)
 		warden_job_over(&space->warden);
@@ -168,6 +168,7 @@ static int take_warden(struct space *space)
 	}
 	ret = take_staging(space);
 	if (dead) {
+		tree->stats->warden_restarts++;
 		warden_lose(warden);
 		recover_save_warden(space);
 	} else if (!ret) {

@@ -397,6 +397,8 @@ static int stop_thread(struct warden *warden, pid_t thread, struct dp_err *err)
 	int ret = inject_begin(&warden->injection, thread, err);
 	while (!ret) {
 		ret = inject_stopped(&warden->injection, err);
+		if (!ret && __atomic_load_n(&warden->job->state, __ATOMIC_ACQUIRE) == JOB_UNWANTED)
+			_exit(1); /* the kernel lets go of a thread whose tracer ends */
 		__atomic_store_n(&warden->job->needs_page, ret ? 0 : warden->injection.needs_page, __ATOMIC_RELEASE);
 		if (!ret)
 			usleep(30);
@@ -426,7 +428,10 @@ static void publish(struct warden *warden, int ret, const struct dp_err *err)
 	job->staging = warden->staging;
 	job->staging_bytes = warden->staging_bytes;
 	snprintf(job->text, sizeof(job->text), "%s", err->text);
-	__atomic_store_n(&job->state, ret < 0 ? JOB_FAILED : JOB_DONE, __ATOMIC_RELEASE);
+	uint32_t running = JOB_RUNNING;
+	bool wanted = __atomic_compare_exchange_n(&job->state, &running, ret < 0 ? JOB_FAILED : JOB_DONE, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+	if (!wanted && warden->pidfd >= 0)
+		proc_pidfd_kill(warden->pidfd, SIGKILL);
 }
 
 static void inject(struct warden *warden, enum job_kind kind, pid_t thread, int uffd, uint64_t staging_bytes) __attribute__((noreturn));
@@ -553,6 +558,8 @@ void warden_discard(struct warden *warden)
 {
 	if (warden->pidfd >= 0)
 		proc_pidfd_kill(warden->pidfd, SIGKILL);
+	else if (warden->state == WARDEN_STOPPING_TARGET && __atomic_exchange_n(&warden->job->state, JOB_UNWANTED, __ATOMIC_ACQ_REL) == JOB_DONE)
+		kill(warden->job->pid, SIGKILL); /* it was placed a moment ago */
 	forget(warden);
 }
 

@@ -28,7 +28,7 @@
 enum warden_state { WARDEN_ABSENT, WARDEN_LOST, WARDEN_STOPPING_TARGET, WARDEN_READY, WARDEN_LEAVING };
 
 enum job_kind { JOB_PLACE = 1, JOB_RETIRE };
-enum job_state { JOB_NONE, JOB_ASKED, JOB_RUNNING, JOB_DONE, JOB_FAILED };
+enum job_state { JOB_NONE, JOB_ASKED, JOB_RUNNING, JOB_DONE, JOB_FAILED, JOB_UNWANTED };
 
 /* What injector and pager tell each other; outlives both. */
 struct warden_job {

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -305,7 +306,9 @@ static int watch(struct world *world, unsigned patience_us, unsigned kills)
 	return status;
 }
 
-static void end(struct world *world)
+static unsigned kills_wanted(void);
+
+static void end(struct world *world, bool restarted)
 {
 	int status;
 	uint64_t until_ns = clock_now_ns() + LIMIT_NS;
@@ -321,7 +324,7 @@ static void end(struct world *world)
 	print_message("%u kills; %lu remote, %lu staged, %lu zero; evicted %lu, written back %lu, forks %lu, remaps %lu\n", world->kills,
 		      stats->faults[FAULT_REMOTE], stats->faults[FAULT_STAGED], stats->faults[FAULT_ZERO], stats->evicted_pages,
 		      stats->written_back_pages, stats->events_fork, stats->events_remap);
-	assert_true(stats->pager_restarts > 0 && stats->pager_restarts <= world->kills);
+	assert_true((stats->pager_restarts > 0) == restarted && stats->pager_restarts <= world->kills);
 	stats_unmap(stats);
 	keeper_receive(&world->keeper);
 	keeper_done(&world->keeper);
@@ -333,6 +336,44 @@ static void end(struct world *world)
 	remove_tree(world->directory);
 	while (waitpid(-1, &status, WNOHANG) > 0)
 		;
+}
+
+/* A warden is killed now and then, `pagers`: its pager at the same moment. */
+static void kill_wardens(enum target_scene scene, bool pagers)
+{
+	struct world world;
+	int status;
+	unsigned killed = 0;
+	plan->place[0] = 0;
+	begin(&world, scene);
+	uint64_t until_ns = clock_now_ns() + LIMIT_NS, next_ns = 0;
+	while (waitpid(world.target, &status, WNOHANG) == 0) {
+		if (clock_now_ns() > until_ns) {
+			kill(world.target, SIGKILL);
+			fail_msg("a target hangs after %u wardens", killed);
+		}
+		keeper_receive(&world.keeper);
+		for (size_t i = 0; i < world.keeper.count && killed < kills_wanted() && clock_now_ns() > next_ns; i++)
+			if (world.keeper.kept[i].kind == KEEPER_WARDEN && !pidfd_send_signal(world.keeper.kept[i].fd, SIGKILL, NULL, 0)) {
+				killed++;
+				next_ns = clock_now_ns() + 20000000u;
+				if (!pagers)
+					continue;
+				kill(world.pager, SIGKILL);
+				follow(&world);
+			}
+		siginfo_t info = { 0 };
+		if (!waitid(P_PID, (id_t)world.pager, &info, WEXITED | WNOWAIT | WNOHANG) && info.si_pid && info.si_code == CLD_KILLED)
+			follow(&world); /* it found its warden dead */
+		usleep(200);
+	}
+	assert_int_equal(status, 0);
+	assert_true(killed > 0);
+	struct pager_stats *stats = stats_map(world.stats, STATS_READ, NULL);
+	print_message("%u wardens killed, %lu replaced\n", killed, stats->warden_restarts);
+	assert_true(stats->warden_restarts > 0);
+	stats_unmap(stats);
+	end(&world, true);
 }
 
 static unsigned kills_wanted(void)
@@ -347,7 +388,7 @@ static void kill_at_random(enum target_scene scene, int expected)
 	plan->place[0] = 0;
 	begin(&world, scene);
 	assert_int_equal(watch(&world, 30000, kills_wanted()), expected);
-	end(&world);
+	end(&world, true);
 	assert_true(world.kills > 0);
 }
 
@@ -382,6 +423,22 @@ static void pager_killed__areas_found__nothing_is_lost(void **state)
 	kill_at_random(SCENE_AREAS, 0);
 }
 
+static void warden_killed__random_touches__another_is_placed(void **state)
+{
+	(void)state;
+	kill_wardens(SCENE_RANDOM, false);
+}
+static void warden_killed__mremap_and_munmap__another_is_placed(void **state)
+{
+	(void)state;
+	kill_wardens(SCENE_REMAP, false);
+}
+static void warden_and_pager_killed__random_touches__every_byte_right(void **state)
+{
+	(void)state;
+	kill_wardens(SCENE_RANDOM, true);
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 4 && !strcmp(argv[1], "--target"))
@@ -400,6 +457,9 @@ int main(int argc, char **argv)
 		cmocka_unit_test(pager_killed__mremap_and_munmap__pages_follow),
 		cmocka_unit_test(pager_killed__execve__new_program_alone),
 		cmocka_unit_test(pager_killed__areas_found__nothing_is_lost),
+		cmocka_unit_test(warden_killed__random_touches__another_is_placed),
+		cmocka_unit_test(warden_killed__mremap_and_munmap__another_is_placed),
+		cmocka_unit_test(warden_and_pager_killed__random_touches__every_byte_right),
 	};
 	return cmocka_run_group_tests_name("recover", tests, NULL, NULL);
 }
