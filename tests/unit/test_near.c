@@ -147,6 +147,7 @@ static void random_changes_and_reads(const char *store)
 		free(instance.spaces);
 		client_close(client);
 		fixture_end(&fixture);
+		remove_tree(fixture.directory);
 	}
 	print_message("%lu reads without a message\n", direct);
 	assert_true(direct > 1000);
@@ -189,6 +190,7 @@ static void near__change_while_places_are_on_their_way__is_seen(void **state)
 	free(instance.spaces);
 	client_close(client);
 	fixture_end(&fixture);
+	remove_tree(fixture.directory);
 }
 
 static void near__other_memory_than_the_pools__is_refused(void **state)
@@ -217,6 +219,7 @@ static void near__store_without_memory__answers_by_messages(void **state)
 	assert_false(client_read_near(client));
 	client_close(client);
 	fixture_end(&fixture);
+	remove_tree(fixture.directory);
 }
 
 int main(void)

@@ -64,6 +64,7 @@ static void source_pool__forks_done_again_with_their_numbers__are_not_given_to_o
 			assert_true(child[i] != child[other]);
 	source->ops->free(source);
 	fixture_end(&fixture);
+	remove_tree(fixture.directory);
 }
 
 int main(void)
