@@ -214,7 +214,7 @@ static void chaos_close(struct store *store)
 {
 	struct chaos_store *chaos = chaos_of(store);
 
-	log_info("chaos store: %" PRIu64 " calls failed, %" PRIu64 " pages read and %" PRIu64 " written damaged", chaos->failed,
+	log_warn("chaos store: %" PRIu64 " calls failed, %" PRIu64 " pages read and %" PRIu64 " written damaged", chaos->failed,
 		 chaos->corrupted, chaos->rotted);
 	store_close(chaos->lower);
 	free(store);
