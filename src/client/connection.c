@@ -454,6 +454,7 @@ static int read_near(struct client *client, const struct page_place *places, uin
 	uint64_t addresses[NEAR_READ_PAGES];
 	bool proven = true;
 
+	assert(pages > 0 && pages <= NEAR_READ_PAGES);
 	for (uint64_t i = 0; i < pages; i++) {
 		addresses[i] = places[i].address;
 		proven &= page_digest_known(places[i].digest);

@@ -1,9 +1,9 @@
 /* Writes sandbox_filters.h: the system calls that a pool, and that a pager and its supervisor may make, as BPF programs. Run by the build.
  *
- * The lists were found with strace on real runs (restores at half of their memory with forks, migration, checkpoints, near memory, packed
- * pages, directory and file stores, TLS), and widened to what is of the same kind and as harmless, so that another libc or kernel does
- * not break them. What matters is what is absent: execve and execveat; mount, pivot_root, chroot, setns, unshare; modules, bpf, perf,
- * keyctl, io_uring; changing users; and for a pool everything that reaches into other processes. */
+ * The lists were found by running the tests under the filter (restores at half of their memory with forks, migration, checkpoints, near
+ * memory, packed pages, directory and file stores, TLS), and widened to what is of the same kind and as harmless, so that another libc or
+ * kernel does not break them. What matters is what is absent: execve and execveat; mount, pivot_root, chroot, setns, unshare; modules, bpf,
+ * perf, keyctl, io_uring; changing users; and for a pool everything that reaches into other processes. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* built for the machine that builds, without the flags of the rest */
 #endif
