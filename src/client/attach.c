@@ -29,7 +29,8 @@ static int take_failures(const struct message_attached *from, struct client_atta
 	}
 	memcpy(to->identity, from->identity, IDENTITY_BYTES);
 	to->applied = from->applied;
-	memcpy(to->note, from->note.at, from->note.length);
+	if (from->note.length)
+		memcpy(to->note, from->note.at, from->note.length);
 	to->note_bytes = (uint32_t)from->note.length;
 	return 0;
 }

@@ -198,7 +198,8 @@ static void keep_ranges(struct link *link, struct operation *operation, const st
 {
 	operation->range_count = (uint32_t)count;
 	if (count <= FEW_RANGES) {
-		memcpy(operation->few, ranges, count * sizeof(*ranges));
+		for (size_t i = 0; i < count; i++)
+			operation->few[i] = ranges[i];
 		return;
 	}
 	for (size_t i = 0; i < count; i++)
@@ -377,7 +378,8 @@ int link_note(struct link *link, const void *note, uint32_t bytes, uint64_t cook
 		return -EMSGSIZE;
 	if (link->note_waits)
 		return -EAGAIN;
-	memcpy(link->note, note, bytes);
+	if (bytes)
+		memcpy(link->note, note, bytes);
 	link->note_bytes = bytes;
 	link->note_cookie = cookie;
 	link->note_waits = true;

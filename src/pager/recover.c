@@ -229,7 +229,8 @@ void recover_save_ranges(struct space *space, enum saved_kind kind)
 		saved->lost = 1;
 		return;
 	}
-	memcpy(saved_ranges_at(space, kind, copy), set->ranges, set->count * sizeof(struct range));
+	if (set->count)
+		memcpy(saved_ranges_at(space, kind, copy), set->ranges, set->count * sizeof(struct range));
 	saved->count[copy] = set->count;
 	in_order();
 	saved->current = copy;

@@ -7,6 +7,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* built for the machine that builds, without the flags of the rest */
 #endif
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers" /* of seccomp.h's macros */
 #include <errno.h>
 #include <sched.h>
 #include <seccomp.h>
