@@ -2,6 +2,7 @@
 #include "pager/tree.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -176,14 +177,26 @@ bool space_memory_is_gone(const struct space *space)
 
 static bool has_ended(const struct space *space)
 {
-	int state = space->pid > 0 ? proc_state(space->pid) : 0;
-	return state == -ESRCH || state == 'Z' || state == 'X';
+	struct pollfd ended = { .fd = space->pidfd, .events = POLLIN }; /* of all its threads: the first may have ended long ago */
+	return space->pidfd >= 0 && poll(&ended, 1, 0) > 0;
+}
+
+/* execve gives the process a new mm, and the warden keeps the old one alive. One of the two that ends has none, which is another than the
+ * other's too: so both must have one after they were compared. */
+bool space_was_replaced(const struct space *space)
+{
+	return space->warden.state == WARDEN_READY && space->pid > 0 && proc_same_memory(space->pid, space->warden.pid) == 0 &&
+	       proc_has_memory(space->pid) && !warden_is_dead(&space->warden);
 }
 
 void space_lost(struct space *space)
 {
-	bool replaced = space->warden.pid > 0 && space->pid > 0 && proc_same_memory(space->pid, space->warden.pid) == 0;
-	if (!space_memory_is_gone(space) && !has_ended(space) && !replaced) {
+	bool gone = space_memory_is_gone(space) || has_ended(space);
+	if (!gone && space->warden.state == WARDEN_READY && warden_is_dead(&space->warden)) {
+		evict_warden_lost(space);
+		return;
+	}
+	if (!gone && !space_was_replaced(space)) {
 		tree_fail(space->tree, -EFAULT, "the memory of process %d cannot be reached", space->pid);
 		return;
 	}

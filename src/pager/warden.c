@@ -311,7 +311,7 @@ static bool is_done(const struct warden *warden)
 
 bool warden_is_dead(const struct warden *warden)
 {
-	return warden->pidfd < 0 || proc_pidfd_kill(warden->pidfd, 0) == -ESRCH || proc_state(warden->pid) == 'Z';
+	return warden->pidfd < 0 || proc_pidfd_kill(warden->pidfd, 0) == -ESRCH || !proc_has_memory(warden->pid);
 }
 
 static int wait_done(struct warden *warden)

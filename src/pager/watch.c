@@ -238,12 +238,6 @@ static void find_areas(struct space *space, uint64_t now)
 
 /* ---- whose memory is it ---- */
 
-/* execve gives the process a new mm, and the warden keeps the old one alive. */
-static bool was_replaced(const struct space *space)
-{
-	return space->warden.state == WARDEN_READY && proc_same_memory(space->pid, space->warden.pid) == 0;
-}
-
 static bool is_known(const struct tree *tree, pid_t pid)
 {
 	for (const struct space *space = tree->spaces; space; space = space->next)
@@ -444,7 +438,7 @@ uint64_t watch_work(struct tree *tree, uint64_t now)
 	for (struct space *space = tree->spaces; space && !tree->failure; space = space->next) {
 		if (space->closed)
 			continue;
-		if (was_replaced(space) || space_memory_is_gone(space)) {
+		if (space_was_replaced(space) || space_memory_is_gone(space)) {
 			space_lost(space);
 			continue;
 		}

@@ -233,6 +233,15 @@ int proc_same_memory(pid_t first, pid_t second)
 	return order < 0 ? -errno : order == 0;
 }
 
+bool proc_has_memory(pid_t pid)
+{
+	char path[64];
+	struct proc_statm statm;
+	snprintf(path, sizeof(path), "/proc/%d/statm", pid);
+	cleanup_fd int fd = open(path, O_RDONLY | O_CLOEXEC);
+	return fd >= 0 && !proc_read_statm(fd, &statm) && statm.size_pages > 0;
+}
+
 static ssize_t read_stat(pid_t pid, char **text)
 {
 	char path[64];

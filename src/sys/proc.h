@@ -45,6 +45,8 @@ int proc_pidfd_kill(int pidfd, int signal_number);
 pid_t proc_pidfd_pid(int pidfd);
 /* 1: both processes have one address space; 0: not; or -errno. */
 int proc_same_memory(pid_t first, pid_t second);
+/* Has it any? One that ends lets go of it before it is a zombie, and so does a first thread that ends before the others. */
+bool proc_has_memory(pid_t pid);
 /* Minor faults of all threads so far. -ESRCH. */
 int proc_read_minor_faults(pid_t pid, uint64_t *faults);
 /* State letter of /proc/PID/stat ('R', 'S', 'Z', ...), or -errno. */

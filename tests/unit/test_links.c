@@ -126,7 +126,8 @@ static ssize_t send_to(struct pipe *pipe, const struct iovec *iov, int count)
 	for (int i = 0; i < count && room; i++) {
 		size_t part = DP_MIN(room, iov[i].iov_len);
 
-		memcpy(pipe->bytes + pipe->used, iov[i].iov_base, part);
+		if (part)
+			memcpy(pipe->bytes + pipe->used, iov[i].iov_base, part);
 		pipe->used += part;
 		sent += part;
 		room -= part;
