@@ -39,7 +39,7 @@ build-asan: $(BUILD_ASAN)/build.ninja
 	@ninja -C $(BUILD_ASAN) --quiet
 
 $(BUILD_FUZZ)/build.ninja:
-	CC=clang $(MESON_SETUP) $(BUILD_FUZZ) -Dfuzz=true -Db_sanitize=address,undefined -Db_lundef=false >/dev/null
+	CC=clang $(MESON_SETUP) $(BUILD_FUZZ) -Dfuzz=true -Doptimization=1 -Db_sanitize=address,undefined -Db_lundef=false >/dev/null
 
 setup:
 	@scripts/setup

@@ -10,7 +10,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 BUILD=${DP_BUILD:-$ROOT/build}
 PROGRAMS=$BUILD/tests/programs
 DP=$BUILD/distri-proc
-SECONDS_LONG=${DP_SECONDS:-20}
+SECONDS_LONG=${DP_SECONDS:-12}
 TEST_NAME=$(basename "$0")
 WAIT_SECONDS=60 # longer than anything here takes that does not hang
 
