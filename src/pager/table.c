@@ -434,7 +434,7 @@ int table_recover(struct table *table)
 
 void table_doubt_hash(struct table *table, uint32_t page)
 {
-	*(uint8_t *)table_hash(table, page) ^= 1;
+	*table_hash(table, page) += 1; /* not undone by doubting it again */
 }
 
 int table_fork(struct table *child, const struct table *parent)
