@@ -49,8 +49,8 @@ demo: setup
 	@DP_BUILD=$(abspath $(BUILD)) scripts/demo
 
 test: setup
-	@$(MAKE) --no-print-directory build-plain build-asan $(BUILD_FUZZ)/build.ninja $(BUILD_TSAN)/build.ninja
-	@tests/run --build $(BUILD) --asan $(BUILD_ASAN) --fuzz $(BUILD_FUZZ) --tsan $(BUILD_TSAN)
+	@$(MAKE) --no-print-directory build-plain build-asan $(BUILD_FUZZ)/build.ninja
+	@tests/run --build $(BUILD) --asan $(BUILD_ASAN) --fuzz $(BUILD_FUZZ)
 
 bench: setup
 	@$(MAKE) --no-print-directory build-plain

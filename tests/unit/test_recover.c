@@ -379,7 +379,7 @@ static void kill_wardens(enum target_scene scene, bool pagers)
 static unsigned kills_wanted(void)
 {
 	const char *text = getenv("DP_KILLS");
-	return text ? (unsigned)atoi(text) : 12;
+	return text ? (unsigned)atoi(text) : 8;
 }
 
 static void kill_at_random(enum target_scene scene, int expected)
