@@ -12,6 +12,8 @@
 #include "sys/proc.h"
 #include "sys/uffd.h"
 
+#define ENDING_MS 1000
+
 static void tell_keeper(struct space *space, enum keeper_kind kind, int fd)
 {
 	int keeper_fd = space->tree->keeper_fd;
@@ -175,10 +177,10 @@ bool space_memory_is_gone(const struct space *space)
 	return error == -ESRCH;
 }
 
-static bool has_ended(const struct space *space)
+static bool has_ended(const struct space *space, int wait_ms)
 {
 	struct pollfd ended = { .fd = space->pidfd, .events = POLLIN }; /* of all its threads: the first may have ended long ago */
-	return space->pidfd >= 0 && poll(&ended, 1, 0) > 0;
+	return space->pidfd >= 0 && poll(&ended, 1, wait_ms) > 0;
 }
 
 /* execve gives the process a new mm, and the warden keeps the old one alive. One of the two that ends has none, which is another than the
@@ -191,7 +193,9 @@ bool space_was_replaced(const struct space *space)
 
 void space_lost(struct space *space)
 {
-	bool gone = space_memory_is_gone(space) || has_ended(space);
+	/* Without memory it is about to end, unless only its first thread has. */
+	bool ends = space->pid > 0 && !proc_has_memory(space->pid);
+	bool gone = space_memory_is_gone(space) || has_ended(space, ends ? ENDING_MS : 0);
 	if (!gone && space->warden.state == WARDEN_READY && warden_is_dead(&space->warden)) {
 		evict_warden_lost(space);
 		return;
