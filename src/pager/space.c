@@ -2,7 +2,6 @@
 #include "pager/tree.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -11,8 +10,6 @@
 #include "instance/keeper.h"
 #include "sys/proc.h"
 #include "sys/uffd.h"
-
-#define ENDING_MS 1000
 
 static void tell_keeper(struct space *space, enum keeper_kind kind, int fd)
 {
@@ -177,25 +174,23 @@ bool space_memory_is_gone(const struct space *space)
 	return error == -ESRCH;
 }
 
-static bool has_ended(const struct space *space, int wait_ms)
+static bool has_ended(const struct space *space)
 {
-	struct pollfd ended = { .fd = space->pidfd, .events = POLLIN }; /* of all its threads: the first may have ended long ago */
-	return space->pidfd >= 0 && poll(&ended, 1, wait_ms) > 0;
+	int state = space->pid > 0 ? proc_state(space->pid) : 0;
+	return state == -ESRCH || state == 'Z' || state == 'X';
 }
 
-/* execve gives the process a new mm, and the warden keeps the old one alive. One of the two that ends has none, which is another than the
- * other's too: so both must have one after they were compared. */
+/* execve gives the process a new mm, and the warden keeps the old one alive. A warden that ends has none, which is another than the process's
+ * too: so it must still have one after they were compared. */
 bool space_was_replaced(const struct space *space)
 {
 	return space->warden.state == WARDEN_READY && space->pid > 0 && proc_same_memory(space->pid, space->warden.pid) == 0 &&
-	       proc_has_memory(space->pid) && !warden_is_dead(&space->warden);
+	       !warden_is_dead(&space->warden);
 }
 
 void space_lost(struct space *space)
 {
-	/* Without memory it is about to end, unless only its first thread has. */
-	bool ends = space->pid > 0 && !proc_has_memory(space->pid);
-	bool gone = space_memory_is_gone(space) || has_ended(space, ends ? ENDING_MS : 0);
+	bool gone = space_memory_is_gone(space) || has_ended(space);
 	if (!gone && space->warden.state == WARDEN_READY && warden_is_dead(&space->warden)) {
 		evict_warden_lost(space);
 		return;

@@ -234,7 +234,7 @@ void space_free(struct space *space);
 /* The mm of the space seems to have gone (exit or execve). If it has not, the tree is stopped: closing the descriptor of live
  * memory would feed it zeros (invariant 1). */
 void space_lost(struct space *space);
-/* Does its process have another mm now (execve)? Never true because of a warden, or a first thread, that ends. */
+/* Does its process have another mm now (execve)? Never true because of a warden that ends. */
 bool space_was_replaced(const struct space *space);
 /* Does the mm still exist? */
 bool space_memory_is_gone(const struct space *space);
