@@ -15,17 +15,9 @@
 #define ORDER_MAGIC "DPORDER1"
 #define ORDER_HEAD_BYTES 24
 
-static void blob_name(const char *name, char blob[static BLOB_NAME_LIMIT + 64])
-{
-	snprintf(blob, BLOB_NAME_LIMIT + 64, "%s" ORDER_SUFFIX, name);
-	for (char *at = blob; *at; at++)
-		if (*at == '/')
-			*at = '%';
-}
-
 int order_save(struct pool *pool, const struct object *snapshot, struct dp_err *err)
 {
-	char blob[BLOB_NAME_LIMIT + 64];
+	char blob[POOL_BLOB_NAME_LIMIT];
 	size_t length = ORDER_HEAD_BYTES + (size_t)snapshot->order_bytes;
 	cleanup_free uint8_t *bytes = NULL;
 
@@ -42,7 +34,7 @@ int order_save(struct pool *pool, const struct object *snapshot, struct dp_err *
 	bytes_put(&out, snapshot->order, snapshot->order_bytes);
 	out = bytes_writer(bytes + 8, 8);
 	bytes_put_u64(&out, XXH3_64bits(bytes + 16, length - 16));
-	blob_name(snapshot->name, blob);
+	pool_blob_name(snapshot->name, ORDER_SUFFIX, blob);
 	int result = pool->store->ops->blob_put(pool->store, blob, bytes, length);
 
 	return result < 0 ? dp_fail_errno(err, -result, "store the recorded order of %s", snapshot->name) : 0;
@@ -50,11 +42,11 @@ int order_save(struct pool *pool, const struct object *snapshot, struct dp_err *
 
 void order_remove(struct pool *pool, const char *name)
 {
-	char blob[BLOB_NAME_LIMIT + 64];
+	char blob[POOL_BLOB_NAME_LIMIT];
 
 	if (!pool->store->persistent)
 		return;
-	blob_name(name, blob);
+	pool_blob_name(name, ORDER_SUFFIX, blob);
 	pool->store->ops->blob_delete(pool->store, blob); /* mostly there is none; one that stays is known by its age */
 }
 
@@ -78,11 +70,11 @@ static int decode(const uint8_t *bytes, uint64_t length, struct object *snapshot
 
 void order_load(struct pool *pool, struct object *snapshot)
 {
-	char blob[BLOB_NAME_LIMIT + 64];
+	char blob[POOL_BLOB_NAME_LIMIT];
 	void *bytes = NULL;
 	uint64_t length = 0;
 
-	blob_name(snapshot->name, blob);
+	pool_blob_name(snapshot->name, ORDER_SUFFIX, blob);
 	int result = pool->store->ops->blob_get(pool->store, blob, &bytes, &length, ORDER_HEAD_BYTES + ORDER_BYTES_LIMIT);
 
 	if (result == 0)

@@ -13,21 +13,13 @@
 #define OWNER_MAGIC "DPOWNER1"
 #define OWNER_HEAD_BYTES 16
 
-static void blob_name(const char *name, char blob[static BLOB_NAME_LIMIT + 64])
-{
-	snprintf(blob, BLOB_NAME_LIMIT + 64, "%s" OWNER_SUFFIX, name);
-	for (char *at = blob; *at; at++)
-		if (*at == '/')
-			*at = '%';
-}
-
 int owner_save(struct pool *pool, const struct object *snapshot)
 {
 	const struct accounts *accounts = &pool->slots.accounts;
 	const char *identity = accounts->list[snapshot->account]->identity;
 	uint8_t bytes[OWNER_HEAD_BYTES + sizeof(accounts->list[0]->identity)];
 	struct bytes_writer out = bytes_writer(bytes, sizeof(bytes));
-	char blob[BLOB_NAME_LIMIT + 64];
+	char blob[POOL_BLOB_NAME_LIMIT];
 
 	/* Root's and those of plain TCP are not worth a write that is waited for. */
 	if (!pool->store->persistent || !snapshot->account || strcmp(identity, "uid:0") == 0 || strcmp(identity, "anonymous") == 0)
@@ -35,27 +27,27 @@ int owner_save(struct pool *pool, const struct object *snapshot)
 	bytes_put(&out, OWNER_MAGIC, 8);
 	bytes_put_u64(&out, snapshot->created_unix_ns);
 	bytes_put(&out, identity, strlen(identity));
-	blob_name(snapshot->name, blob);
+	pool_blob_name(snapshot->name, OWNER_SUFFIX, blob);
 	return pool->store->ops->blob_put(pool->store, blob, bytes, OWNER_HEAD_BYTES + strlen(identity));
 }
 
 void owner_remove(struct pool *pool, const char *name)
 {
-	char blob[BLOB_NAME_LIMIT + 64];
+	char blob[POOL_BLOB_NAME_LIMIT];
 
 	if (!pool->store->persistent)
 		return;
-	blob_name(name, blob);
+	pool_blob_name(name, OWNER_SUFFIX, blob);
 	pool->store->ops->blob_delete(pool->store, blob); /* there may be none; one that stays is known by its age */
 }
 
 uint16_t owner_load(struct pool *pool, const char *name, uint64_t created_unix_ns)
 {
-	char blob[BLOB_NAME_LIMIT + 64], identity[sizeof(pool->slots.accounts.list[0]->identity)] = "";
+	char blob[POOL_BLOB_NAME_LIMIT], identity[sizeof(pool->slots.accounts.list[0]->identity)] = "";
 	void *bytes = NULL;
 	uint64_t length = 0;
 
-	blob_name(name, blob);
+	pool_blob_name(name, OWNER_SUFFIX, blob);
 	if (pool->store->ops->blob_get(pool->store, blob, &bytes, &length, OWNER_HEAD_BYTES + sizeof(identity) - 1) < 0)
 		return 0;
 	struct bytes_reader in = { .at = bytes, .end = (const uint8_t *)bytes + length };

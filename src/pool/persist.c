@@ -12,9 +12,9 @@
 #define MANIFEST_SUFFIX ".manifest"
 #define MANIFEST_LIMIT (UINT64_C(16) << 30)
 
-static void blob_name(const char *name, char blob[static BLOB_NAME_LIMIT + 64])
+void pool_blob_name(const char *name, const char *suffix, char blob[static POOL_BLOB_NAME_LIMIT])
 {
-	snprintf(blob, BLOB_NAME_LIMIT + 64, "%s" MANIFEST_SUFFIX, name);
+	snprintf(blob, POOL_BLOB_NAME_LIMIT, "%s%s", name, suffix);
 	for (char *at = blob; *at; at++)
 		if (*at == '/')
 			*at = '%';
@@ -57,11 +57,11 @@ static int encode(const struct pool *pool, const struct object *snapshot, struct
 int persist_save(struct pool *pool, const struct object *snapshot, struct dp_err *err)
 {
 	struct manifest_writer writer;
-	char blob[BLOB_NAME_LIMIT + 64];
+	char blob[POOL_BLOB_NAME_LIMIT];
 
 	if (!pool->store->persistent)
 		return 0;
-	blob_name(snapshot->name, blob);
+	pool_blob_name(snapshot->name, MANIFEST_SUFFIX, blob);
 	int result = encode(pool, snapshot, &writer);
 
 	if (result == 0)
@@ -72,13 +72,13 @@ int persist_save(struct pool *pool, const struct object *snapshot, struct dp_err
 
 int persist_remove(struct pool *pool, const char *name, struct dp_err *err)
 {
-	char blob[BLOB_NAME_LIMIT + 64];
+	char blob[POOL_BLOB_NAME_LIMIT];
 
 	if (!pool->store->persistent)
 		return 0;
 	order_remove(pool, name);
 	owner_remove(pool, name);
-	blob_name(name, blob);
+	pool_blob_name(name, MANIFEST_SUFFIX, blob);
 	int result = pool->store->ops->blob_delete(pool->store, blob);
 
 	return result < 0 ? dp_fail_errno(err, -result, "remove snapshot %s from the store", name) : 0;
@@ -165,14 +165,14 @@ static int load_manifest(struct load *load, const char *blob, const void *bytes,
 {
 	struct manifest_reader reader;
 	struct manifest_head head;
-	char name[256], normal[256], expected[BLOB_NAME_LIMIT + 64];
+	char name[256], normal[256], expected[POOL_BLOB_NAME_LIMIT];
 
 	if (manifest_open(&reader, bytes, length, &head) < 0)
 		return -EBADMSG;
 	message_text_copy(head.name, name, sizeof(name));
 	if (endpoint_name_check(name, normal, NULL) < 0 || strcmp(name, normal) != 0)
 		return -EBADMSG;
-	blob_name(name, expected);
+	pool_blob_name(name, MANIFEST_SUFFIX, expected);
 	if (strcmp(expected, blob) != 0)
 		return -EBADMSG;
 	load->pool->slots.accounts.payer = owner_load(load->pool, name, head.created_unix_ns);

@@ -185,6 +185,9 @@ int persist_load(struct pool *pool, struct dp_err *err);
 /* The pages must have been synced before (T3). */
 int persist_save(struct pool *pool, const struct object *snapshot, struct dp_err *err);
 int persist_remove(struct pool *pool, const char *name, struct dp_err *err);
+/* The blob in which something of a snapshot lies: its name without slashes, and a suffix that says what. */
+#define POOL_BLOB_NAME_LIMIT (BLOB_NAME_LIMIT + 64)
+void pool_blob_name(const char *name, const char *suffix, char blob[static POOL_BLOB_NAME_LIMIT]);
 /* Who stored a snapshot (owner.c). The number of his account; 0: not known. */
 int owner_save(struct pool *pool, const struct object *snapshot);
 uint16_t owner_load(struct pool *pool, const char *name, uint64_t created_unix_ns);
