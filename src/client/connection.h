@@ -10,11 +10,21 @@
 #include "transport/stream.h"
 #include "wire/message.h"
 
+#ifdef DP_FUZZ /* a client an input: making large buffers is nearly all that a fuzzer would do */
+#define IN_FLIGHT_LIMIT 32
+#define OUTPUT_BYTES (96u << 10)
+#else
 #define IN_FLIGHT_LIMIT 1024             /* page requests; more are -EAGAIN */
 #define OUTPUT_BYTES (16u << 20)         /* what may wait to be sent */
+#endif
 #define OUTPUT_PUT_BYTES (1u << 20)      /* a PUT is queued behind at most this much */
+#ifdef DP_FUZZ
+#define INPUT_BYTES (64u << 10)
+#define PAGE_ANSWER_LIMIT (32u << 10)
+#else
 #define INPUT_BYTES (2u << 20)
 #define PAGE_ANSWER_LIMIT (512u << 10)   /* payload of an answer to a page request */
+#endif
 #define CONTROL_TIMEOUT_MS 60000u
 
 /* AGAIN: pages of another request that came damaged; at most 64, so that the answer has one part. */
