@@ -1,8 +1,10 @@
 #include "sys/proc.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kcmp.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
@@ -233,13 +235,37 @@ int proc_same_memory(pid_t first, pid_t second)
 	return order < 0 ? -errno : order == 0;
 }
 
-bool proc_has_memory(pid_t pid)
+bool proc_has_memory(pid_t thread)
 {
 	char path[64];
 	struct proc_statm statm;
-	snprintf(path, sizeof(path), "/proc/%d/statm", pid);
+	snprintf(path, sizeof(path), "/proc/%d/statm", thread);
 	cleanup_fd int fd = open(path, O_RDONLY | O_CLOEXEC);
 	return fd >= 0 && !proc_read_statm(fd, &statm) && statm.size_pages > 0;
+}
+
+pid_t proc_live_thread(pid_t pid)
+{
+	char path[64];
+	if (proc_has_memory(pid))
+		return pid;
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	DIR *tasks = opendir(path);
+	pid_t found = 0;
+	for (struct dirent *entry; tasks && !found && (entry = readdir(tasks));) {
+		pid_t thread = (pid_t)strtol(entry->d_name, NULL, 10);
+		if (thread > 0 && thread != pid && proc_has_memory(thread))
+			found = thread;
+	}
+	if (tasks)
+		closedir(tasks);
+	return found;
+}
+
+bool proc_pidfd_has_ended(int pidfd)
+{
+	struct pollfd ended = { .fd = pidfd, .events = POLLIN };
+	return poll(&ended, 1, 0) > 0;
 }
 
 static ssize_t read_stat(pid_t pid, char **text)
