@@ -3,7 +3,9 @@
 #define DP_PAGER_MIRROR_H
 
 #include "base/base.h"
+#include "pager/link_watch.h"
 #include "pager/source_mirror.h"
+#include "pager/space_numbers.h"
 
 #define MIRROR_OPERATIONS 1024u
 #define MIRROR_GETS 256u
@@ -56,8 +58,7 @@ struct member {
 	struct block_copy copy[MIRROR_COPIES];
 	uint64_t join_at; /* JOINING: its operations before this number are from before */
 	bool note_owed;
-	int watched_fd;
-	bool watched_writing, changed;
+	struct link_watch watch;
 };
 
 struct mirrored { /* an operation */
@@ -84,12 +85,7 @@ struct mirror {
 	bool ack_one;
 	int epoll_fd, failure;
 	char why[256];
-	struct snapshot_space *spaces;
-	size_t space_count;
-	uint64_t next_child;
-	uint32_t *freed;
-	size_t freed_count, freed_room;
-	uint64_t anchor; /* of the numbers of spaces, so that they look like ids */
+	struct space_numbers numbers;
 	uint64_t next;   /* operation */
 	uint64_t order_cookie, next_fail_over_ns;
 	struct mirrored *operations; /* [MIRROR_OPERATIONS] */

@@ -10,18 +10,12 @@
 #include "wire/bytes.h"
 #include "wire/message.h"
 
-#define SPACE_BITS 20
 #define WORK_NS UINT64_C(20000000)
 #define NOTE_MAGIC 0x524d5044u /* "DPMR" */
 
 static struct mirror *of(const struct source *source)
 {
 	return (struct mirror *)source;
-}
-
-static uint32_t number_of(uint64_t space)
-{
-	return (uint32_t)(space & ((1u << SPACE_BITS) - 1));
 }
 
 static unsigned index_of(const struct member *member)
@@ -277,67 +271,42 @@ static int make(struct mirror *mirror, const struct change *change, uint64_t coo
 static int put(struct source *source, uint64_t space, const struct page_range *ranges, size_t count, const struct iovec *data,
 	       size_t data_count, uint64_t cookie)
 {
-	struct change change = { { .space = number_of(space) }, ranges, count, data, data_count };
+	struct change change = { { .space = space_number_of(space) }, ranges, count, data, data_count };
 	return make(of(source), &change, cookie);
 }
 
 static int drop(struct source *source, uint64_t space, const struct page_range *ranges, size_t count, uint64_t cookie)
 {
-	struct change change = { { .space = number_of(space) }, ranges, count, NULL, 0 };
+	struct change change = { { .space = space_number_of(space) }, ranges, count, NULL, 0 };
 	return make(of(source), &change, cookie);
 }
 
 static int move(struct source *source, uint64_t space, uint64_t from_pgno, uint64_t to_pgno, uint64_t pages, uint64_t cookie)
 {
-	struct change change = { .structure = { MISSED_MOVE, number_of(space), from_pgno, to_pgno, pages } };
+	struct change change = { .structure = { MISSED_MOVE, space_number_of(space), from_pgno, to_pgno, pages } };
 	return make(of(source), &change, cookie);
-}
-
-/* A number that a dead pager had given is in use again. */
-static void keep_from_choice(struct mirror *mirror, uint64_t number)
-{
-	mirror->next_child = DP_MAX(mirror->next_child, number + 1);
-	for (size_t i = 0; i < mirror->freed_count; i++)
-		if (mirror->freed[i] == number)
-			mirror->freed[i--] = mirror->freed[--mirror->freed_count];
 }
 
 static int fork_space(struct source *source, uint64_t parent, uint64_t *child, uint64_t cookie)
 {
 	struct mirror *mirror = of(source);
-	bool given = *child;
-	uint64_t number = given ? number_of(*child) : mirror->freed_count ? mirror->freed[mirror->freed_count - 1] : mirror->next_child;
-	if (number >> SPACE_BITS)
+	uint32_t number = space_numbers_choose(&mirror->numbers, *child);
+	if (!number)
 		return -EOVERFLOW;
-	struct change change = { .structure = { .kind = MISSED_FORK, .space = number_of(parent), .a = number } };
+	struct change change = { .structure = { .kind = MISSED_FORK, .space = space_number_of(parent), .a = number } };
 	int ret = make(mirror, &change, cookie);
-	if (ret)
-		return ret;
-	if (given)
-		keep_from_choice(mirror, number);
-	else if (mirror->freed_count)
-		mirror->freed_count--;
-	else
-		mirror->next_child++;
-	*child = mirror->anchor | number;
-	return 0;
+	if (!ret)
+		*child = space_numbers_take(&mirror->numbers, number);
+	return ret;
 }
 
 static int space_free(struct source *source, uint64_t space, uint64_t cookie)
 {
 	struct mirror *mirror = of(source);
-	struct change change = { .structure = { .kind = MISSED_FREE, .space = number_of(space) } };
+	struct change change = { .structure = { .kind = MISSED_FREE, .space = space_number_of(space) } };
 	int ret = make(mirror, &change, cookie);
-	if (!ret && mirror->freed_count == mirror->freed_room) {
-		size_t room = mirror->freed_room * 2 + 64;
-		uint32_t *larger = realloc(mirror->freed, room * sizeof(*larger));
-		if (!larger)
-			return ret; /* this number is not used again, that is all */
-		mirror->freed = larger;
-		mirror->freed_room = room;
-	}
 	if (!ret)
-		mirror->freed[mirror->freed_count++] = number_of(space);
+		space_numbers_free(&mirror->numbers, space_number_of(space));
 	return ret;
 }
 
@@ -409,7 +378,7 @@ static int get_pages(struct source *source, enum request_class class, uint64_t s
 	if (mirror->failure)
 		return mirror->failure;
 	struct member *from = mirror_reader(mirror, 0);
-	return from ? mirror_ask(mirror, from, class, number_of(space), ranges, count, cookie) : -EAGAIN;
+	return from ? mirror_ask(mirror, from, class, space_number_of(space), ranges, count, cookie) : -EAGAIN;
 }
 
 /* The request that an answer of this member is for; NULL: it was asked of another meanwhile. */
@@ -588,22 +557,6 @@ static void look(struct mirror *mirror, struct member *member, uint64_t now_ns)
 		begin_note(mirror);
 }
 
-/* The pager polls one descriptor, which stands for those of the links. */
-static void watch(struct mirror *mirror, struct member *member)
-{
-	int fd = link_fd(member->link);
-	bool writing = link_wants_write(member->link);
-	struct epoll_event event = { .events = EPOLLIN | (writing ? EPOLLOUT : 0u), .data.ptr = member };
-	if (fd == member->watched_fd && writing == member->watched_writing && !member->changed)
-		return;
-	/* The one before has left by itself, closed, or never says anything. */
-	if (epoll_ctl(mirror->epoll_fd, EPOLL_CTL_MOD, fd, &event) && errno == ENOENT)
-		epoll_ctl(mirror->epoll_fd, EPOLL_CTL_ADD, fd, &event);
-	member->watched_fd = fd;
-	member->watched_writing = writing;
-	member->changed = false;
-}
-
 static int receive(struct source *source)
 {
 	struct mirror *mirror = of(source);
@@ -621,7 +574,7 @@ static int receive(struct source *source)
 		calls += DP_MAX(ret, 0);
 		lost |= there && !is_there(member);
 		catch_up_work(mirror, member);
-		watch(mirror, member);
+		link_watch_update(&member->watch);
 	}
 	push_notes(mirror);
 	if (lost)
@@ -637,13 +590,11 @@ static uint64_t work(struct source *source)
 		struct member *member = &mirror->member[i];
 		if (member->state == MEMBER_GONE)
 			continue;
-		int before = link_fd(member->link);
-		until_ns = DP_MIN(until_ns, link_work(member->link));
-		member->changed |= link_fd(member->link) != before;
+		until_ns = DP_MIN(until_ns, link_watch_work(&member->watch));
 		look(mirror, member, now_ns);
 		if (member->state != MEMBER_IN)
 			until_ns = DP_MIN(until_ns, WORK_NS);
-		watch(mirror, member);
+		link_watch_update(&member->watch);
 	}
 	push_notes(mirror);
 	if (now_ns >= mirror->next_fail_over_ns) {
@@ -677,13 +628,7 @@ static void health(const struct source *source, struct source_health *state)
 
 static int find_space(struct source *source, int vpid, uint64_t *space, struct dp_err *err)
 {
-	const struct mirror *mirror = of(source);
-	for (size_t i = 0; i < mirror->space_count; i++)
-		if (mirror->spaces[i].label == (uint64_t)vpid) {
-			*space = mirror->anchor | number_of(mirror->spaces[i].space);
-			return 0;
-		}
-	return dp_fail(err, ENOENT, "the snapshot has no pages of task %d", vpid);
+	return space_numbers_find(&of(source)->numbers, vpid, space, err);
 }
 
 static int fd(const struct source *source)
@@ -716,8 +661,7 @@ static void mirror_free(struct source *source)
 		catch_up_forget(&mirror->member[i]);
 	}
 	dp_close_fd(&mirror->epoll_fd);
-	free(mirror->spaces);
-	free(mirror->freed);
+	space_numbers_done(&mirror->numbers);
 	free(mirror->operations);
 	free(mirror->gets);
 	free(mirror);
@@ -746,7 +690,7 @@ static bool same_spaces(const struct client_attached *a, const struct client_att
 	if (a->space_count != b->space_count)
 		return false;
 	for (size_t i = 0; i < a->space_count; i++)
-		if (a->spaces[i].label != b->spaces[i].label || number_of(a->spaces[i].space) != number_of(b->spaces[i].space))
+		if (a->spaces[i].label != b->spaces[i].label || space_number_of(a->spaces[i].space) != space_number_of(b->spaces[i].space))
 			return false;
 	return true;
 }
@@ -756,15 +700,10 @@ static int mirror_prepare(struct mirror *mirror, const struct client_attached *f
 	mirror->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	mirror->operations = calloc(MIRROR_OPERATIONS, sizeof(*mirror->operations));
 	mirror->gets = calloc(MIRROR_GETS, sizeof(*mirror->gets));
-	mirror->spaces = calloc(first->space_count + 1, sizeof(*mirror->spaces));
-	if (mirror->epoll_fd < 0 || !mirror->operations || !mirror->gets || !mirror->spaces)
+	int ret = space_numbers_init(&mirror->numbers, first);
+	if (mirror->epoll_fd < 0 || !mirror->operations || !mirror->gets || ret)
 		return dp_fail(err, ENOMEM, "room for a mirror");
-	memcpy(mirror->spaces, first->spaces, first->space_count * sizeof(*mirror->spaces));
-	mirror->space_count = first->space_count;
-	mirror->anchor = first->instance << SPACE_BITS;
-	mirror->next = mirror->next_child = 1;
-	for (size_t i = 0; i < first->space_count; i++)
-		mirror->next_child = DP_MAX(mirror->next_child, (uint64_t)number_of(first->spaces[i].space) + 1);
+	mirror->next = 1;
 	return 0;
 }
 
@@ -783,7 +722,7 @@ int source_mirror_new(struct source **source, const struct mirror_member *member
 			ret = dp_fail(err, EINVAL, "pool %zu of the mirror has another snapshot under this name: copy it, then restore again", i + 1);
 			break;
 		}
-		*member = (struct member){ .mirror = mirror, .state = MEMBER_IN, .watched_fd = -1 };
+		*member = (struct member){ .mirror = mirror, .state = MEMBER_IN };
 		config.keep_all = true;
 		config.silence_ns[CLASS_DEMAND] = config.silence_ns[CLASS_DEMAND] ? config.silence_ns[CLASS_DEMAND] : 1000000000u;
 		if (config.near)
@@ -791,7 +730,7 @@ int source_mirror_new(struct source **source, const struct mirror_member *member
 		ret = link_new(&member->link, &config, members[i].client, &members[i].attached, err);
 		mirror->count += !ret;
 		if (!ret)
-			watch(mirror, member);
+			member->watch = link_watch(member->link, mirror->epoll_fd);
 	}
 	if (ret) {
 		for (unsigned i = 0; i < mirror->count; i++)

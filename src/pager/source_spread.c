@@ -6,8 +6,9 @@
 #include <sys/epoll.h>
 
 #include "base/base.h"
+#include "pager/link_watch.h"
+#include "pager/space_numbers.h"
 
-#define SPACE_BITS 20
 #define CALLS 1024u
 #define FIXES 4u       /* pieces of a move under way */
 #define FIX_PAGES 64u
@@ -37,8 +38,7 @@ struct fix {
 struct share {
 	struct spread *spread;
 	struct link *link;
-	int watched_fd;
-	bool watched_writing, changed;
+	struct link_watch watch;
 };
 
 struct spread {
@@ -47,11 +47,7 @@ struct spread {
 	unsigned count;
 	int epoll_fd, failure;
 	char why[256];
-	uint64_t anchor, next_child;
-	struct snapshot_space *spaces;
-	size_t space_count;
-	uint32_t *freed;
-	size_t freed_count, freed_room;
+	struct space_numbers numbers;
 	struct call *calls; /* [CALLS] */
 	/* the move under way; NULL: none */
 	struct call *move;
@@ -62,11 +58,6 @@ struct spread {
 static struct spread *of(const struct source *source)
 {
 	return (struct spread *)source;
-}
-
-static uint32_t number_of(uint64_t space)
-{
-	return (uint32_t)(space & ((1u << SPACE_BITS) - 1));
 }
 
 static uint64_t mix(uint64_t value)
@@ -136,7 +127,7 @@ static int begin(struct spread *spread, uint64_t space, uint64_t cookie, struct 
 		return spread->failure;
 	if (spread->move || !can_change(spread))
 		return -EAGAIN;
-	*call = take_call(spread, number_of(space), cookie);
+	*call = take_call(spread, space_number_of(space), cookie);
 	return *call ? 0 : -EAGAIN;
 }
 
@@ -209,7 +200,7 @@ static int get_pages(struct source *source, enum request_class class, uint64_t s
 	/* So few pages that each range has at most one piece in a pool. */
 	if (count > ARRAY_LENGTH(call->ranges) || pages > SPREAD_CHUNK_PAGES)
 		return -EINVAL;
-	if (spread->move || !(call = take_call(spread, number_of(space), cookie)))
+	if (spread->move || !(call = take_call(spread, space_number_of(space), cookie)))
 		return -EAGAIN;
 	call->class = (uint8_t)class;
 	call->count = (uint32_t)count;
@@ -304,20 +295,15 @@ static int fork_space(struct source *source, uint64_t parent, uint64_t *child, u
 {
 	struct spread *spread = of(source);
 	struct call *call;
-	bool given = *child;
-	uint64_t number = given ? number_of(*child) : spread->freed_count ? spread->freed[spread->freed_count - 1] : spread->next_child;
-	if (number >> SPACE_BITS)
+	uint32_t number = space_numbers_choose(&spread->numbers, *child);
+	if (!number)
 		return -EOVERFLOW;
 	int ret = begin(spread, parent, cookie, &call);
 	if (ret)
 		return ret;
 	for (unsigned i = 0; i < spread->count; i++)
-		note_asked(call, link_fork(spread->share[i].link, call->space, (uint32_t)number, cookie_of(spread, call)));
-	if (!given && spread->freed_count)
-		spread->freed_count--;
-	else if (!given)
-		spread->next_child++;
-	*child = spread->anchor | number;
+		note_asked(call, link_fork(spread->share[i].link, call->space, number, cookie_of(spread, call)));
+	*child = space_numbers_take(&spread->numbers, number);
 	return 0;
 }
 
@@ -328,16 +314,8 @@ static int space_free(struct source *source, uint64_t space, uint64_t cookie)
 	int ret = begin(spread, space, cookie, &call);
 	for (unsigned i = 0; !ret && i < spread->count; i++)
 		note_asked(call, link_space_free(spread->share[i].link, call->space, cookie_of(spread, call)));
-	if (!ret && spread->freed_count == spread->freed_room) {
-		size_t room = spread->freed_room * 2 + 64;
-		uint32_t *larger = realloc(spread->freed, room * sizeof(*larger));
-		if (!larger)
-			return ret; /* this number is not used again, that is all */
-		spread->freed = larger;
-		spread->freed_room = room;
-	}
 	if (!ret)
-		spread->freed[spread->freed_count++] = number_of(space);
+		space_numbers_free(&spread->numbers, space_number_of(space));
 	return ret;
 }
 
@@ -482,21 +460,6 @@ static void on_done(void *context, uint64_t cookie, int result)
 	finish_call(spread, call);
 }
 
-/* The pager polls one descriptor, which stands for those of the links. */
-static void watch(struct spread *spread, struct share *share)
-{
-	int fd = link_fd(share->link);
-	bool writing = link_wants_write(share->link);
-	struct epoll_event event = { .events = EPOLLIN | (writing ? EPOLLOUT : 0u), .data.ptr = share };
-	if (fd == share->watched_fd && writing == share->watched_writing && !share->changed)
-		return;
-	if (epoll_ctl(spread->epoll_fd, EPOLL_CTL_MOD, fd, &event) && errno == ENOENT)
-		epoll_ctl(spread->epoll_fd, EPOLL_CTL_ADD, fd, &event);
-	share->watched_fd = fd;
-	share->watched_writing = writing;
-	share->changed = false;
-}
-
 static int receive(struct source *source)
 {
 	struct spread *spread = of(source);
@@ -516,7 +479,7 @@ static int receive(struct source *source)
 	if (!spread->failure)
 		go_on_moving(spread);
 	for (unsigned i = 0; i < spread->count; i++)
-		watch(spread, &spread->share[i]);
+		link_watch_update(&spread->share[i].watch);
 	return spread->failure ? spread->failure : calls;
 }
 
@@ -526,10 +489,8 @@ static uint64_t work(struct source *source)
 	uint64_t until_ns = spread->move ? WORK_NS : UINT64_MAX;
 	for (unsigned i = 0; i < spread->count; i++) {
 		struct share *share = &spread->share[i];
-		int before = link_fd(share->link);
-		until_ns = DP_MIN(until_ns, link_work(share->link));
-		share->changed |= link_fd(share->link) != before;
-		watch(spread, share);
+		until_ns = DP_MIN(until_ns, link_watch_work(&share->watch));
+		link_watch_update(&share->watch);
 	}
 	if (spread->move)
 		go_on_moving(spread);
@@ -555,13 +516,7 @@ static void health(const struct source *source, struct source_health *state)
 
 static int find_space(struct source *source, int vpid, uint64_t *space, struct dp_err *err)
 {
-	const struct spread *spread = of(source);
-	for (size_t i = 0; i < spread->space_count; i++)
-		if (spread->spaces[i].label == (uint64_t)vpid) {
-			*space = spread->anchor | number_of(spread->spaces[i].space);
-			return 0;
-		}
-	return dp_fail(err, ENOENT, "the snapshot has no pages of task %d", vpid);
+	return space_numbers_find(&of(source)->numbers, vpid, space, err);
 }
 
 static int fd(const struct source *source)
@@ -594,8 +549,7 @@ static void spread_free(struct source *source)
 	for (unsigned i = 0; i < FIXES; i++)
 		free(spread->fix[i].pages);
 	dp_close_fd(&spread->epoll_fd);
-	free(spread->spaces);
-	free(spread->freed);
+	space_numbers_done(&spread->numbers);
 	free(spread->calls);
 	free(spread);
 }
@@ -619,20 +573,13 @@ static const struct source_ops spread_ops = {
 
 static int prepare(struct spread *spread, const struct client_attached *first, struct dp_err *err)
 {
-	bool good = true;
 	spread->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	spread->calls = calloc(CALLS, sizeof(*spread->calls));
-	spread->spaces = calloc(first->space_count + 1, sizeof(*spread->spaces));
+	bool good = !space_numbers_init(&spread->numbers, first);
 	for (unsigned i = 0; i < FIXES; i++)
 		good &= (spread->fix[i].pages = malloc((size_t)FIX_PAGES * PAGE_BYTES)) != NULL;
-	if (spread->epoll_fd < 0 || !spread->calls || !spread->spaces || !good)
+	if (spread->epoll_fd < 0 || !spread->calls || !good)
 		return dp_fail(err, ENOMEM, "room for pages of several pools");
-	memcpy(spread->spaces, first->spaces, first->space_count * sizeof(*spread->spaces));
-	spread->space_count = first->space_count;
-	spread->anchor = first->instance << SPACE_BITS;
-	spread->next_child = 1;
-	for (size_t i = 0; i < first->space_count; i++)
-		spread->next_child = DP_MAX(spread->next_child, (uint64_t)number_of(first->spaces[i].space) + 1);
 	return 0;
 }
 
@@ -648,7 +595,7 @@ int source_spread_new(struct source **source, const struct mirror_member *member
 		struct share *share = &spread->share[i];
 		if (members[i].attached.space_count != members[0].attached.space_count)
 			ret = dp_fail(err, EINVAL, "pool %zu has another snapshot under this name: copy it, then restore again", i + 1);
-		*share = (struct share){ .spread = spread, .watched_fd = -1 };
+		*share = (struct share){ .spread = spread };
 		config.keep_all = true;
 		if (!ret && config.near)
 			client_read_near(members[i].client);
@@ -656,7 +603,7 @@ int source_spread_new(struct source **source, const struct mirror_member *member
 			ret = link_new(&share->link, &config, members[i].client, &members[i].attached, err);
 		spread->count += !ret;
 		if (!ret)
-			watch(spread, share);
+			share->watch = link_watch(share->link, spread->epoll_fd);
 	}
 	if (ret) {
 		for (unsigned i = 0; i < spread->count; i++)
