@@ -251,7 +251,7 @@ static uint64_t push_ahead(struct committer *committer, const volatile bool *sto
 	for (unsigned round = 0; round < ROUNDS && pushed > FEW_PAGES; round++)
 		pushed = push_round(&push, until_ns, stop, &err);
 	if (pushed < 0 && pushed != -EINTR)
-		log_warn("push ahead: %s", err.text);
+		log_info("push ahead: %s", err.text);
 	uint64_t pages = push.pushed_pages;
 	push_close(&push);
 	return pages;

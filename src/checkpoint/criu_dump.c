@@ -170,7 +170,9 @@ static void run_inside(int target_pidfd, char *const *argv, int page_fd, int wor
 	pid_t child = fork();
 	if (child == 0)
 		run_criu(argv, page_fd, workspace_fd);
-	close(page_fd); /* the stream must end with criu */
+	/* The stream must end with criu, and for criu with us: whoever holds its other end, or those of the pool and the pager, keeps criu waiting
+	 * in a full stream and the tree frozen. Nothing of it is needed here. */
+	close_range(STDERR_FILENO + 1, ~0u, 0);
 	int status = 127 << 8;
 	while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR)
 		;

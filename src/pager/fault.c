@@ -29,6 +29,8 @@ static bool must_wait(struct space *space, uint64_t pgno, bool write, uint64_t r
 	struct tree *tree = space->tree;
 	if (residency_has_room(&tree->budget, tree_used_pages(tree), 1) || clock_now_ns() - read_ns > STALL_LIMIT_NS)
 		return false;
+	if (space->evict_after_ns > read_ns + STALL_LIMIT_NS) /* the pool is full: nothing leaves before the wait would be over */
+		return false;
 	tree->stats->stalls += !tree->serving_deferred;
 	fault_defer(space, pgno << PAGE_SHIFT, write, read_ns);
 	return true;
@@ -53,8 +55,9 @@ static void serve_staged(struct space *space, uint64_t pgno, uint32_t page, bool
 {
 	struct tree *tree = space->tree;
 	struct iovec local = { tree->buffer, PAGE_BYTES }, remote = { (void *)staging_address(space, page), PAGE_BYTES };
-	if (process_vm_readv(staging_reader(space), &local, 1, &remote, 1, 0) != PAGE_BYTES) {
-		space_lost(space); /* present by P4: only the end of the mm explains it */
+	if (!staging_read(space, &local, &remote, 1)) {
+		if (!space->closed)
+			fault_defer(space, pgno << PAGE_SHIFT, write, read_ns); /* P6 */
 		return;
 	}
 	int error;
