@@ -687,64 +687,82 @@ static void commit__disk_is_slow__others_are_served_meanwhile(void **state)
 
 /* ---- captive pools, with the real program ---- */
 
+/* So many snapshots are there. */
+static void assert_snapshots(const struct endpoint *endpoint, size_t expected)
+{
+	struct client *client;
+	struct snapshot_info *list;
+	struct dp_err err = { "" };
+	size_t count;
+
+	assert_int_equal(client_open(&client, endpoint, 0, &err), 0);
+	assert_int_equal(client_list(client, &list, &count, &err), 0);
+	assert_int_equal(count, expected);
+	for (size_t i = 0; i < count; i++)
+		client_snapshot_info_done(&list[i]);
+	free(list);
+	client_close(client);
+}
+
+/* A captive pool leaves by itself when nobody uses it any more. */
+static void wait_until_it_left(const struct endpoint *endpoint)
+{
+	char path[1200];
+
+	assert_int_equal(captive_socket_path(endpoint, path, sizeof(path)), 0);
+	for (unsigned tries = 0; access(path, F_OK) == 0 && tries < 1000; tries++)
+		poll(NULL, 0, 10);
+	assert_int_equal(access(path, F_OK), -1);
+}
+
+static void open_and_store_at_once(const struct endpoint *endpoint, unsigned count)
+{
+	pid_t children[8];
+	int status;
+
+	assert_true(count <= ARRAY_LENGTH(children));
+	for (unsigned i = 0; i < count; i++) {
+		children[i] = fork();
+		if (children[i] == 0) {
+			char name[32];
+			struct client *client;
+			struct snapshot_info info;
+			struct dp_err err = { "" };
+
+			if (client_open_for_writing(&client, endpoint, 0, &err) < 0) {
+				fprintf(stderr, "%s\n", err.text);
+				_exit(1);
+			}
+			snprintf(name, sizeof(name), "from:%u", i);
+			make_snapshot(client, name, 50);
+			_exit(client_snapshot_open(client, name, &info, &err) < 0);
+		}
+	}
+	for (unsigned i = 0; i < count; i++) {
+		assert_int_equal(waitpid(children[i], &status, 0), children[i]);
+		assert_int_equal(status, 0);
+	}
+}
+
 static void captive__opened_by_several_at_once__one_server_serves_all_and_leaves(void **state)
 {
-	for (size_t engine = 0; engine < ARRAY_LENGTH(persistent); engine++) {
-		struct endpoint endpoint;
-		struct client *client;
-		struct dp_err err = { "" };
-		pid_t children[6];
-		char path[1200];
-		int status;
+	struct endpoint endpoints[ARRAY_LENGTH(persistent)];
+	struct client *client;
+	struct dp_err err = { "" };
 
-		captive_set_program(DP_PROGRAM);
-		assert_int_equal(endpoint_parse(&endpoint, uri_of(persistent[engine]), NULL), 0);
-		assert_int_equal(client_open(&client, &endpoint, 0, &err), -ENOENT);
-		for (unsigned i = 0; i < ARRAY_LENGTH(children); i++) {
-			children[i] = fork();
-			if (children[i] == 0) {
-				char name[32];
-				struct snapshot_info info;
-
-				if (client_open_for_writing(&client, &endpoint, 0, &err) < 0) {
-					fprintf(stderr, "%s\n", err.text);
-					_exit(1);
-				}
-				snprintf(name, sizeof(name), "from:%u", i);
-				make_snapshot(client, name, 50);
-				_exit(client_snapshot_open(client, name, &info, &err) < 0);
-			}
-		}
-		for (unsigned i = 0; i < ARRAY_LENGTH(children); i++) {
-			assert_int_equal(waitpid(children[i], &status, 0), children[i]);
-			assert_int_equal(status, 0);
-		}
-		struct snapshot_info *list;
-		size_t count;
-
-		assert_int_equal(client_open(&client, &endpoint, 0, &err), 0);
-		assert_int_equal(client_list(client, &list, &count, &err), 0);
-		assert_int_equal(count, ARRAY_LENGTH(children));
-		for (size_t i = 0; i < count; i++)
-			client_snapshot_info_done(&list[i]);
-		free(list);
-		client_close(client);
-		/* It leaves by itself. */
-		assert_int_equal(captive_socket_path(&endpoint, path, sizeof(path)), 0);
-		for (unsigned tries = 0; access(path, F_OK) == 0 && tries < 1000; tries++)
-			poll(NULL, 0, 10);
-		assert_int_equal(access(path, F_OK), -1);
-		/* And the next one finds everything. */
-		assert_int_equal(client_open(&client, &endpoint, 0, &err), 0);
-		assert_int_equal(client_list(client, &list, &count, &err), 0);
-		assert_int_equal(count, ARRAY_LENGTH(children));
-		for (size_t i = 0; i < count; i++)
-			client_snapshot_info_done(&list[i]);
-		free(list);
-		client_close(client);
-		for (unsigned tries = 0; access(path, F_OK) == 0 && tries < 1000; tries++)
-			poll(NULL, 0, 10);
+	captive_set_program(DP_PROGRAM);
+	for (size_t i = 0; i < ARRAY_LENGTH(persistent); i++) {
+		assert_int_equal(endpoint_parse(&endpoints[i], uri_of(persistent[i]), NULL), 0);
+		assert_int_equal(client_open(&client, &endpoints[i], 0, &err), -ENOENT);
+		open_and_store_at_once(&endpoints[i], 6);
+		assert_snapshots(&endpoints[i], 6);
 	}
+	for (size_t i = 0; i < ARRAY_LENGTH(persistent); i++)
+		wait_until_it_left(&endpoints[i]);
+	for (size_t i = 0; i < ARRAY_LENGTH(persistent); i++)
+		assert_snapshots(&endpoints[i], 6); /* and the next one finds everything */
+	for (size_t i = 0; i < ARRAY_LENGTH(persistent); i++)
+		wait_until_it_left(&endpoints[i]);
 }
 
 static void captive__path_too_long_for_a_socket__is_served_all_the_same(void **state)
