@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "base/base.h"
 #include "client/connection.h"
@@ -40,10 +41,10 @@ bool client_can_resume(const struct client *client)
 	return client->features & HELLO_FEATURE_RESUME;
 }
 
-int client_attach(struct client *client, uint64_t instance, uint64_t epoch, bool take, const uint8_t *identity, unsigned timeout_ms,
+int client_attach(struct client *client, uint64_t instance, uint64_t epoch, uint32_t step, const uint8_t *identity, unsigned timeout_ms,
 		  struct client_attached *attached, struct dp_err *err)
 {
-	struct message_attach attach = { .flags = take ? ATTACH_FLAG_TAKE : 0 };
+	struct message_attach attach = { .flags = step ? ATTACH_FLAG_TAKE : 0, .step = step };
 	struct message_header request = { .type = MESSAGE_ATTACH, .object = instance, .epoch = epoch }, answer;
 	struct message_attached decoded;
 	const uint8_t *answer_payload;
@@ -68,6 +69,71 @@ int client_attach(struct client *client, uint64_t instance, uint64_t epoch, bool
 		return 0;
 	client_attached_done(attached);
 	return dp_fail_errno(err, ENOMEM, "attach");
+}
+
+/* Under the epoch that is held, as far as is known: the one before or behind a raise of which the answer was not heard. */
+static int attach_as_noted(struct client *client, struct client_lease *lease, unsigned timeout_ms, struct dp_err *err)
+{
+	struct client_attached attached;
+	int result = client_attach(client, lease->instance, lease->epoch, 0, lease->identity, timeout_ms, &attached, err);
+
+	if (result == -ESTALE && lease->next) {
+		result = client_attach(client, lease->instance, lease->next, 0, lease->identity, timeout_ms, &attached, err);
+		if (result == 0) {
+			lease->epoch = lease->next;
+			lease->next = 0;
+		}
+	}
+	if (result == 0)
+		client_attached_done(&attached);
+	return result;
+}
+
+/* What was chosen before stays: the asking of that time may still arrive. */
+static int choose_next(struct client_lease *lease, struct dp_err *err)
+{
+	uint32_t step = 0;
+
+	while (!lease->next && !step)
+		if (getrandom(&step, sizeof(step), 0) != sizeof(step))
+			return dp_fail_errno(err, errno, "get a random number");
+	if (!lease->next)
+		lease->next = lease->epoch + step;
+	return 0;
+}
+
+static int raise_lease(struct client *client, struct client_lease *lease, client_note_lease *note, void *context, unsigned timeout_ms,
+		       struct client_attached *attached, struct dp_err *err)
+{
+	int result = attach_as_noted(client, lease, timeout_ms, err);
+
+	if (result == 0)
+		result = choose_next(lease, err);
+	if (result < 0)
+		return result;
+	result = note(context, lease);
+	if (result < 0)
+		return dp_fail_errno(err, -result, "note the lease");
+	return client_attach(client, lease->instance, lease->epoch, (uint32_t)(lease->next - lease->epoch), lease->identity, timeout_ms, attached,
+			     err);
+}
+
+int client_take_over(struct client *client, struct client_lease *lease, client_note_lease *note, void *context, unsigned timeout_ms,
+		     struct client_attached *attached, struct dp_err *err)
+{
+	int result = raise_lease(client, lease, note, context, timeout_ms, attached, err);
+
+	if (result == -ESTALE && lease->next) /* an earlier asking of ours may just have come; if not, another has the lease */
+		result = raise_lease(client, lease, note, context, timeout_ms, attached, err);
+	if (result < 0)
+		return result;
+	lease->epoch = attached->epoch;
+	lease->next = 0;
+	result = note(context, lease);
+	if (result == 0)
+		return 0;
+	client_attached_done(attached);
+	return dp_fail_errno(err, -result, "note the lease");
 }
 
 void client_attached_done(struct client_attached *attached)
@@ -97,7 +163,7 @@ int client_instance_create_resumable(struct client *client, const char *snapshot
 				  &answer_payload, err);
 
 	/* What came with it comes again with the attachment, and who the pool is. */
-	return result < 0 ? result : client_attach(client, answer.object, answer.epoch, false, NULL, CONTROL_TIMEOUT_MS, attached, err);
+	return result < 0 ? result : client_attach(client, answer.object, answer.epoch, 0, NULL, CONTROL_TIMEOUT_MS, attached, err);
 }
 
 void client_set_sequence(struct client *client, uint64_t sequence)

@@ -162,13 +162,25 @@ bool client_can_resume(const struct client *client);
 /* A new instance that, when its connection is lost, waits for somebody to attach. This connection is attached to it. */
 int client_instance_create_resumable(struct client *client, const char *snapshot, const char *name, struct client_attached *attached,
 				     struct dp_err *err);
-/* This connection is the one that writes the instance from now on; operations that others still have under way get ESTALE. take: the lease is
- * taken whoever holds it, and the epoch rises; else `epoch` must be that of the lease. identity: 16 bytes, the pool that must answer, or
- * NULL. Operations carry numbers from here on: client_set_sequence before each. -ESTALE: taken by another. -ENOENT: the instance has
+/* This connection is the one that writes the instance from now on. `epoch` must be that of the lease. step: the lease is taken, the epoch rises by
+ * so much, and operations that others still have under way get ESTALE; 0: not. identity: 16 bytes, the pool that must answer, or NULL. Operations carry numbers from here on: client_set_sequence before each. -ESTALE: taken by another. -ENOENT: the instance has
  * ended. -ENXIO: another pool, or one that was restarted without a store that keeps. client_attached_done frees what came. */
-int client_attach(struct client *client, uint64_t instance, uint64_t epoch, bool take, const uint8_t *identity, unsigned timeout_ms,
+int client_attach(struct client *client, uint64_t instance, uint64_t epoch, uint32_t step, const uint8_t *identity, unsigned timeout_ms,
 		  struct client_attached *attached, struct dp_err *err);
 void client_attached_done(struct client_attached *attached);
+/* A lease as it is kept where it outlives who holds it. */
+struct client_lease {
+	uint64_t instance, epoch;
+	uint64_t next; /* the epoch to which it was being raised, when that began; 0: none */
+	uint8_t identity[16];
+};
+/* Saves it. 0 or -errno. */
+typedef int client_note_lease(void *context, const struct client_lease *lease);
+/* Attaches, and raises the epoch, so that nothing which the holder before still has under way is applied. Who dies in between, or does not hear
+ * the answer, does it again by what `note` saved: it is called with the lease after each change of it, and before the pool is asked. No other
+ * chooses that epoch, as the step is random, and nobody takes a lease back that another has taken. As client_attach, or what `note` returned. */
+int client_take_over(struct client *client, struct client_lease *lease, client_note_lease *note, void *context, unsigned timeout_ms,
+		     struct client_attached *attached, struct dp_err *err);
 /* The next operation (put, drop, move, fork, space_free, note) has this place in the sequence: it is applied once however often it is
  * sent. 0: none. A call that returns -EAGAIN has not used it. */
 void client_set_sequence(struct client *client, uint64_t sequence);

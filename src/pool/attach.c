@@ -132,12 +132,12 @@ int request_handle_attach(struct request *request)
 		return dp_fail(&request->err, ENOENT, "there is no such instance any more");
 	bool take = attach.flags & ATTACH_FLAG_TAKE;
 
-	if (!take && instance->epoch != request->header->epoch)
+	if ((!take || attach.step) && instance->epoch != request->header->epoch)
 		return dp_fail(&request->err, ESTALE, "the lease of instance %s was taken by another", instance->name);
 	forget_old_failures(instance);
 	if (take) {
 		uint64_t epoch;
-		int result = pool_lease_take(request->pool, request->connection, instance->id, &epoch, &request->err);
+		int result = pool_lease_take(request->pool, request->connection, instance->id, DP_MAX(attach.step, 1u), &epoch, &request->err);
 
 		if (result < 0)
 			return result;

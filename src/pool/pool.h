@@ -164,7 +164,7 @@ const struct object *pool_order_get(const struct pool *pool, uint64_t id);
 int pool_instance_create(struct pool *pool, const void *owner, const char *snapshot, const char *name, uint32_t flags,
 			 struct object **instance, struct dp_err *err);
 int pool_instance_end(struct pool *pool, uint64_t instance, uint64_t epoch, struct dp_err *err);
-int pool_lease_take(struct pool *pool, const void *owner, uint64_t instance, uint64_t *epoch, struct dp_err *err);
+int pool_lease_take(struct pool *pool, const void *owner, uint64_t instance, uint32_t step, uint64_t *epoch, struct dp_err *err);
 
 /* ---- attach.c ---- */
 /* The writer's note, given back to whoever attaches. -ENOENT, -ESTALE, -ENOMEM. */

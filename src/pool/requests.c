@@ -425,7 +425,7 @@ static int handle_lease_take(struct request *request)
 	if (request->header->length)
 		return request_malformed(request);
 	request->ok_object = request->header->object;
-	return pool_lease_take(request->pool, request->connection, request->header->object, &request->ok_epoch, &request->err);
+	return pool_lease_take(request->pool, request->connection, request->header->object, 1, &request->ok_epoch, &request->err);
 }
 
 /* ---- dispatch ---- */

@@ -318,7 +318,7 @@ int pool_instance_end(struct pool *pool, uint64_t id, uint64_t epoch, struct dp_
 	return 0;
 }
 
-int pool_lease_take(struct pool *pool, const void *owner, uint64_t id, uint64_t *epoch, struct dp_err *err)
+int pool_lease_take(struct pool *pool, const void *owner, uint64_t id, uint32_t step, uint64_t *epoch, struct dp_err *err)
 {
 	struct object *instance;
 	int result = find_instance(pool, id, &instance, err);
@@ -327,7 +327,7 @@ int pool_lease_take(struct pool *pool, const void *owner, uint64_t id, uint64_t 
 		return result;
 	instance->owner = owner;
 	instance->lost_ns = 0;
-	*epoch = ++instance->epoch;
+	*epoch = instance->epoch += step;
 	journal_lease(pool, instance); /* on the journal before it is told: a restart must not bring an older epoch back */
 	return 0;
 }

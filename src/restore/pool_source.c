@@ -17,26 +17,25 @@
 #include "restore/processes.h"
 
 #define LEASE_FILE "lease"
-#define LEASE_MAGIC 0x314553414c504444ull /* "DDPLASE1" */
+#define LEASE_MAGIC 0x324553414c504444ull /* "DDPLASE2" */
 #define END_TIMEOUT_MS 1000u
 #define TAKE_OVER_TIMEOUT_MS 5000u
 #define TAKE_OVER_PAUSE_NS 200000000
 
-struct lease {
-	uint64_t magic, instance, epoch;
-	uint8_t identity[16];
-};
-
 #define LEASES MIRROR_MEMBERS
 
-static int lease_save(const struct instance *instance, const struct client_attached *attached, size_t count, struct dp_err *err)
+/* As it lies in the file. */
+struct lease {
+	uint64_t magic;
+	struct client_lease lease;
+};
+
+static int lease_save(const struct instance *instance, const struct client_lease *leases, size_t count, struct dp_err *err)
 {
 	struct lease lease[LEASES] = { { 0 } };
 	char path[PATH_MAX], fresh[PATH_MAX];
-	for (size_t i = 0; i < count; i++) {
-		lease[i] = (struct lease){ .magic = LEASE_MAGIC, .instance = attached[i].instance, .epoch = attached[i].epoch };
-		memcpy(lease[i].identity, attached[i].identity, sizeof(lease[i].identity));
-	}
+	for (size_t i = 0; i < count; i++)
+		lease[i] = (struct lease){ LEASE_MAGIC, leases[i] };
 	instance_path(instance, LEASE_FILE, path, sizeof(path));
 	instance_path(instance, LEASE_FILE ".new", fresh, sizeof(fresh));
 	int ret = io_write_file(fresh, lease, count * sizeof(*lease), 0600);
@@ -46,8 +45,9 @@ static int lease_save(const struct instance *instance, const struct client_attac
 }
 
 /* How many there are, one a pool; or -errno. */
-static int lease_load(const struct instance *instance, struct lease *lease, struct dp_err *err)
+static int lease_load(const struct instance *instance, struct client_lease *leases, struct dp_err *err)
 {
+	struct lease lease[LEASES];
 	char path[PATH_MAX];
 	cleanup_free char *content = NULL;
 	ssize_t length = io_read_file(instance_path(instance, LEASE_FILE, path, sizeof(path)), &content, 4096);
@@ -57,9 +57,11 @@ static int lease_load(const struct instance *instance, struct lease *lease, stru
 	if (!count || count > LEASES || (size_t)length % sizeof(*lease))
 		return dp_fail(err, EBADMSG, "%s is damaged", path);
 	memcpy(lease, content, count * sizeof(*lease));
-	for (size_t i = 0; i < count; i++)
+	for (size_t i = 0; i < count; i++) {
 		if (lease[i].magic != LEASE_MAGIC)
 			return dp_fail(err, EBADMSG, "%s is damaged", path);
+		leases[i] = lease[i].lease;
+	}
 	return (int)count;
 }
 
@@ -116,7 +118,12 @@ static int make_source(const struct restore_plan *plan, struct client **client, 
 {
 	const struct restore_options *options = plan->options;
 	struct mirror_member members[MIRROR_MEMBERS];
-	int ret = lease_save(&plan->instance, attached, count, err);
+	struct client_lease leases[LEASES] = { { 0 } };
+	for (size_t i = 0; i < count; i++) {
+		leases[i] = (struct client_lease){ .instance = attached[i].instance, .epoch = attached[i].epoch };
+		memcpy(leases[i].identity, attached[i].identity, sizeof(leases[i].identity));
+	}
+	int ret = lease_save(&plan->instance, leases, count, err);
 	for (size_t i = 0; i < count; i++)
 		members[i] = (struct mirror_member){ link_config_of(options, i), client[i], attached[i] };
 	if (!ret && count == 1)
@@ -161,18 +168,20 @@ int pool_source_create(const struct restore_plan *plan, struct pager_config *con
 	return make_source(plan, client, attached, count, source, err);
 }
 
-/* One try. First under the lease as it was: who finds it taken must not take it back. */
-static int attach_again(const struct restore_options *options, const struct lease *lease, struct client **client,
-			struct client_attached *attached, struct dp_err *err)
+static int note_lease(void *context, const struct client_lease *lease)
 {
-	int ret = open_client(options, 0, client, err);
+	const struct restore_plan *plan = context;
+	return lease_save(&plan->instance, lease, 1, NULL);
+}
+
+/* One try. */
+static int attach_again(const struct restore_plan *plan, struct client_lease *lease, struct client **client, struct client_attached *attached,
+			struct dp_err *err)
+{
+	int ret = open_client(plan->options, 0, client, err);
 	if (ret)
 		return ret;
-	ret = client_attach(*client, lease->instance, lease->epoch, false, lease->identity, TAKE_OVER_TIMEOUT_MS, attached, err);
-	if (!ret) {
-		client_attached_done(attached);
-		ret = client_attach(*client, lease->instance, lease->epoch, true, lease->identity, TAKE_OVER_TIMEOUT_MS, attached, err);
-	}
+	ret = client_take_over(*client, lease, note_lease, (void *)(uintptr_t)plan, TAKE_OVER_TIMEOUT_MS, attached, err);
 	if (ret)
 		client_close(*client);
 	return ret;
@@ -191,14 +200,14 @@ int pool_source_take_over(const struct restore_plan *plan, struct source **sourc
 	uint64_t began_ns = clock_now_ns();
 	struct client_attached attached;
 	struct client *client;
-	struct lease leases[LEASES];
+	struct client_lease leases[LEASES];
 	int ret = lease_load(&plan->instance, leases, err);
 	if (ret > 1) /* which of them is in, and how far each is, must be settled first: not done yet, so the tree ends */
 		return dp_fail(err, EOPNOTSUPP, "pages in several pools cannot be taken over from a pager that died");
 	if (ret < 0)
 		return ret;
 	/* The pool, too, may have died just now. The tree's faults wait meanwhile, as they would have done with the pager that died. */
-	while ((ret = attach_again(options, &leases[0], &client, &attached, err)) < 0) {
+	while ((ret = attach_again(plan, &leases[0], &client, &attached, err)) < 0) {
 		if (is_final(ret) || (options->on_lost != ON_LOST_FREEZE && clock_now_ns() - began_ns > wait_ns))
 			return ret;
 		log_warn("%s; trying again", err->text);
@@ -207,13 +216,15 @@ int pool_source_take_over(const struct restore_plan *plan, struct source **sourc
 	return make_source(plan, &client, &attached, 1, source, err);
 }
 
-static void end_by_lease(const struct restore_plan *plan, size_t i, const struct lease *lease)
+static void end_by_lease(const struct restore_plan *plan, size_t i, const struct client_lease *lease)
 {
 	struct client *client;
 	struct dp_err err = { "" };
 	int ret = client_open(&client, pool_at(plan->options, i), END_TIMEOUT_MS, &err);
 	if (!ret) {
 		ret = client_instance_end(client, lease->instance, lease->epoch, &err);
+		if (ret == -ESTALE && lease->next)
+			ret = client_instance_end(client, lease->instance, lease->next, &err);
 		client_close(client);
 	}
 	if (ret && ret != -ENOENT && ret != -ESTALE)
@@ -222,7 +233,7 @@ static void end_by_lease(const struct restore_plan *plan, size_t i, const struct
 
 void pool_source_end_left(const struct restore_plan *plan)
 {
-	struct lease lease[LEASES];
+	struct client_lease lease[LEASES];
 	int count = lease_load(&plan->instance, lease, NULL);
 	for (int i = 0; i < count && (size_t)i < pool_count(plan->options); i++)
 		end_by_lease(plan, (size_t)i, &lease[i]);

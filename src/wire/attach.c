@@ -14,7 +14,7 @@ int message_attach_encode(uint8_t *bytes, size_t size, const struct message_atta
 	struct bytes_writer out = bytes_writer(bytes, size);
 
 	bytes_put_u32(&out, attach->flags);
-	bytes_put_u32(&out, 0);
+	bytes_put_u32(&out, attach->step);
 	bytes_put(&out, attach->identity, IDENTITY_BYTES);
 	return written(&out);
 }
@@ -24,10 +24,10 @@ int message_attach_decode(const uint8_t *bytes, size_t length, struct message_at
 	struct bytes_reader in = { .at = bytes, .end = bytes + length };
 
 	attach->flags = bytes_get_u32(&in);
-	uint32_t reserved = bytes_get_u32(&in);
+	attach->step = bytes_get_u32(&in);
 	const uint8_t *identity = bytes_take(&in, IDENTITY_BYTES);
 
-	if (!identity || reserved || attach->flags & ~ATTACH_FLAG_TAKE)
+	if (!identity || attach->flags & ~ATTACH_FLAG_TAKE || (attach->step && !(attach->flags & ATTACH_FLAG_TAKE)))
 		return -EBADMSG;
 	memcpy(attach->identity, identity, IDENTITY_BYTES);
 	return bytes_complete(&in) ? 0 : -EBADMSG;

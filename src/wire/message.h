@@ -313,9 +313,10 @@ int message_instance_info_decode(const uint8_t *bytes, size_t length, struct mes
 #define IDENTITY_BYTES 16
 #define NOTE_LIMIT 1000
 
-#define ATTACH_FLAG_TAKE 1u /* whatever the epoch: the lease is taken, the epoch rises */
+#define ATTACH_FLAG_TAKE 1u /* the lease is taken, the epoch rises */
 struct message_attach {
 	uint32_t flags;
+	uint32_t step; /* with TAKE: the epoch rises by so much from the header's, which must be the present one; 0: by one, from whatever it is */
 	uint8_t identity[IDENTITY_BYTES]; /* of the pool that is meant; zeros: whichever answers */
 };
 int message_attach_encode(uint8_t *bytes, size_t size, const struct message_attach *attach);

@@ -206,7 +206,7 @@ static int control_calls(struct client *client, unsigned call, struct dp_err *er
 			free(runs);
 		return result;
 	default:
-		if ((result = client_attach(client, 2, 1, false, NULL, 1000, &attached, err)) == 0)
+		if ((result = client_attach(client, 2, 1, 0, NULL, 1000, &attached, err)) == 0)
 			client_attached_done(&attached);
 		return result;
 	}

@@ -86,6 +86,7 @@ struct sim {
 	struct asked asked[256];
 	uint64_t version;
 	uint64_t instance;
+	struct client_lease lease; /* as the last taker noted it */
 	unsigned steps_waited;
 	uint64_t openings;
 	unsigned unheard; /* leases that were asked for without an answer */
@@ -614,10 +615,21 @@ static void begin_writer(struct client *client, struct client_attached *attached
 	world->writers++;
 }
 
-/* Another takes the lease, if the network lets it. */
+/* Or the taker dies just before. */
+static int note_lease(void *context, const struct client_lease *lease)
+{
+	(void)context;
+	if (dice(8) == 0)
+		return -EINTR;
+	world->lease = *lease;
+	return 0;
+}
+
+/* Another takes the lease, if the network lets it. Nobody else does, so whatever was not heard before, it is never said to be another's. */
 static void take_over(void)
 {
 	struct writer *old = &world->writer[world->writers - 1];
+	struct client_lease lease = world->lease;
 	struct client_attached attached;
 	struct client *client;
 	struct dp_err err;
@@ -627,9 +639,11 @@ static void take_over(void)
 		return;
 	}
 	world->steps_waited = 0;
-	int result = client_attach(client, world->instance, 0, true, NULL, 5000, &attached, &err);
+	int result = client_take_over(client, &lease, note_lease, NULL, 5000, &attached, &err);
 
 	world->blocking = false;
+	if (result == -ESTALE)
+		fail_msg("seed %" PRIu64 ": a lease is lost that nobody else took", world->seed);
 	if (result < 0) {
 		client_close(client);
 		world->unheard++;
@@ -664,6 +678,8 @@ static void make_instance(void)
 		fail_msg("%s", err.text);
 	world->blocking = world->quiet = false;
 	world->instance = attached.instance;
+	world->lease = (struct client_lease){ .instance = attached.instance, .epoch = attached.epoch };
+	memcpy(world->lease.identity, attached.identity, sizeof(world->lease.identity));
 	begin_writer(client, &attached, &state);
 }
 

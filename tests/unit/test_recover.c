@@ -171,7 +171,7 @@ static int open_source(struct world *world, bool again, struct source **source, 
 	if (!ret && !again)
 		ret = client_instance_create_resumable(client, "target:one", "test", &attached, err);
 	else if (!ret)
-		ret = client_attach(client, plan->home_instance, plan->home_epoch, false, plan->home_identity, 5000, &attached, err);
+		ret = client_attach(client, plan->home_instance, plan->home_epoch, 0, plan->home_identity, 5000, &attached, err);
 	if (ret)
 		return ret;
 	plan->home_instance = attached.instance;
