@@ -353,6 +353,15 @@ void control_work(struct tree *tree)
 	answer(&tree->control[tree->freezer], "ok");
 }
 
+void control_refuse(struct tree *tree, const char *why)
+{
+	int freezer = tree->freezer;
+	if (freezer < 0 || !tree->freezing)
+		return;
+	thaw(tree);
+	answer(&tree->control[freezer], why);
+}
+
 /* ---- the caller's end ---- */
 
 int control_connect(const char *path, struct dp_err *err)

@@ -13,14 +13,17 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/log.h"
+#include "pager/control.h"
 #include "sys/proc.h"
 
 #define PAUSE_NS (2u * 1000 * 1000)
 #define STAGE_PAUSE_NS (1000u * 1000)
 #define WARDEN_PAUSE_NS (100u * 1000 * 1000)
 #define MOVE_LEAST 64u  /* pages: a smaller batch is not worth the hand-off */
+#define ENDING_MS 20u
 #define WRITE_PAGES 64u /* compared and sent at once: faults are looked at between */
 
 /* ---- from local to staging ---- */
@@ -266,15 +269,18 @@ void evict_settle(struct space *space)
 
 void evict_warden_lost(struct space *space)
 {
-	struct warden *warden = &space->warden;
-	if (warden->state != WARDEN_READY || !warden_is_dead(warden) || space_memory_is_gone(space)) {
+	/* Mostly the whole tree was killed, and its memory goes any moment. Nothing is served while that is waited for: what the last MOVE took is
+	 * not known. */
+	for (unsigned ms = 0; ms < ENDING_MS && !space_memory_is_gone(space); ms++)
+		usleep(1000);
+	if (space_memory_is_gone(space)) {
 		space_lost(space);
 		return;
 	}
 	/* What it had begun is found out as after a crash of ours, for that is the way that is proven: this pager ends, another takes over
 	 * (takeover.c, take_warden) and places the next warden. */
 	if (space->tree->keeper_fd >= 0) {
-		log_warn("warden %d of process %d has died: another pager goes on, and places another", warden->pid, space->pid);
+		log_warn("warden %d of process %d has died: another pager goes on, and places another", space->warden.pid, space->pid);
 		kill(getpid(), SIGKILL);
 	}
 	tree_fail(space->tree, -ESRCH, "the warden of process %d has died", space->pid);
@@ -348,13 +354,15 @@ static void bring_warden(struct space *space, uint64_t now)
 	struct dp_err err;
 	int ret;
 	if (space->warden.state == WARDEN_ABSENT || space->warden.state == WARDEN_LOST) {
+		if (!space_find_thread(space))
+			return; /* it is ending */
 		ret = warden_prepare(&space->warden);
 		if (ret)
 			dp_fail_errno(&err, -ret, "ring for the warden of process %d", space->pid);
 		else
 			recover_placing(space);
 		if (!ret)
-			ret = warden_begin(&space->warden, JOB_PLACE, space->pid, space->uffd, tree->budget.staging_pages * PAGE_BYTES, &err);
+			ret = warden_begin(&space->warden, JOB_PLACE, space->thread, space->uffd, tree->budget.staging_pages * PAGE_BYTES, &err);
 	} else {
 		ret = warden_poll(&space->warden, &err);
 		if (ret == 0)
@@ -475,24 +483,42 @@ bool evict_work(struct tree *tree)
 
 /* ---- for a checkpoint: nothing staged, no warden ---- */
 
+/* Its thread could not be stopped: it ended, another traces it. The warden is there as before, and goes on; who wants the tree frozen hears of it. */
+static void not_retired(struct space *space, const char *why)
+{
+	char text[320];
+	snprintf(text, sizeof(text), "take the warden of process %d out: %s", space->pid, why);
+	log_warn("%s", text);
+	if (space->warden.state == WARDEN_READY) {
+		int ret = evict_watch_warden(space);
+		if (ret)
+			tree_fail(space->tree, ret, "watch a warden");
+		recover_save_warden(space);
+	}
+	if (space->thread > 0 && proc_has_memory(space->thread)) /* else it is ending, or another thread serves as well */
+		control_refuse(space->tree, text);
+}
+
 static bool retire(struct space *space)
 {
 	struct warden *warden = &space->warden;
 	struct dp_err err;
 	if (warden->state == WARDEN_READY) {
+		if (!space_find_thread(space))
+			return false; /* it is ending */
 		epoll_ctl(space->tree->epoll_fd, EPOLL_CTL_DEL, warden->event_fd, NULL);
 		epoll_ctl(space->tree->epoll_fd, EPOLL_CTL_DEL, warden->pidfd, NULL);
 		recover_retiring(space);
-		int ret = warden_begin(warden, JOB_RETIRE, space->pid, space->uffd, 0, &err);
+		int ret = warden_begin(warden, JOB_RETIRE, space->thread, space->uffd, 0, &err);
 		if (ret) {
-			log_warn("%s", err.text);
+			not_retired(space, err.text);
 			return false;
 		}
 	}
 	int ret = warden_poll(warden, &err);
 	if (ret < 0) {
-		log_warn("take the warden of process %d out: %s", space->pid, err.text);
-		space_lost(space);
+		warden_job_over(warden);
+		not_retired(space, err.text);
 	} else if (ret == 0) {
 		bring_needed_page(space);
 	}
@@ -508,6 +534,8 @@ bool evict_drain(struct space *space)
 {
 	struct staging *staging = &space->staging;
 	struct warden *warden = &space->warden;
+	if (space->warden_killed)
+		return false; /* its memory goes any moment */
 	if (warden->state == WARDEN_ABSENT)
 		return true;
 	if (warden->state == WARDEN_STOPPING_TARGET || warden->state == WARDEN_LOST) {

@@ -10,6 +10,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <poll.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "image/images.h"
@@ -76,7 +77,7 @@ static void kill_children(const struct space *space)
 			kill(pids[i], SIGKILL);
 }
 
-/* An orphan that cannot be found gets SIGBUS, not zeros, where it touches what is missing. */
+/* Who cannot be found, or does not end, gets SIGBUS, not zeros, where it touches what is missing. */
 static void poison(struct space *space)
 {
 	static const enum page_state missing[] = { PAGE_REMOTE, PAGE_IN_FLIGHT, PAGE_STAGED, PAGE_DAMAGED };
@@ -89,21 +90,36 @@ static void poison(struct space *space)
 	}
 }
 
-/* Kills every task and waits for each to be dead, while the userfaultfds are still open (invariant 1). */
+static void wait_gone(const struct space *space, uint64_t until_ns)
+{
+	while (!space_memory_is_gone(space) && clock_now_ns() < until_ns)
+		usleep(1000);
+}
+
+/* Kills every task and waits for the memory to be gone, while the userfaultfds are still open (invariant 1). */
 static void kill_tree(struct tree *tree)
 {
+	uint64_t until_ns = clock_now_ns() + DEAD_WITHIN_MS * 1000000ull;
 	if (tree->config->init_pid > 0)
 		kill(tree->config->init_pid, SIGKILL);
-	for (struct space *space = tree->spaces; space; space = space->next)
+	for (struct space *space = tree->spaces; space; space = space->next) {
 		if (space->pidfd >= 0) {
 			kill_children(space);
 			proc_pidfd_kill(space->pidfd, SIGKILL);
 		} else if (!space->closed) {
 			poison(space);
 		}
-	for (struct space *space = tree->spaces; space; space = space->next)
+		if (space->warden.pidfd >= 0)
+			proc_pidfd_kill(space->warden.pidfd, SIGKILL);
+	}
+	for (struct space *space = tree->spaces; space; space = space->next) {
 		if (space->pidfd >= 0)
 			wait_dead(space->pidfd);
+		if (space->pidfd >= 0 && !space->closed)
+			wait_gone(space, until_ns);
+		if (!space->closed && !space_memory_is_gone(space))
+			poison(space);
+	}
 }
 
 static void update_stats(struct tree *tree)
@@ -160,17 +176,6 @@ static void receive_source(struct tree *tree)
 		lost_fail(tree, ret);
 }
 
-static void task_ended(struct space *space)
-{
-	log_info("process %d has ended", space->pid);
-	/* A forked child's pid was found by evidence. Its descriptor is closed when the memory has gone, which the next look tells; if
-	 * it has not, the pid was somebody else's and is looked for again. */
-	if (space->vpid == 0)
-		space_forget_pid(space);
-	else
-		space_close(space);
-}
-
 static void dispatch(struct tree *tree, const struct handle *handle)
 {
 	struct space *space = handle->space;
@@ -187,7 +192,7 @@ static void dispatch(struct tree *tree, const struct handle *handle)
 		evict_warden_done(space);
 		break;
 	case HANDLE_PIDFD:
-		task_ended(space);
+		space_leave(space);
 		break;
 	case HANDLE_LISTEN:
 		if (handover_accept(tree) < 0)

@@ -1,15 +1,28 @@
-/* One address space: its descriptors, its table, its end. */
+/* One address space: its descriptors, its table, its end.
+ *
+ * How the end of a process is told from what only looks like it (tests/unit/test_ends.c has it all as tests):
+ *   E1 A userfaultfd answers ESRCH as soon as nobody has the memory any more. That is the only proof, and nothing else closes a descriptor of memory
+ *      in which anything is missing: whoever runs on there would be fed zeros.
+ *   E2 A pidfd is readable when all threads have ended. The memory may live on in others: the warden, a vfork's child, whoever shares it.
+ *   E3 A thread that ends lets go of its memory before it is a zombie. From then on, by its number, the kernel says: no memory, and another memory
+ *      than anyone's (kcmp). The first thread's number is the process's, and it may end long before the others (pthread_exit).
+ *   E4 execve gives the process another memory: kcmp says so of a thread and the warden, while both still have one.
+ * So what ends for certain (E2) or has gone elsewhere (E4) loses its warden, which may be the last to hold the memory, and then E1 is waited for. */
 #include "pager/tree.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "instance/keeper.h"
 #include "sys/proc.h"
 #include "sys/uffd.h"
+
+#define LEFT_NS (1000u * 1000 * 1000) /* for a warden that was killed to be gone */
 
 static void tell_keeper(struct space *space, enum keeper_kind kind, int fd)
 {
@@ -59,15 +72,36 @@ struct space *space_new(struct tree *tree, int uffd)
 	return space;
 }
 
-int space_set_pid(struct space *space, pid_t pid, int pidfd)
+/* pagemap's descriptor stays the memory's, statm's is the thread's. */
+static void look_through(struct space *space, pid_t thread)
 {
 	char path[64];
+	dp_close_fd(&space->statm_fd);
+	dp_close_fd(&space->pagemap_fd);
+	space->thread = thread;
+	snprintf(path, sizeof(path), "/proc/%d/statm", thread);
+	space->statm_fd = open(path, O_RDONLY | O_CLOEXEC);
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", thread);
+	space->pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);
+}
+
+bool space_find_thread(struct space *space)
+{
+	if (space->pid <= 0)
+		return false;
+	if (proc_has_memory(space->thread))
+		return true;
+	pid_t thread = proc_live_thread(space->pid);
+	if (thread > 0)
+		look_through(space, thread);
+	return thread > 0;
+}
+
+int space_set_pid(struct space *space, pid_t pid, int pidfd)
+{
 	space->pid = pid;
 	space->pidfd = pidfd;
-	snprintf(path, sizeof(path), "/proc/%d/statm", pid);
-	space->statm_fd = open(path, O_RDONLY | O_CLOEXEC);
-	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
-	space->pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);
+	look_through(space, pid);
 	tell_keeper(space, KEEPER_PIDFD, pidfd);
 	recover_save_space(space);
 	return tree_watch_fd(space->tree, pidfd, &space->pidfd_handle);
@@ -89,17 +123,55 @@ static void discard_warden(struct space *space)
 	warden_discard(&space->warden);
 }
 
-void space_forget_pid(struct space *space)
+static void forget_pid(struct space *space)
 {
 	unwatch(space->tree, space->pidfd);
 	dp_close_fd(&space->pidfd);
 	dp_close_fd(&space->statm_fd);
 	dp_close_fd(&space->pagemap_fd);
 	space->pidfd = space->statm_fd = space->pagemap_fd = -1;
-	space->pid = 0;
+	space->pid = space->thread = 0;
+}
+
+/* Whoever else has the memory that the warden has: a vfork's child, say, whose parent was killed. 0: nobody in the tree. */
+static pid_t find_heir(const struct space *space)
+{
+	const struct tree *tree = space->tree;
+	cleanup_free pid_t *pids = NULL;
+	pid_t top = tree->config->init_pid > 0 ? tree->config->init_pid : getpid();
+	ssize_t count = proc_tree(top, &pids);
+	for (ssize_t i = 1; i < count; i++) {
+		pid_t thread = pids[i] == space->warden.pid ? 0 : proc_live_thread(pids[i]);
+		if (thread > 0 && proc_same_memory(thread, space->warden.pid) == 1)
+			return pids[i];
+	}
+	return 0;
+}
+
+void space_leave(struct space *space)
+{
+	struct tree *tree = space->tree;
+	pid_t left = space->pid, heir = space->warden.state == WARDEN_READY ? find_heir(space) : 0;
+	int heir_fd = heir > 0 ? proc_pidfd_open(heir) : -1;
+	forget_pid(space);
+	space->left_ns = clock_now_ns();
+	tree->next_watch_ns = 0;
+	if (heir_fd >= 0 && proc_live_thread(heir) > 0) {
+		log_info("process %d has left its memory to process %d", left, heir);
+		int ret = space_set_pid(space, heir, heir_fd);
+		if (ret)
+			tree_fail(tree, ret, "watch a process");
+		return;
+	}
+	dp_close_fd(&heir_fd);
+	log_info("process %d has left its memory", left);
+	if (space->warden.state != WARDEN_ABSENT && space->warden.state != WARDEN_LOST) {
+		unwatch(tree, space->warden.event_fd);
+		unwatch(tree, space->warden.pidfd);
+		warden_kill(&space->warden);
+		space->warden_killed = true;
+	}
 	recover_save_space(space);
-	discard_warden(space);
-	space->tree->next_watch_ns = 0;
 }
 
 /* Nothing of the space is used after this; its memory is freed at the end of the turn (messages may still point at it). */
@@ -174,31 +246,43 @@ bool space_memory_is_gone(const struct space *space)
 	return error == -ESRCH;
 }
 
-static bool has_ended(const struct space *space)
+bool space_was_replaced(struct space *space)
 {
-	int state = space->pid > 0 ? proc_state(space->pid) : 0;
-	return state == -ESRCH || state == 'Z' || state == 'X';
+	const struct warden *warden = &space->warden;
+	if (warden->state != WARDEN_READY || space->pid <= 0 || proc_same_memory(space->thread, warden->pid) != 0)
+		return false;
+	/* E3: both must have one still, after they were compared; and be who they were. */
+	return space_find_thread(space) && proc_same_memory(space->thread, warden->pid) == 0 && proc_has_memory(space->thread) &&
+	       !warden_is_dead(warden) && !proc_pidfd_has_ended(space->pidfd);
 }
 
-/* execve gives the process a new mm, and the warden keeps the old one alive. A warden that ends has none, which is another than the process's
- * too: so it must still have one after they were compared. */
-bool space_was_replaced(const struct space *space)
+static void memory_stays(struct space *space)
 {
-	return space->warden.state == WARDEN_READY && space->pid > 0 && proc_same_memory(space->pid, space->warden.pid) == 0 &&
-	       !warden_is_dead(&space->warden);
+	struct tree *tree = space->tree;
+	uint64_t since_ns = clock_now_ns() - space->left_ns;
+	if (!space->warden_killed || since_ns < LEFT_NS)
+		return;
+	/* Somebody has it who shares it and was not found. What the warden had begun is found out as after a crash of ours (evict_warden_lost). */
+	if (tree->keeper_fd >= 0) {
+		log_warn("memory that its process has left is still in use: another pager goes on");
+		kill(getpid(), SIGKILL);
+	}
+	tree_fail(tree, -ESRCH, "memory that its process has left is still in use");
 }
 
 void space_lost(struct space *space)
 {
-	bool gone = space_memory_is_gone(space) || has_ended(space);
-	if (!gone && space->warden.state == WARDEN_READY && warden_is_dead(&space->warden)) {
+	if (space_memory_is_gone(space)) {
+		log_info("space %u of process %d has ended", space->number, space->pid);
+		space_close(space);
+	} else if (space->warden.state == WARDEN_READY && warden_is_dead(&space->warden)) {
 		evict_warden_lost(space);
-		return;
-	}
-	if (!gone && !space_was_replaced(space)) {
+	} else if (space->pid <= 0) {
+		memory_stays(space);
+	} else if (proc_pidfd_has_ended(space->pidfd) || space_was_replaced(space)) {
+		space_leave(space);
+	} else if (space_find_thread(space)) {
 		tree_fail(space->tree, -EFAULT, "the memory of process %d cannot be reached", space->pid);
-		return;
 	}
-	log_info("space %u of process %d has ended", space->number, space->pid);
-	space_close(space);
+	/* Else its last thread is ending: the pidfd tells when it has (E2). */
 }

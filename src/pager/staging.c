@@ -8,9 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #include "base/log.h"
 
+#define READ_WITHIN_NS 5000000000u /* staged pages that cannot be read while a process ends */
 #define MOVED_ON (NO_PAGE - 1) /* in the place of a slot's page: it is remote already, by the content that is on its way */
 
 int staging_init(struct staging *staging, uint64_t capacity)
@@ -31,7 +33,19 @@ void staging_done(struct staging *staging)
 
 pid_t staging_reader(const struct space *space)
 {
-	return space->warden.pid > 0 ? space->warden.pid : space->pid; /* the warden's memory stays the same also when the process execs */
+	return space->warden.pid > 0 ? space->warden.pid : space->thread; /* the warden's memory stays the same also when the process execs */
+}
+
+bool staging_read(struct space *space, const struct iovec *to, const struct iovec *from, size_t pieces)
+{
+	for (int turn = 0; turn < 2; turn++) {
+		if (process_vm_readv(staging_reader(space), to, 1, from, pieces, 0) == (ssize_t)to->iov_len)
+			return true;
+		if (space->warden.pid > 0 || !space_find_thread(space))
+			break; /* else the thread has ended, and another will do */
+	}
+	space_lost(space); /* staged pages are present (P4): only the end of thread, warden or memory explains it */
+	return false;
 }
 
 uint64_t staging_address(const struct space *space, uint32_t page)
@@ -182,10 +196,8 @@ bool staging_write_back(struct space *space, uint64_t limit)
 		local.iov_len += PAGE_BYTES;
 	}
 	size_t pieces = join_data(remote, count);
-	if (count && process_vm_readv(staging_reader(space), &local, 1, remote, pieces, 0) != (ssize_t)local.iov_len) {
-		space_lost(space); /* staged pages are present (P4): only the end of the mm explains it */
+	if (count && !staging_read(space, &local, remote, pieces))
 		return false;
-	}
 	struct gathering gathering = { .puts = 0, .zeros = 0, .data_count = 0 };
 	for (uint32_t i = 0; i < count; i++)
 		judge(space, fresh[i], tree->buffer + (uint64_t)i * PAGE_BYTES, &gathering);
@@ -198,12 +210,21 @@ bool staging_write_back(struct space *space, uint64_t limit)
 
 void staging_flush(struct space *space)
 {
-	while (!space->closed && !space->tree->failure && space->staging.written < space->staging.head) {
-		if (staging_write_back(space, MOVE_PAGES))
+	struct tree *tree = space->tree;
+	uint64_t until_ns = 0; /* what became of its process is known by then */
+	while (!space->closed && !tree->failure && space->staging.written < space->staging.head) {
+		if (staging_write_back(space, MOVE_PAGES) || space->closed || tree->failure)
 			continue;
-		int ret = space->closed ? 0 : lost_receive(space->tree); /* an answer frees a batch */
-		if (ret < 0)
-			tree_fail(space->tree, ret, "write pages back");
+		if (!batch_new(tree)) { /* an answer frees one */
+			int ret = lost_receive(tree);
+			if (ret < 0)
+				tree_fail(tree, ret, "write pages back");
+			continue;
+		}
+		until_ns = until_ns ? until_ns : clock_now_ns() + READ_WITHIN_NS;
+		if (clock_now_ns() > until_ns)
+			tree_fail(tree, -EFAULT, "the memory of process %d cannot be reached", space->pid);
+		usleep(1000);
 	}
 }
 

@@ -183,12 +183,14 @@ static int take_warden(struct space *space)
 static int take_process(struct space *space)
 {
 	const struct space_saved *saved = space->saved;
-	int pidfd = saved->pid > 0 ? take_fd(space->tree, KEEPER_PIDFD, space->number) : -1;
-	if (pidfd < 0 && saved->vpid)
-		return -ESRCH;
+	if (saved->pid <= 0)
+		return 0; /* a forked child that is still looked for, or memory that its process has left */
+	int pidfd = take_fd(space->tree, KEEPER_PIDFD, space->number);
 	if (pidfd < 0)
-		return 0; /* a forked child that is still looked for */
-	return space_set_pid(space, saved->pid, pidfd);
+		return saved->vpid ? -ESRCH : 0;
+	int ret = space_set_pid(space, saved->pid, pidfd);
+	space_find_thread(space);
+	return ret;
 }
 
 static void take_space(struct tree *tree, uint32_t number, int state_fd)
@@ -247,6 +249,8 @@ static int read_put(void *context, const struct op *op, void *data)
 			return -EBADMSG;
 		struct iovec local = { (uint8_t *)data + (uint64_t)i * PAGE_BYTES, PAGE_BYTES };
 		struct iovec remote = { (void *)(space->warden.staging + op->page[i].slot * PAGE_BYTES), PAGE_BYTES };
+		if (space->warden.pid <= 0)
+			space_find_thread(space);
 		if (process_vm_readv(staging_reader(space), &local, 1, &remote, 1, 0) != PAGE_BYTES)
 			return space_memory_is_gone(space) ? -ENOENT : -EFAULT;
 	}

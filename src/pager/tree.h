@@ -29,6 +29,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 #include "base/base.h"
 #include "base/rangeset.h"
@@ -96,13 +97,16 @@ struct space {
 	bool closed;     /* freed at the end of this turn of the loop */
 	bool shared;     /* forked, or forked from: memory may be shared with relatives */
 	int vpid;        /* as CRIU named it, 0 for a forked child */
-	pid_t pid, parent_pid; /* in the pager's namespace; 0 while a forked child's is unknown */
+	pid_t pid, parent_pid; /* in the pager's namespace; 0 while a forked child's is unknown, or its process has left the memory */
+	pid_t thread;          /* of the process: the one through which its memory is looked at; the first, unless that has ended */
 	int uffd, pidfd, statm_fd, pagemap_fd;
 	uint64_t source_space;
 	struct table table;
 	struct rangeset registered; /* bytes: areas that this userfaultfd is known to watch (P8) */
 	uint32_t looks_again;       /* at areas that could not be watched, running */
 	uint64_t areas_after_ns;    /* no look for new areas before */
+	uint64_t left_ns;           /* since when the memory has no process */
+	bool warden_killed;         /* then: its warden was killed, so that the memory can go */
 	struct rangeset wipe;       /* bytes: areas that a child finds empty (MADV_WIPEONFORK) */
 	struct prefetcher prefetcher;
 	struct prefetch_run owed;   /* what is left of a run for which there was no room; pages 0: nothing */
@@ -227,16 +231,19 @@ struct space *space_new(struct tree *tree, int uffd);
 struct space *space_again(struct tree *tree, int uffd, uint32_t number);
 /* Takes a pidfd (-1: unknown yet). */
 int space_set_pid(struct space *space, pid_t pid, int pidfd);
-/* The process it was taken for has ended. */
-void space_forget_pid(struct space *space);
+/* Sees to it that space->thread is one that has the memory. false: none has any more, or none is known. */
+bool space_find_thread(struct space *space);
+/* Its process has ended, or has other memory: goes over to another that shares the memory, or is closed when the memory has gone (space.c, E1). */
+void space_leave(struct space *space);
 void space_close(struct space *space);
 void space_free(struct space *space);
-/* The mm of the space seems to have gone (exit or execve). If it has not, the tree is stopped: closing the descriptor of live
- * memory would feed it zeros (invariant 1). */
+/* Something that cannot fail while process and warden live has failed. Closes the space if its memory has gone; follows its process's or its warden's end;
+ * while these are under way it does nothing, and the caller tries again. If none of them explains it, the tree is stopped: closing the descriptor of
+ * live memory would feed it zeros (invariant 1). */
 void space_lost(struct space *space);
-/* Does its process have another mm now (execve)? Never true because of a warden that ends. */
-bool space_was_replaced(const struct space *space);
-/* Does the mm still exist? */
+/* Does its process have another mm now (execve)? Never true because of a warden or a thread that ends. */
+bool space_was_replaced(struct space *space);
+/* Has nobody the mm any more? */
 bool space_memory_is_gone(const struct space *space);
 /* Is an event unread, or one that was read not yet over (P9)? */
 bool space_is_changing(const struct space *space);
@@ -287,6 +294,8 @@ void events_handle(struct space *space, const struct uffd_msg *message);
 int staging_init(struct staging *staging, uint64_t capacity);
 /* The process through which staging can be read. */
 pid_t staging_reader(const struct space *space);
+/* Reads staged pages as process_vm_readv does. false: the space is closed, or it is not yet known what became of its process: to be tried again. */
+bool staging_read(struct space *space, const struct iovec *to, const struct iovec *from, size_t pieces);
 void staging_done(struct staging *staging);
 /* A page of the space is staged in this slot; it goes back or away, the slot becomes garbage. */
 void staging_release(struct space *space, uint32_t page, enum page_state state);
@@ -351,5 +360,7 @@ void control_send(const struct control_peer *peer, const void *bytes, size_t cou
 void control_answer(const struct control_peer *peer, const char *text);
 /* Goes on with a freeze under way. */
 void control_work(struct tree *tree);
+/* A freeze under way cannot be had: its caller hears why, and the tree goes on. */
+void control_refuse(struct tree *tree, const char *why);
 
 #endif

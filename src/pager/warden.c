@@ -554,12 +554,28 @@ int warden_poll(struct warden *warden, struct dp_err *err)
 	return 1;
 }
 
-void warden_discard(struct warden *warden)
+static void end(struct warden *warden)
 {
 	if (warden->pidfd >= 0)
 		proc_pidfd_kill(warden->pidfd, SIGKILL);
 	else if (warden->state == WARDEN_STOPPING_TARGET && __atomic_exchange_n(&warden->job->state, JOB_UNWANTED, __ATOMIC_ACQ_REL) == JOB_DONE)
 		kill(warden->job->pid, SIGKILL); /* it was placed a moment ago */
+}
+
+void warden_kill(struct warden *warden)
+{
+	end(warden);
+	dp_close_fd(&warden->injector_fd);
+	warden->injector_fd = -1;
+	if (warden->staging)
+		warden_lose(warden);
+	else
+		forget(warden);
+}
+
+void warden_discard(struct warden *warden)
+{
+	end(warden);
 	forget(warden);
 }
 

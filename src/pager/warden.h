@@ -72,6 +72,8 @@ void warden_wait_move(struct warden *warden);
 bool warden_is_dead(const struct warden *warden);
 /* It is dead: becomes LOST. */
 void warden_lose(struct warden *warden);
+/* Kills it, or the one that a job is about to place: LOST, or ABSENT where there is no staging. */
+void warden_kill(struct warden *warden);
 /* While STOPPING_TARGET or LEAVING: 1 when the warden is READY, or gone (ABSENT); 0 not yet; or an error: things are as they were before. Does
  * not wait. */
 int warden_poll(struct warden *warden, struct dp_err *err);

@@ -219,11 +219,11 @@ static int take_area(struct space *space, struct range area)
 static void find_areas(struct space *space, uint64_t now)
 {
 	struct area_search search = { .space = space };
-	int ret = proc_each_area(space->pid, note_area, &search);
+	int ret = proc_each_area(space->thread, note_area, &search);
 	for (size_t i = 0; !ret && i < search.fresh.count; i++) /* refused: gone again, or of a kind that cannot be watched */
 		uffd_register(space->uffd, search.fresh.ranges[i].start, search.fresh.ranges[i].end - search.fresh.ranges[i].start);
 	if (!ret && search.fresh.count)
-		ret = proc_each_area(space->pid, prove_area, &search);
+		ret = proc_each_area(space->thread, prove_area, &search);
 	for (size_t i = 0; !ret && i < search.watched.count; i++)
 		ret = take_area(space, search.watched.ranges[i]);
 	space->looks_again = search.refused ? space->looks_again + 1 : 0;
@@ -260,10 +260,10 @@ static bool page_present(int pagemap_fd, uint64_t pgno)
 
 /* A page that reads as zero anyway is filled with zeros through the descriptor: if it appears in the process, the descriptor is
  * the process's. Several, since another process may touch the same page at that very moment by itself. */
-static bool owns(struct space *space, pid_t pid)
+static bool owns(struct space *space, pid_t thread)
 {
 	char path[64];
-	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", thread);
 	cleanup_fd int pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);
 	unsigned proofs = 0, probes = 0;
 	for (size_t i = space->registered.count; pagemap_fd >= 0 && i-- > 0 && probes < PROBES;) {
@@ -287,10 +287,10 @@ static bool owns(struct space *space, pid_t pid)
 }
 
 /* A child of vfork, say, has no memory of its own. */
-static bool shares_memory(const struct tree *tree, pid_t pid)
+static bool shares_memory(const struct tree *tree, pid_t thread)
 {
 	for (const struct space *space = tree->spaces; space; space = space->next)
-		if (!space->closed && space->pid > 0 && proc_same_memory(space->pid, pid) != 0)
+		if (!space->closed && space->pid > 0 && proc_same_memory(space->thread, thread) != 0)
 			return true;
 	return false;
 }
@@ -302,10 +302,11 @@ static void find_child(struct space *space)
 	pid_t top = tree->config->init_pid > 0 ? tree->config->init_pid : space->parent_pid;
 	ssize_t count = proc_tree(top, &pids);
 	for (ssize_t i = 1; i < count && !space->closed; i++) {
-		if (is_known(tree, pids[i]) || shares_memory(tree, pids[i]) || !owns(space, pids[i]))
+		pid_t thread = is_known(tree, pids[i]) ? 0 : proc_live_thread(pids[i]);
+		if (thread <= 0 || shares_memory(tree, thread) || !owns(space, thread))
 			continue;
 		int pidfd = proc_pidfd_open(pids[i]);
-		if (pidfd >= 0 && proc_state(pids[i]) > 0) {
+		if (pidfd >= 0 && proc_has_memory(thread)) { /* else it may be another's by now */
 			log_info("space %u is forked process %d", space->number, pids[i]);
 			int ret = space_set_pid(space, pids[i], pidfd);
 			if (ret)
@@ -326,6 +327,14 @@ static uint64_t tracked_pages(const struct tree *tree)
 	return pages;
 }
 
+static bool read_pss(pid_t pid, struct proc_pss *pss)
+{
+	if (!proc_read_pss(pid, pss))
+		return true;
+	pid_t thread = proc_live_thread(pid); /* its first may have ended */
+	return thread > 0 && thread != pid && !proc_read_pss(thread, pss);
+}
+
 /* The proportional set size of every process of the tree, each mm once. */
 static uint64_t sample_pss(const struct tree *tree)
 {
@@ -337,11 +346,11 @@ static uint64_t sample_pss(const struct tree *tree)
 		bool warden = false;
 		for (const struct space *space = tree->spaces; space && !warden; space = space->next)
 			warden = space->warden.pid == pids[i];
-		if (!warden && !proc_read_pss(pids[i], &pss))
+		if (!warden && read_pss(pids[i], &pss))
 			bytes += pss.pss_bytes;
 	}
 	for (const struct space *space = tree->spaces; space && count <= 0; space = space->next)
-		if (!space->closed && space->pid > 0 && !proc_read_pss(space->pid, &pss))
+		if (!space->closed && space->pid > 0 && read_pss(space->pid, &pss))
 			bytes += pss.pss_bytes;
 	return bytes / PAGE_BYTES;
 }
@@ -409,6 +418,10 @@ static bool watch_space(struct space *space, uint64_t now)
 	struct proc_statm statm;
 	if (space->statm_fd < 0 || proc_read_statm(space->statm_fd, &statm))
 		return false;
+	if (!statm.size_pages) { /* the thread has ended */
+		space_find_thread(space);
+		return false;
+	}
 	uint64_t anonymous = statm.resident_pages - DP_MIN(statm.shared_pages, statm.resident_pages);
 	/* An injector may be making areas, and which are its own is known when it has ended. */
 	bool injecting = space->warden.state == WARDEN_STOPPING_TARGET || space->warden.state == WARDEN_LEAVING;
@@ -438,8 +451,12 @@ uint64_t watch_work(struct tree *tree, uint64_t now)
 	for (struct space *space = tree->spaces; space && !tree->failure; space = space->next) {
 		if (space->closed)
 			continue;
-		if (space_was_replaced(space) || space_memory_is_gone(space)) {
+		if (space_memory_is_gone(space) || space->warden_killed) {
 			space_lost(space);
+			continue;
+		}
+		if (space_was_replaced(space)) {
+			space_leave(space);
 			continue;
 		}
 		if (space->pid == 0)
