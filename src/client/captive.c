@@ -145,7 +145,7 @@ int captive_connect(struct stream **stream, const struct endpoint *endpoint, boo
 		return dp_fail_errno(err, -result, "open pool %s", text);
 	for (;;) {
 		result = stream_connect_unix(stream, path, err);
-		if (result != -ENOENT && result != -ECONNREFUSED)
+		if ((result != -ENOENT && result != -ECONNREFUSED) || !program)
 			return result;
 		if (!create && stat(endpoint->path, &status) < 0)
 			return dp_fail(err, errno, "there is no pool at %s", text);

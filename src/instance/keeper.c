@@ -136,6 +136,11 @@ static int take_message(struct keeper *keeper, const struct keeper_header *heade
 			close(fd);
 		release(keeper, header->key);
 		return 0;
+	case KEEPER_LOST:
+		if (fd >= 0)
+			close(fd);
+		keeper->lost = true;
+		return 0;
 	case KEEPER_TEXT:
 		if (fd >= 0)
 			close(fd);

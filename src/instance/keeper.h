@@ -11,6 +11,7 @@
 #ifndef DP_INSTANCE_KEEPER_H
 #define DP_INSTANCE_KEEPER_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -21,6 +22,7 @@ enum keeper_kind {
 	KEEPER_PIDFD = 'p',   /* the pidfd of a task of the space `key` */
 	KEEPER_RELEASE = 'r', /* the space `key` is gone: drop what was kept for it */
 	KEEPER_TEXT = 't',    /* why the pager ends */
+	KEEPER_LOST = 'l',    /* a pool is not reached */
 	/* for a pager that takes over (pager/recover.h); one of each for a key, the last */
 	KEEPER_STATE = 's',   /* saved state: of the tree with key 0, of a space */
 	KEEPER_HOLDER = 'h',  /* pidfd of the process that shares the pager's descriptors; key 0 */
@@ -46,6 +48,7 @@ struct keeper {
 	struct kept *kept;
 	size_t count, room;
 	char text[1024]; /* last KEEPER_TEXT, or "" */
+	bool lost;       /* KEEPER_LOST came; the supervisor clears it */
 };
 
 /* Makes the pair: *pager_end is for the pager (CLOEXEC, the caller closes its copy). -errno with err set. */

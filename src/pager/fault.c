@@ -115,7 +115,8 @@ void fault_serve(struct space *space, uint64_t address, bool write, uint64_t rea
 		serve_staged(space, pgno, page, write, read_ns);
 		break;
 	case PAGE_IN_FLIGHT: /* the copy under way wakes it */
-		tree->stats->faults[FAULT_IN_FLIGHT]++;
+		/* Once a page: a thread with a signal that waits within a system call asks again and again. */
+		tree->stats->faults[FAULT_IN_FLIGHT] += !(*table_page(&space->table, page) & PAGE_DEMANDED);
 		ahead_late(space, pgno, page);
 		*table_page(&space->table, page) |= PAGE_DEMANDED;
 		break;

@@ -7,12 +7,15 @@
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/log.h"
 #include "instance/keeper.h"
 #include "sys/proc.h"
 
 #define LOOK_NS UINT64_C(100000000)
+#define TELL_NS UINT64_C(500000000)  /* between two words to the supervisor that a pool is not reached */
+#define STOPPED_NS 2000000          /* a stopped tree needs no quicker pager */
 #define STOP_PASSES 4 /* each finds what was forked during the one before */
 
 static bool is_warden(const struct tree *tree, pid_t pid)
@@ -107,6 +110,10 @@ static void look(struct tree *tree, uint64_t now_ns)
 	tree->stats->pools = health.pools;
 	tree->stats->pools_there = health.pools_there;
 	tree->stats->mirror_behind_pages = health.behind_pages;
+	if (health.pools_there < health.pools && tree->keeper_fd >= 0 && now_ns >= lost->next_tell_ns) {
+		keeper_send(tree->keeper_fd, KEEPER_LOST, 0, -1); /* it may be able to start it; without a supervisor nobody is */
+		lost->next_tell_ns = now_ns + TELL_NS;
+	}
 	bool late = health.waiting_since_ns && now_ns > health.waiting_since_ns && now_ns - health.waiting_since_ns > limit_ns;
 	if (late && !lost->given_up)
 		give_up(tree, &health, now_ns);
@@ -130,6 +137,9 @@ uint64_t lost_work(struct tree *tree, uint64_t now_ns)
 		look(tree, now_ns);
 		tree->lost.next_look_ns = now_ns + LOOK_NS;
 	}
+	/* A thread that is to stop and waits for a page within a system call asks again and again, as fast as it is heard. */
+	if (tree->lost.stopped_count)
+		nanosleep(&(const struct timespec){ .tv_nsec = STOPPED_NS }, NULL);
 	/* While nothing waits there is nothing to look at; what begins to wait is seen by the turn in which it does. */
 	return until_ns;
 }

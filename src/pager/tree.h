@@ -165,7 +165,7 @@ struct lost {
 	bool given_up;         /* the stall timeout has passed, and what was to be done was done */
 	bool changed;          /* the source may have another descriptor under the same number */
 	int watched_fd;        /* the source's, in the epoll set; -1: none */
-	uint64_t next_look_ns, reconnects;
+	uint64_t next_look_ns, next_tell_ns, reconnects;
 	pid_t *stopped;        /* processes that got SIGSTOP */
 	size_t stopped_count;
 };

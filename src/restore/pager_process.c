@@ -10,6 +10,7 @@
 
 #include "base/base.h"
 #include "base/log.h"
+#include "client/captive.h"
 #include "instance/keeper.h"
 #include "pager/pager.h"
 #include "pager/recover.h"
@@ -65,7 +66,10 @@ static int serve(const struct restore_plan *plan, const struct pager_ends *ends,
 		.trace_path = getenv("DISTRI_PROC_FAULT_TRACE"),
 		.gate_fd = plan->options->working_set ? working_set_open(instance) : -1,
 	};
+	if (left)
+		captive_set_program(NULL); /* pools are the supervisor's to start (pool_starter.h) */
 	int ret = left ? pool_source_take_over(plan, &source, err) : pool_source_create(plan, &config, &source, err);
+	captive_set_program(NULL);
 	config.source = source;
 	if (!ret)
 		enter_sandbox(instance);

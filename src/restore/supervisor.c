@@ -27,6 +27,7 @@
 #include "restore/pager_process.h"
 #include "restore/plan.h"
 #include "restore/pool_source.h"
+#include "restore/pool_starter.h"
 #include "restore/processes.h"
 #include "sys/proc.h"
 
@@ -50,6 +51,8 @@ struct supervisor {
 	bool failed;            /* ... or will be told that it failed */
 	uint64_t kill_at_ns;    /* 0: never */
 	struct committer_process committer;
+	int starter;            /* pidfd, see pool_starter.h */
+	bool pools_wanted;      /* when it has ended, another */
 	struct restore_times times;
 	struct dp_err err;      /* why it failed or was ended, "" if it was not */
 };
@@ -255,8 +258,8 @@ static void tree_runs(struct supervisor *supervisor, const struct init_message *
 	supervisor->running = true;
 	committer_wanted(&supervisor->committer, supervisor->plan->options);
 	report(supervisor, REPORT_RUNNING, 0);
-	/* From here on we only fork pagers; but the committer is a program, and needs all that a checkpoint needs. */
-	if (!supervisor->plan->options->commit_interval_ns)
+	/* From here on we only fork pagers; but the committer is a program, and needs all that a checkpoint needs, and so is a pool. */
+	if (!supervisor->plan->options->commit_interval_ns && !pool_starter_is_needed(supervisor->plan->options))
 		enter_sandbox(instance);
 }
 
@@ -365,6 +368,11 @@ static void take_signals(struct supervisor *supervisor)
 		supervisor->kill_at_ns = clock_now_ns() + GRACE_NS;
 }
 
+static void start_pools(struct supervisor *supervisor)
+{
+	supervisor->pools_wanted = !pool_starter_run(supervisor->plan->options, &supervisor->starter);
+}
+
 static void watch(struct supervisor *supervisor)
 {
 	struct pollfd polls[] = {
@@ -372,6 +380,7 @@ static void watch(struct supervisor *supervisor)
 		{ .fd = supervisor->channel_fd, .events = POLLIN },
 		{ .fd = supervisor->report_fd, .events = POLLIN },
 		{ .fd = supervisor->signal_fd, .events = POLLIN },
+		{ .fd = supervisor->pools_wanted ? supervisor->starter : -1, .events = POLLIN },
 	};
 	int timeout_ms = committer_work(&supervisor->committer, supervisor->plan->options, supervisor->instance);
 	if (supervisor->kill_at_ns) {
@@ -386,6 +395,9 @@ static void watch(struct supervisor *supervisor)
 		int ret = keeper_receive(&supervisor->keeper);
 		if (ret < 0 && ret != -EPIPE)
 			fail(supervisor, "userfaultfds cannot be kept safe: %s", strerror(-ret));
+		if (supervisor->keeper.lost && supervisor->running)
+			start_pools(supervisor);
+		supervisor->keeper.lost = false;
 	}
 	if (polls[1].revents)
 		take_init_message(supervisor);
@@ -393,6 +405,8 @@ static void watch(struct supervisor *supervisor)
 		take_caller_message(supervisor);
 	if (polls[3].revents)
 		take_signals(supervisor);
+	if (polls[4].revents)
+		start_pools(supervisor);
 }
 
 /* ---- the start ---- */
@@ -457,6 +471,8 @@ static void start_pager(struct supervisor *supervisor, bool follows)
 		.listen_fd = supervisor->listen_fd, .control_fd = supervisor->control_fd, .keeper_fd = -1,
 		.init_pidfd = supervisor->init_pidfd, .inherited = follows ? &supervisor->keeper : NULL,
 	};
+	if (follows)
+		start_pools(supervisor); /* both may have been killed */
 	int ret = (follows ? keeper_renew : keeper_init)(&supervisor->keeper, &ends.keeper_fd, err);
 	if (!ret)
 		ret = pager_start(supervisor->plan, &ends, err);
@@ -564,7 +580,7 @@ void supervisor_main(struct restore_plan *plan)
 {
 	struct supervisor supervisor = {
 		.plan = plan, .instance = &plan->instance, .keeper = { .socket_fd = -1 }, .signal_fd = -1, .channel_fd = -1,
-		.report_fd = -1, .init_pidfd = -1, .pager_pidfd = -1, .root_pidfd = -1, .log_fd = -1, .gate_fd = -1, .listen_fd = -1, .control_fd = -1,
+		.report_fd = -1, .init_pidfd = -1, .pager_pidfd = -1, .root_pidfd = -1, .log_fd = -1, .gate_fd = -1, .listen_fd = -1, .control_fd = -1, .starter = -1,
 		.times = { .start_ns = plan->start_ns },
 	};
 	set_up_process(&supervisor);
