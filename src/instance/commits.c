@@ -54,7 +54,7 @@ static char *encode(const struct commit_note *note)
 	return copy;
 }
 
-static int decode(const char *text, struct commit_note *note)
+int commits_decode(const char *text, struct commit_note *note)
 {
 	json_object *object = json_tokener_parse(text), *value;
 	memset(note, 0, sizeof(*note));
@@ -128,7 +128,7 @@ static int load_file(const char *path, struct commit_note *note)
 {
 	cleanup_free char *text = NULL;
 	ssize_t length = io_read_file(path, &text, 65536);
-	return length < 0 ? (int)length : decode(text, note);
+	return length < 0 ? (int)length : commits_decode(text, note);
 }
 
 int commits_load(const char *root, const char *id, struct commit_note *note)

@@ -31,6 +31,8 @@ struct commit_note {
 /* ROOT/.commits/FILE; the directory is made where it is not there. */
 const char *commits_path(const char *root, const char *file, char *buffer, size_t size);
 int commits_save(const char *root, const struct commit_note *note, struct dp_err *err);
+/* A note's text. -EBADMSG. */
+int commits_decode(const char *text, struct commit_note *note);
 /* -ENOENT, -EBADMSG. */
 int commits_load(const char *root, const char *id, struct commit_note *note);
 /* The newest whose id, name, lineage or series is `key`. -ENOENT. */

@@ -299,7 +299,9 @@ static void serve_request(struct tree *tree, struct control_peer *peer, const ch
 	} else if (!strcmp(request, "export")) {
 		serve_export(tree, peer);
 	} else if (!strcmp(request, "thaw")) {
-		thaw(tree);
+		/* Also said by a caller whose freeze was refused: the checkpoint of another is none of its business. */
+		if (tree->freezer == peer - tree->control)
+			thaw(tree);
 		answer(peer, "ok");
 	} else if (sscanf(request, "migrate %lu %lu", &first, &second) == 2) {
 		if (second)

@@ -394,20 +394,23 @@ int table_relocate(struct table *table, uint64_t from, uint64_t to, uint64_t pag
 	return ret ? ret : cleared;
 }
 
-/* States that were only on their way are what they were before; the queues are gone. */
-static void recover_leaf(struct table *table, struct leaf *leaf)
+/* States that were only on their way are what they were before; the queues are gone. false: it cannot be a leaf. */
+static bool recover_leaf(struct table *table, struct leaf *leaf)
 {
 	leaf->nonzero = leaf->queued = 0;
 	for (uint32_t i = 0; i < LEAF_PAGES; i++) {
 		uint8_t now = leaf->page[i] & (uint8_t)~(PAGE_QUEUED | PAGE_DEMANDED | PAGE_PREFETCHED);
 		if ((now & PAGE_STATE_MASK) == PAGE_IN_FLIGHT)
 			now = (uint8_t)((now & ~PAGE_STATE_MASK) | PAGE_REMOTE);
+		if ((now & PAGE_STATE_MASK) >= PAGE_STATES)
+			return false;
 		leaf->page[i] = now;
 		leaf->nonzero += (now & PAGE_STATE_MASK) != PAGE_ZERO;
 		if ((now & PAGE_STATE_MASK) != PAGE_ZERO)
 			table->counts[now & PAGE_STATE_MASK]++;
 		table->dirty += is_dirty(now);
 	}
+	return leaf->pgno % LEAF_PAGES == 0;
 }
 
 int table_recover(struct table *table)
@@ -427,7 +430,8 @@ int table_recover(struct table *table)
 		*slot = number + 1;
 		table->leaf_count++;
 		table->counts[PAGE_REMOTE] -= rangeset_overlap(&table->initial, leaf->pgno, leaf->pgno + LEAF_PAGES);
-		recover_leaf(table, leaf);
+		if (!recover_leaf(table, leaf))
+			return -EBADMSG;
 	}
 	return 0;
 }

@@ -136,8 +136,68 @@ exports = {
     "counts": export_head + struct.pack("<qQQQ", 1, 1, 1 << 60, 1 << 60),
 }
 
+
+def say(caller, words):
+    return bytes([0x50 | caller, len(words)]) + words
+
+
+def window(space, *pgnos):
+    return bytes([0x10, space, len(pgnos)]) + b"".join(bytes([pgno - 64, 7]) for pgno in pgnos)
+
+
+controls = {
+    "checkpoint": say(0, b"freeze") + say(0, b"export") + say(0, b"thaw") + say(1, b"heat 18446744073709551615 0") + say(1, b"list 1 0"),
+    "thaw-of-another": say(0, b"freeze") + say(1, b"freeze") + say(1, b"thaw") + say(0, b"export") + bytes([0x00]),
+    "push": say(0, b"push-window") + window(1, 65, 66, 71, 72) + say(0, b"push") + bytes([0x20]) + say(0, b"push") + bytes([0x01, 0x21]),
+    "push-refused": say(0, b"push-window") + window(1, 65) + bytes([0x31]) + say(0, b"push") + say(2, b"migrate 1000 1") + say(2, b"migrate-stop"),
+}
+
+
+def kept(kind, key, descriptors=1, text=b""):
+    return bytes([descriptors << 4 | (4 + len(text) // 4)]) + kind + bytes(7) + struct.pack("<Q", key) + text
+
+
+keepers = {
+    "spaces": kept(b"u", 1) + kept(b"p", 1) + kept(b"s", 0) + kept(b"u", 1) + kept(b"r", 1, 0) + kept(b"t", 0, 0, b"why."),
+    "wrong": kept(b"u", 1, 0) + kept(b"x", 1, 2) + bytes([0x12]) + b"u" + bytes(7) + bytes([0x1F]) + b"t",
+}
+
+
+def saved_ranges(*pairs):
+    return bytes([len(pairs)]) + b"".join(struct.pack("<QQ", *pair) for pair in pairs) + b"\0"
+
+
+def leaf(pgno, pattern):
+    return struct.pack("<Q", pgno) + bytes(pattern) + bytes(8)
+
+
+def logged(kind, count, space, pages, pgno, slot):
+    return struct.pack("<BIQHQQ", kind, count, space, pages, pgno, slot)
+
+
+nothing = saved_ranges() + saved_ranges()
+recovers = {
+    "tables": b"\1" + saved_ranges((64, 256)) + saved_ranges((0x10000, 0x20000)) + saved_ranges() + b"\3" + leaf(64, [1, 3, 11, 4, 2, 5, 0, 35]) +
+              leaf((1 << 64) - 1, [0] * 8) + leaf(512, [3] * 8),
+    "state-that-is-none": b"\1" + saved_ranges() + nothing + b"\1" + leaf(64, [7, 6] * 4),
+    "twice": b"\1" + saved_ranges() + nothing + b"\2" + leaf(64, [3] * 8) + leaf(64, [3] * 8),
+    "not-at-a-leaf": b"\1" + saved_ranges() + nothing + b"\2" + leaf(64, [3] * 8) + leaf(65, [3] * 8),
+    "ranges-without-end": b"\1" + b"\0\x80" + struct.pack("<IIQQ", 0, 0, 1 << 40, 1) + nothing + b"\0",
+    "log": b"\0\1" + struct.pack("<QQ", 5, 1) + logged(1, 2, 1, 0, 5, 0) + logged(2, 1, 1, 0, 5, 3) + logged(3, 0, 1, 4, 0, 0) + logged(5, 0, 1, 0, 0, 0),
+    "log-of-too-many-pages": b"\0\0" + struct.pack("<QQ", 2, 1) + logged(1, 1 << 31, 1, 0, 5, 0),
+    "log-without-end": b"\0\0" + struct.pack("<QQ", (1 << 64) - 1, 1),
+}
+instance_text = b"""{"schema":"distriproc.instance/1","id":"redis-1a2b","name":"redis","snapshot":"redis:prod","pool":"dp://h:1","running":true,
+"own_pid_namespace":true,"root":{"pid":1,"start_time":2},"init":{"pid":1,"start_time":2},"pager":{"pid":1,"start_time":2},
+"supervisor":{"pid":1,"start_time":2},"created_unix_ns":1,"snapshot_pages":2,"budget_bytes":3,"restore_ns":4}"""
+note_text = b"""{"schema":"distriproc.commit/1","id":"redis-1a2b","name":"redis","pool":"dp://h:1","lineage":"redis:prod","kind":"commit",
+"series":"commits/redis-1a2b","snapshot":"commits/redis-1a2b/redis:prod.1","error":"","unix_ns":1,"bytes":2,"frozen_ns":3,"total_ns":4,
+"count":5,"failures":0,"interval_ns":0}"""
+meta_text = b"""{"pages":1,"commit":{"kind":"protect","series":"protected/redis-1a2b","instance":"redis-1a2b","name":"web","lineage":"redis:prod"}}"""
+states = {"instance": instance_text, "note": note_text, "meta": meta_text, "deep": b"[" * 3000}
+
 for directory, files in dict(message=messages, pool=streams, manifest=manifests, endpoint=endpoints, client=clients, rights=rights,
-                             export=exports).items():
+                             export=exports, control=controls, keeper=keepers, recover=recovers, state=states).items():
     os.makedirs(os.path.join(sys.argv[1], directory), exist_ok=True)
     for file_name, content in files.items():
         with open(os.path.join(sys.argv[1], directory, file_name), "wb") as out:
