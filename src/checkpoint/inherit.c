@@ -38,14 +38,13 @@ static int compare_ranges(const void *left, const void *right)
 	return (a > b) - (a < b);
 }
 
-/* Everything the export names, sorted; ranges may overlap. */
+/* What is not local, sorted; ranges may overlap. A local page that CRIU did not send is none: the process gave it up and found the kernel's page of
+ * zeros there, while a push of what it had before was under way (pager/propagate.h). */
 static int gather(const struct control_space *space, struct page_list *all)
 {
 	int rc = 0;
 	for (size_t i = 0; i < space->remote_count && rc == 0; i++)
 		rc = page_list_add(all, space->remote[i].pgno, space->remote[i].pages);
-	for (size_t i = 0; i < space->copy_count && rc == 0; i++)
-		rc = page_list_add(all, space->copies[i].pgno, 1);
 	if (rc == 0 && all->count > 1)
 		qsort(all->ranges, all->count, sizeof(*all->ranges), compare_ranges);
 	return rc;

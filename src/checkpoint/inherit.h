@@ -1,8 +1,9 @@
 /* inherit: which pages of an instance a checkpoint takes from the pool because CRIU cannot see them. Pure functions.
  *
  * CRIU dumps what is in local memory and drops, without a word, every page that is not (criu.md 1.8). The pager's export names
- * those. The rule: a page that CRIU sent is the page; any other that the export has is the pool's copy. It holds because the
- * export is taken while the tree is frozen and the pager evicts nothing. */
+ * those. The rule: a page that CRIU sent is the page; any other that is not local is the pool's copy, and any other that is local is zero. It
+ * holds because the export is taken while the tree is frozen and the pager evicts nothing. The copies that the pool has of local pages
+ * only save sending those whose content is the same. */
 #ifndef DP_CHECKPOINT_INHERIT_H
 #define DP_CHECKPOINT_INHERIT_H
 
@@ -22,7 +23,7 @@ struct page_list {
 int page_list_add(struct page_list *list, uint64_t pgno, uint64_t pages);
 void page_list_done(struct page_list *list);
 
-/* Appends to `missing`, ascending, the exported pages that are not in `sent` (ascending). 0 or -ENOMEM. */
+/* Appends to `missing`, ascending, the exported pages that are not local and not in `sent` (ascending). 0 or -ENOMEM. */
 int inherit_missing(const struct control_space *space, const struct page_list *sent, struct page_list *missing);
 
 /* The copy of a page that the export names, or NULL. *cursor makes ascending look-ups cheap; start with 0. */
