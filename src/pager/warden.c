@@ -26,6 +26,9 @@
 enum { CODE_BYTES = PAGE_BYTES, STACK_BYTES = 4 * PAGE_BYTES };
 #define RING_BYTES ((sizeof(struct warden_ring) + PAGE_BYTES - 1) & ~(uint64_t)(PAGE_BYTES - 1))
 
+#define ADDRESS_LIMIT 0x7ffffffff000ull
+#define LONELY_FROM (4ull << 30) /* low addresses are asked for by name (MAP_32BIT, programs at fixed places) */
+
 /* Numbers in the warden's own table, which is empty when they are made: socket, its far end, and what is received. */
 enum { WARDEN_SOCKET_NEAR = 0, WARDEN_SOCKET_FAR = 1 };
 
@@ -51,9 +54,41 @@ static int read_target(pid_t pid, void *to, uint64_t from, size_t bytes)
 	return process_vm_readv(pid, &local, 1, &remote, 1, 0) == (ssize_t)bytes ? 0 : -EFAULT;
 }
 
+struct gap {
+	uint64_t end; /* of the area before */
+	uint64_t start, bytes;
+};
+
+static int look_at_gap(void *context, const struct proc_area *area)
+{
+	struct gap *gap = context;
+	if (area->start > gap->end && area->start <= ADDRESS_LIMIT && area->start - gap->end > gap->bytes) {
+		gap->start = gap->end;
+		gap->bytes = area->start - gap->end;
+	}
+	gap->end = DP_MAX(gap->end, area->end);
+	return 0;
+}
+
+/* In the middle of the widest gap, far from all that the target has: the kernel's own choice would be the first gap that is wide enough, and that
+ * may be one into which another thread is just about to put back what it took out (mremap, or munmap and mmap with MAP_FIXED). */
+static uint64_t lonely_address(pid_t pid, uint64_t bytes)
+{
+	struct gap gap = { .end = LONELY_FROM };
+	if (proc_each_area(pid, look_at_gap, &gap) || gap.bytes < 2 * bytes)
+		return 0;
+	return (gap.start + (gap.bytes - bytes) / 2) & ~(uint64_t)(PAGE_BYTES - 1);
+}
+
 static long map_target(struct injection *target, uint64_t bytes, int protection)
 {
-	long address = inject_call(target, SYS_mmap, 0, bytes, (uint64_t)protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, (uint64_t)-1, 0);
+	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+	uint64_t lonely = lonely_address(target->thread, bytes);
+	long address = -ENOMEM;
+	if (lonely)
+		address = inject_call(target, SYS_mmap, lonely, bytes, (uint64_t)protection, flags | MAP_FIXED_NOREPLACE, (uint64_t)-1, 0);
+	if (address < 0) /* no such gap, or just taken */
+		address = inject_call(target, SYS_mmap, 0, bytes, (uint64_t)protection, flags, (uint64_t)-1, 0);
 	if (address < 0)
 		return address;
 	long ret = inject_call(target, SYS_madvise, (uint64_t)address, bytes, MADV_DONTFORK, 0, 0, 0);
