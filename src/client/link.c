@@ -60,7 +60,8 @@ struct link {
 	struct link_connector *connector; /* a try under way, or NULL */
 	uint64_t instance, epoch;
 	uint8_t identity[IDENTITY_BYTES];
-	int failure; /* the end */
+	bool unsettled; /* it is not known yet which operation is the next */
+	int failure;    /* the end */
 	char why[256];
 	int idle_fd; /* polled while there is nothing to poll */
 	/* operations: numbers [base, next) are not answered yet; [base, sent) are on their way over this connection */
@@ -301,7 +302,7 @@ static int append(struct link *link, struct operation *fresh, const struct page_
 		return link->failure;
 	if (range_count > OPERATION_RANGES || pages > PUT_PAGES_LIMIT)
 		return -EINVAL;
-	if (link->next - link->base >= SEQUENCE_WINDOW || !take_blocks(link, fresh, pages, range_count))
+	if (link->unsettled || link->next - link->base >= SEQUENCE_WINDOW || !take_blocks(link, fresh, pages, range_count))
 		return -EAGAIN;
 	fresh->range_count = (uint32_t)range_count;
 	fresh->asked_ns = now_of(link);
@@ -390,7 +391,7 @@ int link_note(struct link *link, const void *note, uint32_t bytes, uint64_t cook
 
 bool link_has_room(const struct link *link)
 {
-	return !link->failure && link->next - link->base < SEQUENCE_WINDOW && link->free_blocks >= OPERATION_BLOCKS;
+	return !link->failure && !link->unsettled && link->next - link->base < SEQUENCE_WINDOW && link->free_blocks >= OPERATION_BLOCKS;
 }
 
 int link_order_put(struct link *link, const struct order_run *runs, size_t count, uint64_t cookie)
@@ -676,6 +677,9 @@ static int pump(struct link *link)
 /* A connection has been made and attached. */
 static int take_connection(struct link *link, struct client *client, struct client_attached *attached)
 {
+	if (link->unsettled)
+		link->base = link->next = link->sent = attached->applied + 1;
+	link->unsettled = false;
 	if (attached->applied + 1 < link->base || attached->applied >= link->next) {
 		char text[200];
 
@@ -866,7 +870,8 @@ int link_new_lost(struct link **result, const struct link_config *config, const 
 	link->instance = attached->instance;
 	link->epoch = attached->epoch;
 	memcpy(link->identity, attached->identity, IDENTITY_BYTES);
-	link->base = link->next = link->sent = attached->applied + 1;
+	link->unsettled = attached->applied == LINK_UNSETTLED;
+	link->base = link->next = link->sent = link->unsettled ? 1 : attached->applied + 1;
 	link->backoff_ns = LINK_BACKOFF_NS;
 	link->random = (now_of(link) ^ attached->instance << 20) | 1;
 	int code = prepare(link, err);
@@ -921,6 +926,7 @@ bool link_wants_write(const struct link *link)
 void link_state(const struct link *link, struct link_state *state)
 {
 	*state = (struct link_state){ .attached = link->client,
+				      .settled = !link->unsettled,
 				      .reconnects = link->reconnects,
 				      .pending_operations = link->next - link->base,
 				      .bytes_in = link->bytes_in,

@@ -50,7 +50,10 @@ struct link_config {
  * attached->applied + 1. The client stays the caller's on failure. -ENOMEM. */
 int link_new(struct link **link, const struct link_config *config, struct client *client, const struct client_attached *attached,
 	     struct dp_err *err);
-/* A link that is not connected yet, to an instance that is known: the same as one whose connection was just lost. */
+/* A link that is not connected yet, to an instance that is known: the same as one whose connection was just lost. With LINK_UNSETTLED for
+ * attached->applied, where a dead process made the operations before, its own are numbered from the first that the pool has not applied when it is
+ * attached; until then none is taken (-EAGAIN). */
+#define LINK_UNSETTLED UINT64_MAX
 int link_new_lost(struct link **link, const struct link_config *config, const struct client_attached *attached, struct dp_err *err);
 /* Takes NULL. Does not end the instance. */
 void link_free(struct link *link);
@@ -83,7 +86,7 @@ int link_fd(const struct link *link);
 bool link_wants_write(const struct link *link);
 
 struct link_state {
-	bool attached;
+	bool attached, settled; /* settled: it has been attached, or the number of its next operation was known from the first */
 	uint64_t waiting_since_ns; /* when the oldest request without an answer was made; 0: none waits */
 	uint64_t reconnects;
 	uint64_t pending_operations;

@@ -287,6 +287,18 @@ const struct op *oplog_last(const struct oplog_area *area, enum op_kind kind, ui
 
 /* ---- after a crash ---- */
 
+bool oplog_sound(const struct oplog_area *area)
+{
+	if (area->tail > area->head || area->head - area->tail >= OPLOG_RECORDS)
+		return false;
+	for (uint64_t number = area->tail + 1; number <= area->head && number; number++) {
+		const struct op *op = &area->op[number % OPLOG_RECORDS];
+		if (op->kind < OP_PUT || op->kind > OP_FREE || op->count > OPLOG_PAGES || (op->kind == OP_PUT && !op->count))
+			return false;
+	}
+	return area->head < COOKIE_OP;
+}
+
 /* Does a later record make a copy of what this put's space had? */
 static bool forked_later(const struct oplog_area *area, uint64_t number)
 {
@@ -373,16 +385,18 @@ static int replay_all(struct oplog *log, uint64_t first, oplog_read_put *read_pu
 }
 
 int oplog_replay(struct source *source, oplog_read_put *read_put, int (*failed)(void *context, const struct op *op, int result), void *context,
-		 uint64_t *replayed)
+		 uint64_t patience_ns, uint64_t *replayed)
 {
 	struct oplog *log = of(source);
 	struct oplog_area *area = log->area;
-	uint64_t applied;
+	struct source_resume resume = { .highest_child = area->highest_child + 1, .answered = area->tail, .last = area->head,
+					.patience_ns = patience_ns };
 	if (!log->inner->ops->resume)
 		return -ENOSYS;
-	int ret = log->inner->ops->resume(log->inner, area->highest_child + 1, &applied);
+	int ret = log->inner->ops->resume(log->inner, &resume);
 	if (ret)
 		return ret;
+	uint64_t applied = resume.applied;
 	if (applied > area->head || applied < area->tail)
 		return -ESTALE; /* it is not the source that it was */
 	area->tail = applied;

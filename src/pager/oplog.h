@@ -48,12 +48,14 @@ int oplog_new(struct source **source, struct source *inner, struct oplog_area *a
 void oplog_next_put(struct source *source, uint32_t space_number, const struct op_page *pages, size_t count);
 /* The record that was written last, if it is of this kind and event. */
 const struct op *oplog_last(const struct oplog_area *area, enum op_kind kind, uint64_t event);
+/* Can a pager have left this? To be asked before anything else is made of a dead one's. */
+bool oplog_sound(const struct oplog_area *area);
 /* Reads the pages of a put from staging again: to `data`, one after another. 0, -ENOENT: the memory they lay in has gone, and nobody needs
  * them; or an error. */
 typedef int oplog_read_put(void *context, const struct op *op, void *data);
-/* Has the source make what it has not made, and waits for its answers. `failed` is asked about a put that the source refused: 0 if that does not
+/* Has the source make what it has not made, and waits for its answers; patience_ns: as source_resume. `failed` is asked about a put that the source refused: 0 if that does not
  * matter. 0, or -errno: -ENOSYS where the source cannot be taken over, -ETIMEDOUT. */
 int oplog_replay(struct source *source, oplog_read_put *read_put, int (*failed)(void *context, const struct op *op, int result), void *context,
-		 uint64_t *replayed);
+		 uint64_t patience_ns, uint64_t *replayed);
 
 #endif

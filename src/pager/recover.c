@@ -131,6 +131,8 @@ int recover_begin(struct tree *tree)
 		return ret;
 	/* read() puts messages there also while it is being killed, but only if the page is there. */
 	mlock(tree->saved->message, sizeof(tree->saved->message));
+	if (config->source->ops->keep)
+		config->source->ops->keep(config->source, tree->saved->source);
 	if (config->source->writable && config->source->ops->resume)
 		ret = oplog_new(&tree->source, config->source, &tree->saved->oplog);
 	if (ret)

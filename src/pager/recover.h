@@ -51,6 +51,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/base.h"
 #include "base/rangeset.h"
 #include "instance/keeper.h"
 #include "pager/oplog.h"
@@ -110,6 +111,7 @@ struct tree_saved {
 	uint64_t copied;         /* the remap whose first half is done */
 	struct uffd_msg message[READ_MESSAGES];
 	struct oplog_area oplog;
+	_Alignas(PAGE_BYTES) uint8_t source[SOURCE_SAVED_BYTES]; /* what the source keeps; touched as needed */
 };
 
 /* What a pager takes over from the one before it. */

@@ -37,6 +37,17 @@ struct source_health {
 	const char *why;           /* why one is not reached; "" where all is well. Borrowed */
 };
 
+/* What a source may keep in memory that outlives the pager. */
+#define SOURCE_SAVED_BYTES (UINT64_C(128) << 20)
+
+/* For a pager that takes over after another's crash (oplog.h): its changes have numbers, from 1 in the order of the calls that were taken. */
+struct source_resume {
+	uint64_t highest_child;  /* no id up to this one is to be chosen for a forked space */
+	uint64_t answered, last; /* all changes up to `answered` were answered, those up to `last` were called, or were about to be */
+	uint64_t patience_ns;    /* how long a pool may be waited for */
+	uint64_t applied;        /* set: the last change that was made, whatever its result. The next call is number applied + 1 */
+};
+
 struct source_ops {
 	/* The space of the task with this vpid, or -ENOENT. */
 	int (*find_space)(struct source *source, int vpid, uint64_t *space, struct dp_err *err);
@@ -49,11 +60,12 @@ struct source_ops {
 	/* *child: the id that the new space must have, or 0: the source chooses and says. */
 	int (*fork)(struct source *source, uint64_t parent, uint64_t *child, uint64_t cookie);
 	int (*space_free)(struct source *source, uint64_t space, uint64_t cookie);
-	/* For a pager that takes over after another's crash (oplog.h). Changes (put, drop, move, fork, space_free) count from 1 in the order of the
-	 * calls that were taken: *applied is the last one that was made, whatever its result; what the dead pager sent and is not among those is
-	 * never made. The next call is number *applied + 1. Ids for forked spaces are chosen above highest_child. May block. NULL: this source
-	 * cannot; the tree is killed then when its pager dies. */
-	int (*resume)(struct source *source, uint64_t highest_child, uint64_t *applied);
+	/* Before the first call: SOURCE_SAVED_BYTES of memory that outlives the pager, page-aligned, borrowed: all zero, or as the source of a dead
+	 * pager left it, and then resume is called next. NULL: it needs none. */
+	void (*keep)(struct source *source, void *memory);
+	/* Says which of the dead pager's changes (put, drop, move, fork, space_free) were made; what it sent and is not among those is never made.
+	 * May block; -ETIMEDOUT. NULL: this source cannot; the tree is killed then when its pager dies. */
+	int (*resume)(struct source *source, struct source_resume *resume);
 	/* Keeps the order in which pages were wanted with the snapshot; labels are vpids. NULL: this source cannot. */
 	int (*order_put)(struct source *source, const struct order_run *runs, size_t count, uint64_t cookie);
 	int (*receive)(struct source *source); /* handler calls made, or the error that ended the source */

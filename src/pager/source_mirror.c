@@ -13,38 +13,11 @@
 #define WORK_NS UINT64_C(20000000)
 #define NOTE_MAGIC 0x524d5044u /* "DPMR" */
 
-static struct mirror *of(const struct source *source)
-{
-	return (struct mirror *)source;
-}
-
-static unsigned index_of(const struct member *member)
-{
-	return (unsigned)(member - member->mirror->member);
-}
-
-static uint8_t bit_of(const struct member *member)
-{
-	return (uint8_t)(1u << index_of(member));
-}
-
 /* Gets every change as it is made. */
 static bool is_fed(const struct member *member)
 {
-	return member->state == MEMBER_IN || member->state == MEMBER_COPIES || member->state == MEMBER_JOINING;
-}
-
-/* Nothing is acknowledged without it: one that leaves gets no changes any more, but they wait until all others know that it is out (M1). */
-static bool is_bound(const struct member *member)
-{
-	return member->state <= MEMBER_LEAVING || member->state == MEMBER_JOINING;
-}
-
-static bool is_there(const struct member *member)
-{
-	struct link_state state;
-	link_state(member->link, &state);
-	return state.attached;
+	uint32_t state = member->saved->state;
+	return state == MEMBER_IN || state == MEMBER_COPIES || state == MEMBER_JOINING;
 }
 
 int mirror_end(struct mirror *mirror, int error, const char *why)
@@ -58,15 +31,10 @@ int mirror_end(struct mirror *mirror, int error, const char *why)
 
 /* ---- acknowledgements ---- */
 
-static struct mirrored *operation_at(struct mirror *mirror, uint64_t number)
-{
-	return &mirror->operations[number % MIRROR_OPERATIONS];
-}
-
 /* Is it safe now? */
 static bool is_acknowledged(const struct mirror *mirror, const struct mirrored *operation, bool any)
 {
-	return !operation->waiting || (mirror->ack_one && any);
+	return !operation->waiting || (mirror->ack_one && any && !(operation->waiting & MIRROR_MAKING));
 }
 
 static void settle(struct mirror *mirror, struct mirrored *operation, bool any)
@@ -79,15 +47,23 @@ static void settle(struct mirror *mirror, struct mirrored *operation, bool any)
 }
 
 /* The member's duty ends: what waits for it alone is safe. */
-static void release_duty(struct mirror *mirror, const struct member *member)
+static void release_duty(struct mirror *mirror, struct member *member)
 {
+	member->release_owed = false;
 	for (uint64_t number = mirror->next > MIRROR_OPERATIONS ? mirror->next - MIRROR_OPERATIONS : 1; number < mirror->next; number++) {
-		struct mirrored *operation = operation_at(mirror, number);
-		if (!operation->used || !(operation->waiting & bit_of(member)))
+		struct mirrored *operation = mirror_operation(mirror, number);
+		if (!operation->used || !(operation->waiting & member_bit(member)))
 			continue;
-		operation->waiting &= (uint8_t)~bit_of(member);
+		operation->waiting &= (uint8_t)~member_bit(member);
 		settle(mirror, operation, false);
 	}
+}
+
+static void release_owed(struct mirror *mirror)
+{
+	for (unsigned i = 0; i < mirror->count; i++)
+		if (mirror->member[i].release_owed)
+			release_duty(mirror, &mirror->member[i]);
 }
 
 /* ---- who is in: the note ---- */
@@ -97,28 +73,27 @@ static int write_note(const struct mirror *mirror, uint8_t *bytes, size_t size)
 	struct bytes_writer out = bytes_writer(bytes, size);
 	bytes_put_u32(&out, NOTE_MAGIC);
 	bytes_put_u32(&out, mirror->count);
-	bytes_put_u64(&out, mirror->generation);
+	bytes_put_u64(&out, mirror->saved->generation);
 	for (unsigned i = 0; i < mirror->count; i++) {
 		struct link_state state;
 		link_state(mirror->member[i].link, &state);
 		bytes_put_u64(&out, state.instance);
-		bytes_put_u32(&out, mirror->member[i].state == MEMBER_IN || mirror->member[i].state == MEMBER_JOINING);
+		bytes_put_u32(&out, mirror->member[i].saved->state == MEMBER_IN || mirror->member[i].saved->state == MEMBER_JOINING);
 		bytes_put_u32(&out, 0);
 	}
 	return out.bad ? -EMSGSIZE : (int)(out.at - out.start);
 }
 
-/* Tells all that are in, and those that are to be, who is. */
-static void begin_note(struct mirror *mirror)
+void mirror_begin_note(struct mirror *mirror)
 {
-	mirror->generation++;
+	mirror->saved->generation++;
 	mirror->noting = true;
 	mirror->note_waits = 0;
 	for (unsigned i = 0; i < mirror->count; i++) {
 		struct member *member = &mirror->member[i];
-		member->note_owed = member->state == MEMBER_IN || member->state == MEMBER_JOINING;
+		member->note_owed = member->saved->state == MEMBER_IN || member->saved->state == MEMBER_JOINING;
 		if (member->note_owed)
-			mirror->note_waits |= bit_of(member);
+			mirror->note_waits |= member_bit(member);
 	}
 }
 
@@ -130,7 +105,7 @@ static void push_notes(struct mirror *mirror)
 		if (!member->note_owed)
 			continue;
 		int bytes = write_note(mirror, note, sizeof(note));
-		if (link_note(member->link, note, (uint32_t)bytes, COOKIE_MIRROR_NOTE | mirror->generation) == 0)
+		if (link_note(member->link, note, (uint32_t)bytes, COOKIE_MIRROR_NOTE | mirror->saved->generation) == 0)
 			member->note_owed = false;
 	}
 }
@@ -141,12 +116,12 @@ static void noted(struct mirror *mirror)
 	mirror->noting = false;
 	for (unsigned i = 0; i < mirror->count; i++) {
 		struct member *member = &mirror->member[i];
-		if (member->state == MEMBER_LEAVING) {
-			member->state = MEMBER_OUT;
+		if (member->saved->state == MEMBER_LEAVING) {
+			member->saved->state = member->saved->spoiled ? MEMBER_GONE : MEMBER_OUT;
 			log_warn("pool %u of the mirror is out: %s", i, link_why(member->link));
 			release_duty(mirror, member);
-		} else if (member->state == MEMBER_JOINING) {
-			member->state = MEMBER_IN;
+		} else if (member->saved->state == MEMBER_JOINING) {
+			member->saved->state = MEMBER_IN;
 			log_info("pool %u of the mirror is in again", i);
 		}
 	}
@@ -156,28 +131,38 @@ static unsigned count_in(const struct mirror *mirror)
 {
 	unsigned in = 0;
 	for (unsigned i = 0; i < mirror->count; i++)
-		in += mirror->member[i].state == MEMBER_IN;
+		in += mirror->member[i].saved->state == MEMBER_IN;
 	return in;
 }
 
-/* It does not answer. The last one is waited for: nobody could be told that it is out. */
+/* It does not answer. The last one is waited for: nobody could be told that it is out. What it has not answered is missed from now on (M7),
+ * though its own link may still bring it there. */
 static void leave(struct mirror *mirror, struct member *member)
 {
-	switch (member->state) {
+	switch ((enum member_state)member->saved->state) {
 	case MEMBER_IN:
 		if (count_in(mirror) == 1)
 			return;
-		member->state = MEMBER_LEAVING;
-		begin_note(mirror);
+		missed_unanswered(mirror, member);
+		mirror_in_order();
+		member->saved->state = MEMBER_LEAVING;
+		mirror_begin_note(mirror);
 		break;
 	case MEMBER_JOINING: /* the note that names it may be with some: one that does not must follow */
-		member->state = MEMBER_LEAVING;
-		begin_note(mirror);
+		missed_unanswered(mirror, member);
+		mirror_in_order();
+		member->saved->state = MEMBER_LEAVING;
+		mirror_begin_note(mirror);
+		break;
+	case MEMBER_COPIES:
+		missed_unanswered(mirror, member);
+		catch_up_put_back(mirror, member);
+		if (member->saved->state == MEMBER_COPIES) /* not too much */
+			member->saved->state = MEMBER_OUT;
+		member->release_owed = true;
 		break;
 	case MEMBER_REPLAYS:
-	case MEMBER_COPIES:
-		catch_up_put_back(mirror, member);
-		member->state = MEMBER_OUT;
+		member->saved->state = MEMBER_OUT;
 		break;
 	case MEMBER_LEAVING:
 	case MEMBER_OUT:
@@ -186,11 +171,24 @@ static void leave(struct mirror *mirror, struct member *member)
 	}
 }
 
+void mirror_give_up(struct mirror *mirror, struct member *member)
+{
+	uint32_t state = member->saved->state;
+	(void)mirror;
+	member->saved->spoiled = 1;
+	catch_up_forget(member);
+	if (state == MEMBER_IN || state == MEMBER_LEAVING || state == MEMBER_JOINING)
+		return; /* it has a duty, which ends with a note */
+	member->saved->state = MEMBER_GONE;
+	member->release_owed = true;
+}
+
 /* ---- changes ---- */
 
-static bool has_room(const struct mirror *mirror)
+static bool has_room(struct mirror *mirror)
 {
-	if (operation_at((struct mirror *)mirror, mirror->next)->used)
+	const struct mirrored *place = mirror_operation(mirror, mirror->next);
+	if (place->used && place->number != mirror->next)
 		return false;
 	for (unsigned i = 0; i < mirror->count; i++)
 		if (is_fed(&mirror->member[i]) && !link_has_room(mirror->member[i].link))
@@ -199,7 +197,7 @@ static bool has_room(const struct mirror *mirror)
 }
 
 struct change {
-	struct missed structure; /* or, where ranges is not NULL, a put */
+	struct missed structure; /* or, where ranges is not NULL, a put or a drop */
 	const struct page_range *ranges;
 	size_t count;
 	const struct iovec *data;
@@ -209,33 +207,61 @@ struct change {
 static int feed(struct member *member, const struct change *change, uint64_t cookie)
 {
 	const struct missed *what = &change->structure;
-	if (change->ranges && change->data)
+	switch ((enum missed_kind)what->kind) {
+	case MISSED_PUT:
 		return link_put(member->link, what->space, change->ranges, change->count, change->data, change->data_count, cookie);
-	if (change->ranges)
+	case MISSED_DROP:
 		return link_drop(member->link, what->space, change->ranges, change->count, cookie);
-	if (what->kind == MISSED_MOVE)
+	case MISSED_MOVE:
 		return link_move(member->link, what->space, what->a, what->b, what->pages, cookie);
-	if (what->kind == MISSED_FORK)
+	case MISSED_FORK:
 		return link_fork(member->link, what->space, (uint32_t)what->a, cookie);
-	return link_space_free(member->link, what->space, cookie);
+	case MISSED_FREE:
+		return link_space_free(member->link, what->space, cookie);
+	}
+	return -EINVAL;
 }
 
-/* For one that is out, or still lacks something. */
-static void remember(struct mirror *mirror, struct member *member, const struct change *change)
+/* Into the ring (M5). One that a dead pager had begun is there already, as it was then; some have it. */
+static void note_operation(struct mirror *mirror, const struct change *change, uint64_t cookie)
 {
-	void (*note)(struct mirror *, struct member *, const struct missed *) = member->state == MEMBER_COPIES ? copies_follow : missed_structure;
-	if (member->state == MEMBER_GONE)
-		return;
-	if (change->ranges && change->data && member->state == MEMBER_COPIES)
-		copies_touched(member, change->structure.space, change->ranges, change->count);
-	else if (change->ranges && change->data)
-		missed_put(mirror, member, change->structure.space, change->ranges, change->count);
-	else if (change->ranges)
-		for (size_t i = 0; i < change->count; i++)
-			note(mirror, member, &(struct missed){ MISSED_DROP, change->structure.space, change->ranges[i].pgno, 0,
-							       change->ranges[i].pages });
-	else
-		note(mirror, member, &change->structure);
+	struct mirrored *operation = mirror_operation(mirror, mirror->next);
+	if (operation->number != mirror->next) {
+		operation->number = 0;
+		mirror_in_order();
+		memset(operation->sequence, 0, sizeof(operation->sequence));
+		operation->what = change->structure;
+		operation->count = (uint32_t)change->count;
+		if (change->count)
+			memcpy(operation->ranges, change->ranges, change->count * sizeof(*change->ranges));
+	}
+	operation->waiting = MIRROR_MAKING;
+	operation->told = false;
+	operation->result = 0;
+	operation->cookie = cookie;
+	operation->used = true;
+	mirror_in_order();
+	operation->number = mirror->next;
+}
+
+/* Who gets it, and who misses it: all of them before any is told (M7). */
+static uint8_t prepare(struct mirror *mirror, struct mirrored *operation)
+{
+	uint8_t to = 0;
+	for (unsigned i = 0; i < mirror->count; i++) {
+		struct member *member = &mirror->member[i];
+		if (operation->sequence[i] || member->saved->state == MEMBER_GONE)
+			continue; /* it has it since before a crash */
+		if (is_fed(member)) {
+			to |= member_bit(member);
+			operation->waiting |= member_bit(member);
+			continue;
+		}
+		if (member->saved->state == MEMBER_LEAVING)
+			operation->waiting |= member_bit(member);
+		missed_note(mirror, member, operation, 0);
+	}
+	return to;
 }
 
 static int make(struct mirror *mirror, const struct change *change, uint64_t cookie)
@@ -244,53 +270,66 @@ static int make(struct mirror *mirror, const struct change *change, uint64_t coo
 		return mirror->failure;
 	if (!has_room(mirror))
 		return -EAGAIN;
-	struct mirrored *operation = operation_at(mirror, mirror->next);
-	*operation = (struct mirrored){ .number = mirror->next, .cookie = cookie, .used = true };
+	if (change->count > MIRROR_RANGES)
+		return -EINVAL;
+	struct mirrored *operation = mirror_operation(mirror, mirror->next);
+	note_operation(mirror, change, cookie);
+	uint8_t to = prepare(mirror, operation);
 	for (unsigned i = 0; i < mirror->count; i++) {
 		struct member *member = &mirror->member[i];
-		if (is_fed(member)) {
-			int ret = feed(member, change, mirror->next);
-			if (ret == -EINVAL) { /* for all of them */
-				operation->used = false;
-				return ret;
-			}
-			if (ret)
-				leave(mirror, member);
-			if (ret && member->state == MEMBER_IN) /* its link has ended, and it is the last */
-				return mirror_end(mirror, ret, link_why(member->link));
+		if (!(to & member_bit(member)))
+			continue;
+		operation->sequence[i] = member_link(member).next_sequence;
+		mirror_in_order();
+		int ret = feed(member, change, mirror->next);
+		if (ret)
+			operation->sequence[i] = 0;
+		if (ret == -EINVAL) { /* for all of them */
+			operation->used = false;
+			operation->number = 0;
+			return ret;
 		}
-		if (is_bound(member))
-			operation->waiting |= bit_of(member);
-		if (!is_fed(member) || member->state == MEMBER_COPIES)
-			remember(mirror, member, change);
+		if (ret)
+			leave(mirror, member);
+		if (ret && member->saved->state == MEMBER_IN) /* its link has ended, and it is the last */
+			return mirror_end(mirror, ret, link_why(member->link));
+		if (member->saved->state == MEMBER_COPIES)
+			copies_follow(mirror, member, operation);
 	}
 	mirror->next++;
+	operation->waiting &= (uint8_t)~MIRROR_MAKING;
+	if (!operation->waiting)
+		settle(mirror, operation, true);
 	return 0;
 }
 
 static int put(struct source *source, uint64_t space, const struct page_range *ranges, size_t count, const struct iovec *data,
 	       size_t data_count, uint64_t cookie)
 {
-	struct change change = { { .space = space_number_of(space) }, ranges, count, data, data_count };
-	return make(of(source), &change, cookie);
+	struct change change = { { .kind = MISSED_PUT, .space = space_number_of(space) }, ranges, count, data, data_count };
+	return make(mirror_of(source), &change, cookie);
 }
 
 static int drop(struct source *source, uint64_t space, const struct page_range *ranges, size_t count, uint64_t cookie)
 {
-	struct change change = { { .space = space_number_of(space) }, ranges, count, NULL, 0 };
-	return make(of(source), &change, cookie);
+	struct change change = { { .kind = MISSED_DROP, .space = space_number_of(space) }, ranges, count, NULL, 0 };
+	return make(mirror_of(source), &change, cookie);
 }
 
 static int move(struct source *source, uint64_t space, uint64_t from_pgno, uint64_t to_pgno, uint64_t pages, uint64_t cookie)
 {
-	struct change change = { .structure = { MISSED_MOVE, space_number_of(space), from_pgno, to_pgno, pages } };
-	return make(of(source), &change, cookie);
+	struct change change = { .structure = { .kind = MISSED_MOVE, .space = space_number_of(space), .a = from_pgno, .b = to_pgno, .pages = pages } };
+	return make(mirror_of(source), &change, cookie);
 }
 
 static int fork_space(struct source *source, uint64_t parent, uint64_t *child, uint64_t cookie)
 {
-	struct mirror *mirror = of(source);
+	struct mirror *mirror = mirror_of(source);
+	const struct mirrored *begun = mirror_operation(mirror, mirror->next);
 	uint32_t number = space_numbers_choose(&mirror->numbers, *child);
+	/* Some may have it since before a crash: the number that was chosen then. */
+	if (!*child && begun->number == mirror->next && begun->what.kind == MISSED_FORK)
+		number = (uint32_t)begun->what.a;
 	if (!number)
 		return -EOVERFLOW;
 	struct change change = { .structure = { .kind = MISSED_FORK, .space = space_number_of(parent), .a = number } };
@@ -302,7 +341,7 @@ static int fork_space(struct source *source, uint64_t parent, uint64_t *child, u
 
 static int space_free(struct source *source, uint64_t space, uint64_t cookie)
 {
-	struct mirror *mirror = of(source);
+	struct mirror *mirror = mirror_of(source);
 	struct change change = { .structure = { .kind = MISSED_FREE, .space = space_number_of(space) } };
 	int ret = make(mirror, &change, cookie);
 	if (!ret)
@@ -310,176 +349,36 @@ static int space_free(struct source *source, uint64_t space, uint64_t cookie)
 	return ret;
 }
 
-/* ---- reading ---- */
-
-struct member *mirror_reader(struct mirror *mirror, uint8_t but)
-{
-	struct member *waits = NULL;
-	for (unsigned i = 0; i < mirror->count; i++) {
-		struct member *member = &mirror->member[i];
-		if (member->state != MEMBER_IN || but & bit_of(member)) /* M3 */
-			continue;
-		if (is_there(member))
-			return member;
-		waits = waits ? waits : member;
-	}
-	return waits;
-}
-
-static void on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last);
-static void on_done(void *context, uint64_t cookie, int result);
-static void on_damaged(void *context, uint64_t cookie, struct page_range range, bool last);
-
-static struct client_handler handler_of(struct member *member)
-{
-	return (struct client_handler){ member, on_pages, on_done, on_damaged };
-}
-
-static int ask_rest(struct mirror *mirror, struct mirror_get *get, struct member *from)
-{
-	struct client_handler handler = handler_of(from);
-	struct page_range ranges[64];
-	size_t count = get->count - get->at;
-	memcpy(ranges, get->ranges + get->at, count * sizeof(*ranges));
-	ranges[0].pgno += get->page_at;
-	ranges[0].pages -= get->page_at;
-	get->member = (uint8_t)index_of(from);
-	uint32_t generation = ++get->generation;
-	get->asked = true;
-	int ret = link_get(from->link, &handler, (enum request_class)get->class, get->space, ranges, count,
-			   COOKIE_MIRROR_GET | (uint64_t)generation << 16 | (uint64_t)(get - mirror->gets));
-	if (ret) /* nothing of it was answered: else it is over, or another's */
-		get->asked = false;
-	return ret;
-}
-
-int mirror_ask(struct mirror *mirror, struct member *from, enum request_class class, uint32_t space, const struct page_range *ranges,
-	       size_t count, uint64_t cookie)
-{
-	struct mirror_get *get = NULL;
-	for (size_t i = 0; i < MIRROR_GETS && !get; i++)
-		get = mirror->gets[i].used ? NULL : &mirror->gets[i];
-	if (!get)
-		return -EAGAIN;
-	uint32_t generation = get->generation;
-	*get = (struct mirror_get){ .used = true, .class = (uint8_t)class, .generation = generation, .count = (uint32_t)count, .space = space,
-				    .cookie = cookie };
-	memcpy(get->ranges, ranges, count * sizeof(*ranges));
-	int ret = ask_rest(mirror, get, from);
-	if (ret)
-		get->used = false;
-	return ret;
-}
-
-static int get_pages(struct source *source, enum request_class class, uint64_t space, const struct page_range *ranges, size_t count,
-		     uint64_t cookie)
-{
-	struct mirror *mirror = of(source);
-	if (mirror->failure)
-		return mirror->failure;
-	struct member *from = mirror_reader(mirror, 0);
-	return from ? mirror_ask(mirror, from, class, space_number_of(space), ranges, count, cookie) : -EAGAIN;
-}
-
-/* The request that an answer of this member is for; NULL: it was asked of another meanwhile. */
-static struct mirror_get *get_of(struct member *member, uint64_t cookie)
-{
-	struct mirror_get *get = &member->mirror->gets[cookie & 0xffff];
-	return get->used && get->generation == (uint32_t)(cookie >> 16) && get->member == index_of(member) ? get : NULL;
-}
-
-static void deliver(struct mirror *mirror, uint64_t cookie, struct page_range range, const void *data, bool last)
-{
-	if (cookie & COOKIE_COPY)
-		catch_up_on_pages(mirror, &mirror->member[cookie >> 48 & 0xff], cookie, range, data, last);
-	else
-		mirror->source.handler.on_pages(mirror->source.handler.context, cookie, range, data, last);
-}
-
-static void on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last)
-{
-	struct member *member = context;
-	struct mirror_get *get = get_of(member, cookie);
-	if (!get)
-		return;
-	get->page_at += range.pages;
-	if (get->page_at == get->ranges[get->at].pages) {
-		get->at++;
-		get->page_at = 0;
-	}
-	uint64_t own = get->cookie;
-	get->used = !last;
-	deliver(member->mirror, own, range, data, last);
-}
-
-static void get_failed(struct mirror *mirror, struct mirror_get *get, int result)
-{
-	get->used = false;
-	if (get->cookie & COOKIE_COPY)
-		catch_up_on_failure(&mirror->member[get->cookie >> 48 & 0xff], get->cookie, result);
-	else
-		mirror->source.handler.on_done(mirror->source.handler.context, get->cookie, result);
-}
-
-/* What one cannot give is asked of the others. The answer's other parts are then nobody's. */
-static void on_damaged(void *context, uint64_t cookie, struct page_range range, bool last)
-{
-	struct member *member = context;
-	struct mirror *mirror = member->mirror;
-	struct mirror_get *get = get_of(member, cookie);
-	(void)range;
-	(void)last;
-	if (!get)
-		return;
-	get->tried |= bit_of(member);
-	struct member *other = mirror_reader(mirror, get->tried);
-	log_warn("pool %u of the mirror has a damaged page%s", index_of(member), other ? ": it is fetched from another" : "");
-	if (!other)
-		get_failed(mirror, get, -EIO);
-	else
-		ask_rest(mirror, get, other); /* where it cannot be taken now, fail_over tries again */
-}
-
 static void operation_done(struct mirror *mirror, struct member *member, uint64_t number, int result)
 {
-	struct mirrored *operation = operation_at(mirror, number);
-	if (!operation->used || operation->number != number || !(operation->waiting & bit_of(member)))
+	struct mirrored *operation = mirror_operation(mirror, number);
+	if (!operation->used || operation->number != number || !(operation->waiting & member_bit(member)))
 		return;
-	operation->waiting &= (uint8_t)~bit_of(member);
+	operation->waiting &= (uint8_t)~member_bit(member);
 	if (result && !operation->result)
 		operation->result = result;
 	settle(mirror, operation, true);
 }
 
-static void on_done(void *context, uint64_t cookie, int result)
+void mirror_on_done(void *context, uint64_t cookie, int result)
 {
 	struct member *member = context;
 	struct mirror *mirror = member->mirror;
 	if (cookie & COOKIE_MIRROR_NOTE) {
-		if (mirror->noting && (cookie & ~COOKIE_MIRROR_NOTE) == mirror->generation) {
-			mirror->note_waits &= (uint8_t)~bit_of(member);
+		if (mirror->noting && (cookie & ~COOKIE_MIRROR_NOTE) == mirror->saved->generation) {
+			mirror->note_waits &= (uint8_t)~member_bit(member);
 			if (!mirror->note_waits)
 				noted(mirror);
 		}
 	} else if (cookie & COOKIE_NOBODY) {
-		if (result < 0 && result != -ENOENT && member->state >= MEMBER_REPLAYS) { /* such as a full store: not now */
-			log_warn("pool %u of the mirror cannot catch up: %s", index_of(member), strerror(-result));
-			member->state = MEMBER_GONE;
-			catch_up_forget(member);
+		if (result < 0 && result != -ENOENT && member->saved->state >= MEMBER_REPLAYS) { /* such as a full store: not now */
+			log_warn("pool %u of the mirror cannot catch up: %s", member_index(member), strerror(-result));
+			mirror_give_up(mirror, member);
 		}
 	} else if (cookie & COOKIE_MIRROR_ORDER) {
 		mirror->source.handler.on_done(mirror->source.handler.context, mirror->order_cookie, result);
 	} else if (cookie & COOKIE_MIRROR_GET) {
-		struct mirror_get *get = get_of(member, cookie);
-		struct member *other = NULL;
-		if (!get)
-			return;
-		get->tried |= bit_of(member);
-		other = mirror_reader(mirror, get->tried);
-		if (!other)
-			get_failed(mirror, get, result);
-		else
-			ask_rest(mirror, get, other);
+		mirror_on_get_failed(member, cookie, result);
 	} else {
 		operation_done(mirror, member, cookie, result);
 	}
@@ -487,7 +386,7 @@ static void on_done(void *context, uint64_t cookie, int result)
 
 static int order_put(struct source *source, const struct order_run *runs, size_t count, uint64_t cookie)
 {
-	struct mirror *mirror = of(source);
+	struct mirror *mirror = mirror_of(source);
 	struct member *member = mirror_reader(mirror, 0);
 	if (!member)
 		return -ENOTCONN;
@@ -497,37 +396,22 @@ static int order_put(struct source *source, const struct order_run *runs, size_t
 
 /* ---- coming and going ---- */
 
-/* What was asked of one that is not there, or may not be read any more, is asked of another. */
-static void fail_over(struct mirror *mirror)
-{
-	for (size_t i = 0; i < MIRROR_GETS && !mirror->failure; i++) {
-		struct mirror_get *get = &mirror->gets[i];
-		struct member *from = get->used ? &mirror->member[get->member] : NULL;
-		if (!from || (get->asked && from->state == MEMBER_IN && is_there(from)))
-			continue;
-		struct member *other = mirror_reader(mirror, get->asked ? (uint8_t)(get->tried | bit_of(from)) : get->tried);
-		if (other && is_there(other))
-			ask_rest(mirror, get, other); /* where that cannot be taken now, it is tried again */
-	}
-}
-
 static void member_failed(struct mirror *mirror, struct member *member, int error)
 {
 	if (error == -ESTALE) {
 		mirror_end(mirror, error, link_why(member->link));
 		return;
 	}
-	if (member->state == MEMBER_GONE)
+	if (member->saved->state == MEMBER_GONE)
 		return;
-	if (member->state == MEMBER_IN && count_in(mirror) == 1) {
+	if (member->saved->state == MEMBER_IN && count_in(mirror) == 1) {
 		mirror_end(mirror, error, link_why(member->link));
 		return;
 	}
 	leave(mirror, member);
-	if (member->state != MEMBER_LEAVING) {
-		member->state = MEMBER_GONE;
-		catch_up_forget(member);
-		log_warn("pool %u of the mirror has gone for good: %s", index_of(member), link_why(member->link));
+	if (member->saved->state != MEMBER_LEAVING) {
+		mirror_give_up(mirror, member);
+		log_warn("pool %u of the mirror has gone for good: %s", member_index(member), link_why(member->link));
 	}
 }
 
@@ -540,65 +424,69 @@ static bool impatient(const struct member *member, uint64_t now_ns)
 
 static void look(struct mirror *mirror, struct member *member, uint64_t now_ns)
 {
-	struct link_state state;
-	link_state(member->link, &state);
+	struct link_state state = member_link(member);
 	if (is_fed(member) && impatient(member, now_ns))
 		leave(mirror, member);
-	if (member->state == MEMBER_REPLAYS && !state.attached)
-		member->state = MEMBER_OUT;
+	if (member->saved->state == MEMBER_REPLAYS && !state.attached)
+		member->saved->state = MEMBER_OUT;
+	mirror_settle(member);
 	/* What was under way when it was lost has arrived: it goes on from there. */
-	if (member->state == MEMBER_OUT && state.attached && state.first_unanswered == state.next_sequence) {
-		log_info("pool %u of the mirror is back: %zu changes and %llu pages were missed", index_of(member),
-			 member->missed_count, (unsigned long long)catch_up_behind_pages(member));
-		member->state = MEMBER_REPLAYS;
+	if (member->saved->state == MEMBER_OUT && state.attached && state.settled && state.first_unanswered == state.next_sequence &&
+	    mirror->next > mirror->held && !member->release_owed) {
+		log_info("pool %u of the mirror is back: %llu changes and %llu pages were missed", member_index(member),
+			 (unsigned long long)member->saved->missed_count, (unsigned long long)catch_up_behind_pages(member));
+		member->saved->state = MEMBER_REPLAYS;
 	}
 	catch_up_work(mirror, member);
-	if (member->state == MEMBER_JOINING && state.first_unanswered >= member->join_at && !mirror->noting)
-		begin_note(mirror);
+	if (member->saved->state == MEMBER_JOINING && state.first_unanswered >= member->join_at && !mirror->noting)
+		mirror_begin_note(mirror);
 }
 
-static int receive(struct source *source)
+int mirror_receive(struct source *source)
 {
-	struct mirror *mirror = of(source);
+	struct mirror *mirror = mirror_of(source);
 	int calls = 0;
 	bool lost = false;
 	for (unsigned i = 0; i < mirror->count && !mirror->failure; i++) {
 		struct member *member = &mirror->member[i];
-		struct client_handler handler = handler_of(member);
-		bool there = is_there(member);
-		if (member->state == MEMBER_GONE)
+		struct client_handler handler = mirror_handler(member);
+		bool there = member_link(member).attached;
+		if (member->saved->state == MEMBER_GONE)
 			continue;
 		int ret = link_receive(member->link, &handler);
 		if (ret < 0)
 			member_failed(mirror, member, ret);
 		calls += DP_MAX(ret, 0);
-		lost |= there && !is_there(member);
+		lost |= there && !member_link(member).attached;
+		mirror_settle(member);
 		catch_up_work(mirror, member);
 		link_watch_update(&member->watch);
 	}
+	release_owed(mirror);
 	push_notes(mirror);
 	if (lost)
-		fail_over(mirror);
+		mirror_fail_over(mirror);
 	return mirror->failure ? mirror->failure : calls;
 }
 
-static uint64_t work(struct source *source)
+uint64_t mirror_work(struct source *source)
 {
-	struct mirror *mirror = of(source);
+	struct mirror *mirror = mirror_of(source);
 	uint64_t until_ns = UINT64_MAX, now_ns = clock_now_ns();
 	for (unsigned i = 0; i < mirror->count && !mirror->failure; i++) {
 		struct member *member = &mirror->member[i];
-		if (member->state == MEMBER_GONE)
+		if (member->saved->state == MEMBER_GONE)
 			continue;
 		until_ns = DP_MIN(until_ns, link_watch_work(&member->watch));
 		look(mirror, member, now_ns);
-		if (member->state != MEMBER_IN)
+		if (member->saved->state != MEMBER_IN)
 			until_ns = DP_MIN(until_ns, WORK_NS);
 		link_watch_update(&member->watch);
 	}
+	release_owed(mirror);
 	push_notes(mirror);
 	if (now_ns >= mirror->next_fail_over_ns) {
-		fail_over(mirror);
+		mirror_fail_over(mirror);
 		mirror->next_fail_over_ns = now_ns + WORK_NS;
 	}
 	return until_ns;
@@ -606,7 +494,7 @@ static uint64_t work(struct source *source)
 
 static void health(const struct source *source, struct source_health *state)
 {
-	const struct mirror *mirror = of(source);
+	const struct mirror *mirror = mirror_of(source);
 	state->pools = mirror->count;
 	state->why = mirror->why;
 	for (unsigned i = 0; i < mirror->count; i++) {
@@ -614,9 +502,9 @@ static void health(const struct source *source, struct source_health *state)
 		struct link_state link;
 		link_state(member->link, &link);
 		state->reconnects += link.reconnects;
-		state->pools_there += member->state == MEMBER_IN && link.attached;
+		state->pools_there += member->saved->state == MEMBER_IN && link.attached;
 		state->behind_pages += catch_up_behind_pages(member);
-		if (member->state != MEMBER_IN)
+		if (member->saved->state != MEMBER_IN)
 			continue;
 		/* The pager waits as long as the slowest that it has to wait for. */
 		if (link.waiting_since_ns && (!state->waiting_since_ns || link.waiting_since_ns < state->waiting_since_ns))
@@ -628,12 +516,12 @@ static void health(const struct source *source, struct source_health *state)
 
 static int find_space(struct source *source, int vpid, uint64_t *space, struct dp_err *err)
 {
-	return space_numbers_find(&of(source)->numbers, vpid, space, err);
+	return space_numbers_find(&mirror_of(source)->numbers, vpid, space, err);
 }
 
 static int fd(const struct source *source)
 {
-	return of(source)->epoll_fd;
+	return mirror_of(source)->epoll_fd;
 }
 
 static bool wants_write(const struct source *source)
@@ -645,9 +533,9 @@ static bool wants_write(const struct source *source)
 static void bytes(const struct source *source, uint64_t *in, uint64_t *out)
 {
 	*in = *out = 0;
-	for (unsigned i = 0; i < of(source)->count; i++) {
+	for (unsigned i = 0; i < mirror_of(source)->count; i++) {
 		struct link_state state;
-		link_state(of(source)->member[i].link, &state);
+		link_state(mirror_of(source)->member[i].link, &state);
 		*in += state.bytes_in;
 		*out += state.bytes_out;
 	}
@@ -655,29 +543,31 @@ static void bytes(const struct source *source, uint64_t *in, uint64_t *out)
 
 static void mirror_free(struct source *source)
 {
-	struct mirror *mirror = of(source);
+	struct mirror *mirror = mirror_of(source);
 	for (unsigned i = 0; i < mirror->count; i++) {
 		link_free(mirror->member[i].link);
-		catch_up_forget(&mirror->member[i]);
+		catch_up_done(&mirror->member[i]);
 	}
+	mirror_saved_free(mirror);
 	dp_close_fd(&mirror->epoll_fd);
 	space_numbers_done(&mirror->numbers);
-	free(mirror->operations);
 	free(mirror->gets);
 	free(mirror);
 }
 
 static const struct source_ops mirror_ops = {
 	.find_space = find_space,
-	.get = get_pages,
+	.get = mirror_get_pages,
 	.put = put,
 	.drop = drop,
 	.move = move,
 	.fork = fork_space,
 	.space_free = space_free,
 	.order_put = order_put,
-	.receive = receive,
-	.work = work,
+	.keep = mirror_keep,
+	.resume = mirror_resume,
+	.receive = mirror_receive,
+	.work = mirror_work,
 	.health = health,
 	.fd = fd,
 	.wants_write = wants_write,
@@ -698,10 +588,11 @@ static bool same_spaces(const struct client_attached *a, const struct client_att
 static int mirror_prepare(struct mirror *mirror, const struct client_attached *first, struct dp_err *err)
 {
 	mirror->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	mirror->operations = calloc(MIRROR_OPERATIONS, sizeof(*mirror->operations));
+	mirror->saved = mirror_saved_new();
+	mirror->saved_is_ours = true;
 	mirror->gets = calloc(MIRROR_GETS, sizeof(*mirror->gets));
 	int ret = space_numbers_init(&mirror->numbers, first);
-	if (mirror->epoll_fd < 0 || !mirror->operations || !mirror->gets || ret)
+	if (mirror->epoll_fd < 0 || !mirror->saved || !mirror->gets || ret)
 		return dp_fail(err, ENOMEM, "room for a mirror");
 	mirror->next = 1;
 	return 0;
@@ -722,12 +613,14 @@ int source_mirror_new(struct source **source, const struct mirror_member *member
 			ret = dp_fail(err, EINVAL, "pool %zu of the mirror has another snapshot under this name: copy it, then restore again", i + 1);
 			break;
 		}
-		*member = (struct member){ .mirror = mirror, .state = MEMBER_IN };
+		*member = (struct member){ .mirror = mirror, .saved = &mirror->saved->member[i], .settled = members[i].client };
+		catch_up_adopt(mirror, member);
 		config.keep_all = true;
 		config.silence_ns[CLASS_DEMAND] = config.silence_ns[CLASS_DEMAND] ? config.silence_ns[CLASS_DEMAND] : 1000000000u;
-		if (config.near)
+		if (config.near && members[i].client)
 			client_read_near(members[i].client);
-		ret = link_new(&member->link, &config, members[i].client, &members[i].attached, err);
+		ret = members[i].client ? link_new(&member->link, &config, members[i].client, &members[i].attached, err)
+					: link_new_lost(&member->link, &config, &members[i].attached, err);
 		mirror->count += !ret;
 		if (!ret)
 			member->watch = link_watch(member->link, mirror->epoll_fd);
@@ -738,8 +631,10 @@ int source_mirror_new(struct source **source, const struct mirror_member *member
 		mirror_free(&mirror->source);
 		return ret;
 	}
-	begin_note(mirror);
-	push_notes(mirror);
+	if (members[0].client) {
+		mirror_begin_note(mirror);
+		push_notes(mirror);
+	}
 	*source = &mirror->source;
 	return 0;
 }
@@ -748,12 +643,12 @@ size_t source_mirror_instances(const struct source *source, uint64_t *instances,
 {
 	if (source->ops != &mirror_ops)
 		return 0;
-	for (unsigned i = 0; i < of(source)->count; i++) {
+	for (unsigned i = 0; i < mirror_of(source)->count; i++) {
 		struct link_state state;
-		link_state(of(source)->member[i].link, &state);
+		link_state(mirror_of(source)->member[i].link, &state);
 		instances[i] = state.instance;
 		epochs[i] = state.epoch;
-		in[i] = of(source)->member[i].state == MEMBER_IN;
+		in[i] = mirror_of(source)->member[i].saved->state == MEMBER_IN;
 	}
-	return of(source)->count;
+	return mirror_of(source)->count;
 }

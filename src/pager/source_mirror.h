@@ -16,6 +16,8 @@
  *       only when all others have the note.
  *   M2  who takes over attaches, with a raised epoch, to every member that the newest note names.
  *   M3  a member is read only while it is in. M4 it is in again only after it has everything, and acknowledges from before its note.
+ * A pager that takes over from a dead one of the same tree needs no raised epoch: the writer before it is dead, what he still had under way is
+ * refused to a connection that is not attached any more, and who is in is in the saved state (mirror.h has M5 to M8).
  * Pools of one mirror should not share what can fail together. Thread rule: the pager's fault thread. */
 #ifndef DP_PAGER_SOURCE_MIRROR_H
 #define DP_PAGER_SOURCE_MIRROR_H
@@ -27,8 +29,8 @@
 
 struct mirror_member {
 	struct link_config config;
-	struct client *client;             /* attached; taken on success. NULL: it is out, and is looked for */
-	struct client_attached attached;   /* borrowed */
+	struct client *client;             /* attached; taken on success. NULL, for all: a dead pager was; `keep` and `resume` (source.h) are called next */
+	struct client_attached attached;   /* borrowed. Without a client: instance, epoch, identity, and LINK_UNSETTLED */
 };
 
 /* -EINVAL where the members' instances do not have the same spaces. */

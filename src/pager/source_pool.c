@@ -71,11 +71,11 @@ static int space_free(struct source *source, uint64_t space, uint64_t cookie)
 	return ret;
 }
 
-static int resume(struct source *source, uint64_t highest_child, uint64_t *applied)
+static int resume(struct source *source, struct source_resume *resume)
 {
 	struct source_pool *pool = of(source);
-	space_numbers_skip(&pool->numbers, highest_child);
-	*applied = pool->applied;
+	space_numbers_skip(&pool->numbers, resume->highest_child);
+	resume->applied = pool->applied;
 	return 0;
 }
 

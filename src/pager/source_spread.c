@@ -1,9 +1,11 @@
 #include "pager/source_spread.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 
 #include "base/base.h"
 #include "pager/link_watch.h"
@@ -14,6 +16,8 @@
 #define FIX_PAGES 64u
 #define COOKIE_FIX (UINT64_C(1) << 60)
 #define WORK_NS UINT64_C(20000000)
+#define PUT_PAGES 256u  /* of one call: one request for each pool, whatever lies where */
+#define SAVED_MAGIC 0x3164616572705344ull /* "DSpread1": of this layout; both pagers are of one program */
 
 /* What was asked of us, until all pools have answered. */
 struct call {
@@ -25,6 +29,21 @@ struct call {
 	int result;
 	struct page_range ranges[64]; /* of a GET */
 };
+
+/* What outlives the pager of a change: where it went, before any pool can see it. */
+struct spread_change {
+	uint64_t number;
+	uint64_t sequence[MIRROR_MEMBERS]; /* its number among that pool's operations; 0: not sent */
+	uint32_t child;                    /* of a fork */
+	uint8_t pools;                     /* that have a part in it */
+	bool is_move;
+};
+
+struct spread_saved {
+	uint64_t magic, highest_space;
+	struct spread_change change[CALLS];
+};
+_Static_assert(sizeof(struct spread_saved) <= SOURCE_SAVED_BYTES, "a source's memory is too small");
 
 /* A piece of a move: pages that are read from the pool that took them along, and put into their own. */
 struct fix {
@@ -49,6 +68,10 @@ struct spread {
 	char why[256];
 	struct space_numbers numbers;
 	struct call *calls; /* [CALLS] */
+	struct spread_saved *saved;
+	bool saved_is_ours; /* nobody has given us memory that outlives us */
+	uint64_t next;      /* change */
+	uint8_t had;        /* pools that have had their part of the change being made since before a crash */
 	/* the move under way; NULL: none */
 	struct call *move;
 	uint64_t move_from, move_to, move_pages, move_at;
@@ -120,7 +143,35 @@ static bool can_change(const struct spread *spread)
 	return true;
 }
 
-/* 0 and a call; or why there is none. */
+static struct spread_change *change_at(struct spread *spread, uint64_t number)
+{
+	return &spread->saved->change[number % CALLS];
+}
+
+/* The saved state's stores are in the order in which they are written. */
+static void in_order(void)
+{
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
+
+/* One that a dead pager had begun is noted already, and some pools may have their part. */
+static void note_change(struct spread *spread, uint8_t pools, uint32_t child, bool is_move)
+{
+	struct spread_change *change = change_at(spread, spread->next);
+	spread->had = 0;
+	if (change->number == spread->next) {
+		for (unsigned i = 0; i < spread->count; i++)
+			spread->had |= (uint8_t)((change->sequence[i] != 0) << i);
+		return;
+	}
+	change->number = 0;
+	in_order();
+	*change = (struct spread_change){ .child = child, .pools = pools, .is_move = is_move };
+	in_order();
+	change->number = spread->next;
+}
+
+/* 0 and a call; or why there is none. It holds itself until end_change. */
 static int begin(struct spread *spread, uint64_t space, uint64_t cookie, struct call **call)
 {
 	if (spread->failure)
@@ -128,13 +179,36 @@ static int begin(struct spread *spread, uint64_t space, uint64_t cookie, struct 
 	if (spread->move || !can_change(spread))
 		return -EAGAIN;
 	*call = take_call(spread, space_number_of(space), cookie);
-	return *call ? 0 : -EAGAIN;
+	if (!*call)
+		return -EAGAIN;
+	(*call)->waiting = 1;
+	return 0;
 }
 
-/* A link takes what it has room for, or has ended; then receive says so. */
-static void note_asked(struct call *call, int ret)
+/* Is this pool to be sent its part? Its number is noted before. */
+static bool begin_part(struct spread *spread, unsigned pool)
 {
-	call->waiting += ret == 0;
+	struct link_state state;
+	if (spread->had >> pool & 1)
+		return false;
+	link_state(spread->share[pool].link, &state);
+	change_at(spread, spread->next)->sequence[pool] = state.next_sequence;
+	in_order();
+	return true;
+}
+
+/* A link takes what it has room for, or has ended; then receive says so, and there is no answer. */
+static void note_asked(struct call *call)
+{
+	call->waiting++;
+}
+
+static void finish_call(struct spread *spread, struct call *call);
+
+static void end_change(struct spread *spread, struct call *call)
+{
+	spread->next++;
+	finish_call(spread, call);
 }
 
 /* ---- reading ---- */
@@ -216,51 +290,76 @@ static int get_pages(struct source *source, enum request_class class, uint64_t s
 
 /* ---- changes ---- */
 
+/* What of a PUT is one pool's: ranges, and where their pages lie. */
+struct part {
+	struct page_range ranges[PUT_PAGES];
+	struct iovec data[PUT_PAGES];
+	size_t range_count, data_count;
+};
+
+static void add_page(struct part *part, uint64_t pgno, uint8_t *at)
+{
+	struct page_range *range = part->range_count ? &part->ranges[part->range_count - 1] : NULL;
+	struct iovec *data = part->data_count ? &part->data[part->data_count - 1] : NULL;
+	if (range && range->pgno + range->pages == pgno)
+		range->pages++;
+	else
+		part->ranges[part->range_count++] = (struct page_range){ pgno, 1 };
+	if (data && (uint8_t *)data->iov_base + data->iov_len == at)
+		data->iov_len += PAGE_BYTES;
+	else
+		part->data[part->data_count++] = (struct iovec){ at, PAGE_BYTES };
+}
+
+static void divide(const struct spread *spread, struct part *parts, const struct page_range *ranges, size_t count, const struct iovec *data,
+		   size_t data_count)
+{
+	size_t vector = 0, inside = 0;
+	for (unsigned pool = 0; pool < spread->count; pool++)
+		parts[pool].range_count = parts[pool].data_count = 0;
+	for (size_t i = 0; i < count; i++)
+		for (uint64_t page = 0; page < ranges[i].pages; page++) {
+			while (vector < data_count && inside == data[vector].iov_len) {
+				vector++;
+				inside = 0;
+			}
+			uint64_t pgno = ranges[i].pgno + page;
+			add_page(&parts[spread_place(pgno, spread->count)], pgno, (uint8_t *)data[vector].iov_base + inside);
+			inside += PAGE_BYTES;
+		}
+}
+
 static int put(struct source *source, uint64_t space, const struct page_range *ranges, size_t count, const struct iovec *data,
 	       size_t data_count, uint64_t cookie)
 {
 	struct spread *spread = of(source);
-	struct page_range pieces[256];
-	struct iovec parts[256];
+	struct part parts[MIRROR_MEMBERS];
 	struct call *call;
-	int ret = begin(spread, space, cookie, &call);
+	uint64_t pages = 0;
+	uint8_t pools = 0;
+	for (size_t i = 0; i < count; i++)
+		pages += ranges[i].pages;
+	int ret = pages > PUT_PAGES ? -EINVAL : begin(spread, space, cookie, &call);
 	if (ret)
 		return ret;
-	for (unsigned pool = 0; pool < spread->count; pool++) {
-		size_t piece_count = 0, part_count = 0, vector = 0, inside = 0;
-		for (size_t i = 0; i < count; i++)
-			for (uint64_t page = 0; page < ranges[i].pages; page++) {
-				uint64_t pgno = ranges[i].pgno + page;
-				struct page_range *piece = piece_count ? &pieces[piece_count - 1] : NULL;
-				while (vector < data_count && inside == data[vector].iov_len) {
-					vector++;
-					inside = 0;
-				}
-				uint8_t *at = (uint8_t *)data[vector].iov_base + inside;
-				struct iovec *part = part_count ? &parts[part_count - 1] : NULL;
-				inside += PAGE_BYTES;
-				if (spread_place(pgno, spread->count) != pool)
-					continue;
-				if (piece && piece->pgno + piece->pages == pgno)
-					piece->pages++;
-				else
-					pieces[piece_count++] = (struct page_range){ pgno, 1 };
-				if (part && (uint8_t *)part->iov_base + part->iov_len == at)
-					part->iov_len += PAGE_BYTES;
-				else
-					parts[part_count++] = (struct iovec){ at, PAGE_BYTES };
-				/* As many as a PUT may have: this one goes, and the rest behind it. */
-				if (piece_count == ARRAY_LENGTH(pieces) || part_count == ARRAY_LENGTH(parts)) {
-					note_asked(call, link_put(spread->share[pool].link, call->space, pieces, piece_count, parts, part_count,
-								  cookie_of(spread, call)));
-					piece_count = part_count = 0;
-				}
-			}
-		if (piece_count)
-			note_asked(call, link_put(spread->share[pool].link, call->space, pieces, piece_count, parts, part_count,
-						  cookie_of(spread, call)));
+	divide(spread, parts, ranges, count, data, data_count);
+	for (unsigned i = 0; i < spread->count; i++)
+		pools |= (uint8_t)((parts[i].range_count != 0) << i);
+	note_change(spread, pools, 0, false);
+	for (unsigned i = 0; i < spread->count; i++) {
+		const struct part *part = &parts[i];
+		if (!part->range_count || !begin_part(spread, i))
+			continue;
+		link_put(spread->share[i].link, call->space, part->ranges, part->range_count, part->data, part->data_count, cookie_of(spread, call));
+		note_asked(call);
 	}
+	end_change(spread, call);
 	return 0;
+}
+
+static uint8_t all_pools(const struct spread *spread)
+{
+	return (uint8_t)((1u << spread->count) - 1);
 }
 
 static int drop(struct source *source, uint64_t space, const struct page_range *ranges, size_t count, uint64_t cookie)
@@ -268,9 +367,17 @@ static int drop(struct source *source, uint64_t space, const struct page_range *
 	struct spread *spread = of(source);
 	struct call *call;
 	int ret = begin(spread, space, cookie, &call);
-	for (unsigned i = 0; !ret && i < spread->count; i++)
-		note_asked(call, link_drop(spread->share[i].link, call->space, ranges, count, cookie_of(spread, call)));
-	return ret;
+	if (ret)
+		return ret;
+	note_change(spread, all_pools(spread), 0, false);
+	for (unsigned i = 0; i < spread->count; i++) {
+		if (!begin_part(spread, i))
+			continue;
+		link_drop(spread->share[i].link, call->space, ranges, count, cookie_of(spread, call));
+		note_asked(call);
+	}
+	end_change(spread, call);
+	return 0;
 }
 
 static int move(struct source *source, uint64_t space, uint64_t from_pgno, uint64_t to_pgno, uint64_t pages, uint64_t cookie)
@@ -280,30 +387,46 @@ static int move(struct source *source, uint64_t space, uint64_t from_pgno, uint6
 	int ret = begin(spread, space, cookie, &call);
 	if (ret)
 		return ret;
-	for (unsigned i = 0; i < spread->count; i++)
-		note_asked(call, link_move(spread->share[i].link, call->space, from_pgno, to_pgno, pages, cookie_of(spread, call)));
+	note_change(spread, all_pools(spread), 0, true);
+	for (unsigned i = 0; i < spread->count; i++) {
+		if (!begin_part(spread, i))
+			continue;
+		link_move(spread->share[i].link, call->space, from_pgno, to_pgno, pages, cookie_of(spread, call));
+		note_asked(call);
+	}
 	call->waiting++; /* the pages that change their pool */
 	spread->move = call;
 	spread->move_from = from_pgno;
 	spread->move_to = to_pgno;
 	spread->move_pages = pages;
 	spread->move_at = 0;
+	end_change(spread, call);
 	return 0;
 }
 
 static int fork_space(struct source *source, uint64_t parent, uint64_t *child, uint64_t cookie)
 {
 	struct spread *spread = of(source);
+	const struct spread_change *begun = change_at(spread, spread->next);
 	struct call *call;
 	uint32_t number = space_numbers_choose(&spread->numbers, *child);
+	/* Some may have it since before a crash: the number that was chosen then. */
+	if (!*child && begun->number == spread->next && begun->child)
+		number = begun->child;
 	if (!number)
 		return -EOVERFLOW;
 	int ret = begin(spread, parent, cookie, &call);
 	if (ret)
 		return ret;
-	for (unsigned i = 0; i < spread->count; i++)
-		note_asked(call, link_fork(spread->share[i].link, call->space, number, cookie_of(spread, call)));
+	note_change(spread, all_pools(spread), number, false);
+	for (unsigned i = 0; i < spread->count; i++) {
+		if (!begin_part(spread, i))
+			continue;
+		link_fork(spread->share[i].link, call->space, number, cookie_of(spread, call));
+		note_asked(call);
+	}
 	*child = space_numbers_take(&spread->numbers, number);
+	end_change(spread, call);
 	return 0;
 }
 
@@ -312,11 +435,18 @@ static int space_free(struct source *source, uint64_t space, uint64_t cookie)
 	struct spread *spread = of(source);
 	struct call *call;
 	int ret = begin(spread, space, cookie, &call);
-	for (unsigned i = 0; !ret && i < spread->count; i++)
-		note_asked(call, link_space_free(spread->share[i].link, call->space, cookie_of(spread, call)));
-	if (!ret)
-		space_numbers_free(&spread->numbers, space_number_of(space));
-	return ret;
+	if (ret)
+		return ret;
+	note_change(spread, all_pools(spread), 0, false);
+	for (unsigned i = 0; i < spread->count; i++) {
+		if (!begin_part(spread, i))
+			continue;
+		link_space_free(spread->share[i].link, call->space, cookie_of(spread, call));
+		note_asked(call);
+	}
+	space_numbers_free(&spread->numbers, space_number_of(space));
+	end_change(spread, call);
+	return 0;
 }
 
 /* ---- pages that change their pool ---- */
@@ -548,10 +678,91 @@ static void spread_free(struct source *source)
 		link_free(spread->share[i].link);
 	for (unsigned i = 0; i < FIXES; i++)
 		free(spread->fix[i].pages);
+	if (spread->saved_is_ours)
+		munmap(spread->saved, sizeof(*spread->saved));
 	dp_close_fd(&spread->epoll_fd);
 	space_numbers_done(&spread->numbers);
 	free(spread->calls);
 	free(spread);
+}
+
+/* ---- after a crash ---- */
+
+static void keep(struct source *source, void *memory)
+{
+	struct spread *spread = of(source);
+	struct spread_saved *saved = memory;
+	bool left = saved->magic == SAVED_MAGIC;
+	if (spread->saved_is_ours)
+		munmap(spread->saved, sizeof(*spread->saved));
+	spread->saved_is_ours = false;
+	spread->saved = saved;
+	if (left) {
+		space_numbers_skip(&spread->numbers, saved->highest_space);
+		return;
+	}
+	saved->highest_space = spread->numbers.next - 1;
+	in_order();
+	saved->magic = SAVED_MAGIC;
+}
+
+/* What a pool has not applied, it was not told. */
+static void settle(struct spread *spread)
+{
+	for (unsigned pool = 0; pool < spread->count; pool++) {
+		struct link_state state;
+		link_state(spread->share[pool].link, &state);
+		for (unsigned i = 0; i < CALLS; i++)
+			if (spread->saved->change[i].sequence[pool] >= state.next_sequence)
+				spread->saved->change[i].sequence[pool] = 0;
+	}
+}
+
+static bool all_settled(const struct spread *spread)
+{
+	for (unsigned i = 0; i < spread->count; i++) {
+		struct link_state state;
+		link_state(spread->share[i].link, &state);
+		if (!state.settled)
+			return false;
+	}
+	return true;
+}
+
+/* By all. Behind a move nothing is called before its pages are where they belong: so of moves only the last call of all may be half done; its
+ * pages are fetched again from where they were taken along to. */
+static bool is_made(struct spread *spread, uint64_t number, uint64_t last)
+{
+	const struct spread_change *change = change_at(spread, number);
+	if (change->number != number || (change->is_move && number == last))
+		return false;
+	for (unsigned i = 0; i < spread->count; i++)
+		if (change->pools >> i & 1 && !change->sequence[i])
+			return false;
+	return true;
+}
+
+static int resume(struct source *source, struct source_resume *resume)
+{
+	struct spread *spread = of(source);
+	uint64_t began_ns = clock_now_ns();
+	space_numbers_skip(&spread->numbers, resume->highest_child);
+	while (!all_settled(spread)) {
+		struct pollfd wait = { .fd = spread->epoll_fd, .events = POLLIN };
+		if (clock_now_ns() - began_ns > resume->patience_ns)
+			return -ETIMEDOUT;
+		work(source);
+		poll(&wait, 1, 10);
+		int ret = receive(source);
+		if (ret < 0)
+			return ret;
+	}
+	settle(spread);
+	resume->applied = resume->answered;
+	while (resume->applied < resume->last && is_made(spread, resume->applied + 1, resume->last))
+		resume->applied++;
+	spread->next = resume->applied + 1;
+	return 0;
 }
 
 static const struct source_ops spread_ops = {
@@ -562,6 +773,8 @@ static const struct source_ops spread_ops = {
 	.move = move,
 	.fork = fork_space,
 	.space_free = space_free,
+	.keep = keep,
+	.resume = resume,
 	.receive = receive,
 	.work = work,
 	.health = health,
@@ -578,7 +791,10 @@ static int prepare(struct spread *spread, const struct client_attached *first, s
 	bool good = !space_numbers_init(&spread->numbers, first);
 	for (unsigned i = 0; i < FIXES; i++)
 		good &= (spread->fix[i].pages = malloc((size_t)FIX_PAGES * PAGE_BYTES)) != NULL;
-	if (spread->epoll_fd < 0 || !spread->calls || !good)
+	spread->saved = mmap(NULL, sizeof(*spread->saved), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	spread->saved_is_ours = spread->saved != MAP_FAILED;
+	spread->next = 1;
+	if (!spread->saved_is_ours || spread->epoll_fd < 0 || !spread->calls || !good)
 		return dp_fail(err, ENOMEM, "room for pages of several pools");
 	return 0;
 }
@@ -597,10 +813,11 @@ int source_spread_new(struct source **source, const struct mirror_member *member
 			ret = dp_fail(err, EINVAL, "pool %zu has another snapshot under this name: copy it, then restore again", i + 1);
 		*share = (struct share){ .spread = spread };
 		config.keep_all = true;
-		if (!ret && config.near)
+		if (!ret && config.near && members[i].client)
 			client_read_near(members[i].client);
 		if (!ret)
-			ret = link_new(&share->link, &config, members[i].client, &members[i].attached, err);
+			ret = members[i].client ? link_new(&share->link, &config, members[i].client, &members[i].attached, err)
+						: link_new_lost(&share->link, &config, &members[i].attached, err);
 		spread->count += !ret;
 		if (!ret)
 			share->watch = link_watch(share->link, spread->epoll_fd);

@@ -6,6 +6,9 @@
  * the pool of each page, DROP, FORK and SPACE_FREE to all. A MOVE is made by all; then the pages whose old and new place are in different pools
  * are read where they were taken along and put where they belong, and until that is done no other call is taken (-EAGAIN).
  * A change is acknowledged when all pools that it went to have it. All pools are needed: one that is lost is waited for.
+ *
+ * What outlives the pager is which pools have a part in a change, and its number in each one's own sequence, noted before the pool can see it. Who
+ * takes over attaches to all, and has each make the parts that it has not made. A move's pages that were on their way are fetched again.
  * Thread rule: the pager's fault thread. */
 #ifndef DP_PAGER_SOURCE_SPREAD_H
 #define DP_PAGER_SOURCE_SPREAD_H

@@ -39,6 +39,8 @@ int takeover_tree(struct tree *tree)
 		return dp_fail(tree->err, ENODATA, "a pager that died left nothing that another could go on with");
 	if (!tree->saved->finished)
 		return dp_fail(tree->err, ECANCELED, "the pager died before CRIU had handed over the whole tree");
+	if (!oplog_sound(&tree->saved->oplog) || tree->saved->followed > READ_MESSAGES)
+		return dp_fail(tree->err, EBADMSG, "what a pager that died left cannot be right: nobody goes on with it");
 	tree->saved->restarts++;
 	tree->space_numbers = tree->saved->space_numbers;
 	tree->finished = tree->running = true;
@@ -103,6 +105,8 @@ static int take_staging(struct space *space)
 {
 	const struct space_saved *saved = space->saved;
 	struct staging *staging = &space->staging;
+	if (saved->staging_bytes < PAGE_BYTES || saved->staging_bytes > HIGHEST_ADDRESS)
+		return -EBADMSG;
 	int ret = staging_init(staging, saved->staging_bytes / PAGE_BYTES);
 	if (ret)
 		return ret;
@@ -290,7 +294,10 @@ static void replay(struct tree *tree)
 	if (!tree->config->source->writable)
 		return;
 	doubt_pushes(tree);
-	int ret = tree->source == tree->config->source ? -ENOSYS : oplog_replay(tree->source, read_put, put_failed, tree, &replayed);
+	const struct pager_config *config = tree->config;
+	uint64_t patience_ns = config->on_lost == ON_LOST_FREEZE ? UINT64_MAX / 2 : config->stall_timeout_ns ? config->stall_timeout_ns : STALL_TIMEOUT_NS;
+	int ret = tree->source == config->source ? -ENOSYS
+						 : oplog_replay(tree->source, read_put, put_failed, tree, patience_ns, &replayed);
 	if (ret == -ENOSYS)
 		tree_fail(tree, ret, "the source of the pages cannot be taken over by another pager");
 	else if (ret)

@@ -193,6 +193,23 @@ static bool is_final(int error)
 	return error == -ESTALE || error == -ENOENT || error == -ENXIO || error == -EACCES || error == -EPERM || error == -EPROTONOSUPPORT;
 }
 
+/* Each pool is attached to by the source itself, when it knows from what the dead pager left which of them count (source_ops.resume). */
+static int several_again(const struct restore_plan *plan, const struct client_lease *leases, size_t count, struct source **source, struct dp_err *err)
+{
+	const struct restore_options *options = plan->options;
+	struct mirror_member members[MIRROR_MEMBERS] = { { .client = NULL } };
+	if (count != pool_count(options))
+		return dp_fail(err, EBADMSG, "%zu pools were given, and leases of %zu are known", pool_count(options), count);
+	for (size_t i = 0; i < count; i++) {
+		struct client_attached *attached = &members[i].attached;
+		members[i].config = link_config_of(options, i);
+		*attached = (struct client_attached){ .instance = leases[i].instance, .epoch = leases[i].epoch, .applied = LINK_UNSETTLED };
+		memcpy(attached->identity, leases[i].identity, sizeof(attached->identity));
+	}
+	return options->spread ? source_spread_new(source, members, count, err)
+			       : source_mirror_new(source, members, count, options->ack_one, err);
+}
+
 int pool_source_take_over(const struct restore_plan *plan, struct source **source, struct dp_err *err)
 {
 	const struct restore_options *options = plan->options;
@@ -202,8 +219,8 @@ int pool_source_take_over(const struct restore_plan *plan, struct source **sourc
 	struct client *client;
 	struct client_lease leases[LEASES];
 	int ret = lease_load(&plan->instance, leases, err);
-	if (ret > 1) /* which of them is in, and how far each is, must be settled first: not done yet, so the tree ends */
-		return dp_fail(err, EOPNOTSUPP, "pages in several pools cannot be taken over from a pager that died");
+	if (ret > 1)
+		return several_again(plan, leases, (size_t)ret, source, err);
 	if (ret < 0)
 		return ret;
 	/* The pool, too, may have died just now. The tree's faults wait meanwhile, as they would have done with the pager that died. */

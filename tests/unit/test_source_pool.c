@@ -35,7 +35,8 @@ static void source_pool__forks_done_again_with_their_numbers__are_not_given_to_o
 	struct source *source;
 	struct client_attached attached;
 	struct dp_err err;
-	uint64_t child[6] = { 0 }, applied;
+	struct source_resume resume = { 0 };
+	uint64_t child[6] = { 0 };
 
 	fixture_start(&fixture, "memory:");
 	struct client *client = fixture_connect(&fixture);
@@ -48,7 +49,7 @@ static void source_pool__forks_done_again_with_their_numbers__are_not_given_to_o
 	assert_int_equal(source_pool_new(&source, &config, client, &attached, &err), 0);
 	client_attached_done(&attached);
 	source->handler = (struct source_handler){ .on_done = on_done };
-	assert_int_equal(source->ops->resume(source, 0, &applied), 0);
+	assert_int_equal(source->ops->resume(source, &resume), 0);
 	assert_int_equal(source->ops->fork(source, parent, &child[0], 1), 0);
 	/* What a dead pager had under way: a space freed, and its number used again; another, beyond all that are known here. */
 	assert_int_equal(source->ops->space_free(source, child[0], 2), 0);

@@ -1,0 +1,223 @@
+/* What of a mirror outlives the pager, and how another goes on with it. */
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/log.h"
+#include "pager/mirror.h"
+
+#define SAVED_MAGIC 0x31726f7272694d44ull /* "DMirror1": of this layout; both pagers are of one program */
+#define LOOK_MS 10
+
+struct mirror_saved *mirror_saved_new(void)
+{
+	void *memory = mmap(NULL, sizeof(struct mirror_saved), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	return memory == MAP_FAILED ? NULL : memory;
+}
+
+void mirror_saved_free(struct mirror *mirror)
+{
+	if (mirror->saved_is_ours && mirror->saved)
+		munmap(mirror->saved, sizeof(*mirror->saved));
+	mirror->saved = NULL;
+}
+
+/* Nothing has been changed, read or lost yet but the note begun. */
+static void keep_new(struct mirror *mirror, struct mirror_saved *saved)
+{
+	saved->generation = mirror->saved->generation;
+	saved->highest_space = mirror->numbers.next - 1;
+	mirror_in_order();
+	saved->magic = SAVED_MAGIC;
+}
+
+/* Who was on the way in or out is out (M6). */
+static void adopt_member(struct mirror *mirror, struct member *member)
+{
+	struct member_saved *saved = member->saved;
+	uint32_t state = saved->state;
+	if (state == MEMBER_IN || state == MEMBER_GONE)
+		return;
+	if (state == MEMBER_COPIES || state == MEMBER_JOINING)
+		missed_unanswered(mirror, member);
+	mirror_in_order();
+	if (saved->state != MEMBER_GONE)
+		saved->state = state == MEMBER_LEAVING || state == MEMBER_JOINING ? MEMBER_LEAVING : MEMBER_OUT;
+}
+
+static void adopt(struct mirror *mirror)
+{
+	for (uint32_t i = 0; i < MIRROR_OPERATIONS; i++) {
+		struct mirrored *operation = &mirror->saved->operation[i];
+		operation->told = true; /* there is nobody to tell */
+		operation->waiting &= (uint8_t)~MIRROR_MAKING;
+		mirror->next = DP_MAX(mirror->next, operation->number);
+	}
+	space_numbers_skip(&mirror->numbers, mirror->saved->highest_space);
+	for (unsigned i = 0; i < mirror->count; i++)
+		adopt_member(mirror, &mirror->member[i]);
+}
+
+void mirror_keep(struct source *source, void *memory)
+{
+	struct mirror *mirror = mirror_of(source);
+	struct mirror_saved *saved = memory;
+	bool left = saved->magic == SAVED_MAGIC;
+	if (!left)
+		keep_new(mirror, saved);
+	mirror_saved_free(mirror);
+	mirror->saved_is_ours = false;
+	mirror->saved = saved;
+	for (unsigned i = 0; i < mirror->count; i++) {
+		mirror->member[i].saved = &saved->member[i];
+		catch_up_adopt(mirror, &mirror->member[i]);
+	}
+	if (left)
+		adopt(mirror);
+}
+
+void mirror_settle(struct member *member)
+{
+	struct link_state state = member_link(member);
+	unsigned index = member_index(member);
+	if (member->settled || !state.settled)
+		return;
+	member->settled = true;
+	for (uint32_t i = 0; i < MIRROR_OPERATIONS; i++) {
+		uint64_t *sequence = &member->mirror->saved->operation[i].sequence[index];
+		if (*sequence >= state.next_sequence)
+			*sequence = 0;
+	}
+	for (uint64_t i = 0; i < member->saved->missed_count; i++)
+		if (member->saved->missed[i].sequence >= state.next_sequence)
+			member->saved->missed[i].sequence = 0;
+}
+
+/* ---- who can be gone on with ---- */
+
+/* Does it have all that was acknowledged? With ack_one another may have had it alone. */
+static bool is_complete(struct mirror *mirror, const struct member *member, uint64_t answered)
+{
+	for (uint32_t i = 0; i < MIRROR_OPERATIONS; i++) {
+		const struct mirrored *operation = &mirror->saved->operation[i];
+		if (operation->used && operation->number && operation->number <= answered && operation->waiting & member_bit(member) &&
+		    !operation->sequence[member_index(member)])
+			return false;
+	}
+	return true;
+}
+
+static bool is_usable(struct mirror *mirror, struct member *member, uint64_t answered)
+{
+	return member->saved->state == MEMBER_IN && member->settled && is_complete(mirror, member, answered);
+}
+
+struct present {
+	unsigned in, usable;
+};
+
+static struct present look(struct mirror *mirror, uint64_t answered)
+{
+	struct present present = { 0, 0 };
+	for (unsigned i = 0; i < mirror->count; i++) {
+		present.in += mirror->member[i].saved->state == MEMBER_IN;
+		present.usable += is_usable(mirror, &mirror->member[i], answered);
+	}
+	return present;
+}
+
+/* One round of what the links have to do. */
+static int wait_a_little(struct mirror *mirror)
+{
+	struct pollfd wait = { .fd = mirror->epoll_fd, .events = POLLIN };
+	mirror_work(&mirror->source);
+	poll(&wait, 1, LOOK_MS);
+	return DP_MIN(mirror_receive(&mirror->source), 0);
+}
+
+/* Until all that are in are there; or one, and the others do not come. */
+static int wait_for_members(struct mirror *mirror, const struct source_resume *resume)
+{
+	uint64_t began_ns = clock_now_ns();
+	for (;;) {
+		struct present present = look(mirror, resume->answered);
+		uint64_t waited_ns = clock_now_ns() - began_ns;
+		if (present.in && present.usable == present.in)
+			return 0;
+		if (present.usable && waited_ns > MIRROR_PATIENCE_NS)
+			return 0;
+		if (waited_ns > resume->patience_ns)
+			return -ETIMEDOUT;
+		int ret = wait_a_little(mirror);
+		if (ret)
+			return ret;
+	}
+}
+
+/* ---- from where it goes on ---- */
+
+/* The last of the changes up to which it has all. */
+static uint64_t made_by(struct mirror *mirror, const struct member *member, uint64_t answered)
+{
+	uint64_t number = answered;
+	for (;;) {
+		const struct mirrored *next = mirror_operation(mirror, number + 1);
+		if (next->number != number + 1 || !next->sequence[member_index(member)])
+			return number;
+		number++;
+	}
+}
+
+static void put_out_others(struct mirror *mirror, uint64_t answered)
+{
+	for (unsigned i = 0; i < mirror->count; i++) {
+		struct member *member = &mirror->member[i];
+		if (member->saved->state != MEMBER_IN || is_usable(mirror, member, answered))
+			continue;
+		missed_unanswered(mirror, member);
+		mirror_in_order();
+		member->saved->state = MEMBER_LEAVING;
+	}
+}
+
+/* What is to be made again will be made by those that lack it, unless this pager dies too and one of them is put out then. */
+static void forget_answers(struct mirror *mirror, uint64_t applied)
+{
+	for (uint32_t i = 0; i < MIRROR_OPERATIONS; i++) {
+		struct mirrored *operation = &mirror->saved->operation[i];
+		uint8_t lack = 0;
+		for (unsigned m = 0; m < mirror->count && operation->number > applied; m++)
+			if (mirror->member[m].saved->state == MEMBER_IN && !operation->sequence[m])
+				lack |= member_bit(&mirror->member[m]);
+		operation->waiting = lack;
+		operation->used = lack;
+	}
+}
+
+int mirror_resume(struct source *source, struct source_resume *resume)
+{
+	struct mirror *mirror = mirror_of(source);
+	uint64_t until_ns = clock_now_ns() + resume->patience_ns, applied = UINT64_MAX;
+	space_numbers_skip(&mirror->numbers, resume->highest_child);
+	mirror->held = UINT64_MAX;
+	int ret = wait_for_members(mirror, resume);
+	if (ret)
+		return ret;
+	put_out_others(mirror, resume->answered);
+	for (unsigned i = 0; i < mirror->count; i++)
+		if (mirror->member[i].saved->state == MEMBER_IN)
+			applied = DP_MIN(applied, made_by(mirror, &mirror->member[i], resume->answered));
+	forget_answers(mirror, applied);
+	mirror->next = applied + 1;
+	mirror->held = resume->last;
+	/* All that is not made again is acknowledged with our return: by then it is known who is not in (M1). */
+	mirror_begin_note(mirror);
+	while (!ret && mirror->noting) {
+		if (clock_now_ns() > until_ns)
+			return -ETIMEDOUT;
+		ret = wait_a_little(mirror);
+	}
+	resume->applied = applied;
+	return ret;
+}
