@@ -292,16 +292,21 @@ int evict_watch_warden(struct space *space)
 	return ret ? ret : tree_watch_fd(space->tree, space->warden.pidfd, &space->warden_handle);
 }
 
-void evict_warden_done(struct space *space)
+void evict_warden_event(struct space *space)
+{
+	if (space->warden.state != WARDEN_READY || evict_warden_done(space))
+		return;
+	if (warden_is_dead(&space->warden))
+		evict_warden_lost(space);
+	else
+		warden_hear(&space->warden); /* of a command whose end was seen otherwise */
+}
+
+bool evict_warden_done(struct space *space)
 {
 	struct warden *warden = &space->warden;
-	if (warden->state != WARDEN_READY)
-		return;
-	if (!warden_finished(warden)) {
-		if (warden_is_dead(warden))
-			evict_warden_lost(space);
-		return;
-	}
+	if (warden->state != WARDEN_READY || !warden_finished(warden))
+		return false;
 	if (warden->ring->command == WARDEN_DROP) {
 		space->staging.tail += space->staging.dropping;
 		space->staging.dropping = 0;
@@ -314,6 +319,7 @@ void evict_warden_done(struct space *space)
 				space->again_page[space->again_count++] = page;
 		}
 	}
+	return true;
 }
 
 /* Pages shared with a relative (or once shared) are made the process's own; the next MOVE takes them. */

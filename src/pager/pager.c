@@ -189,7 +189,7 @@ static void dispatch(struct tree *tree, const struct handle *handle)
 		receive_source(tree);
 		break;
 	case HANDLE_WARDEN:
-		evict_warden_done(space);
+		evict_warden_event(space);
 		break;
 	case HANDLE_PIDFD:
 		space_leave(space);

@@ -315,7 +315,10 @@ void staging_drop_slot(struct space *space, uint64_t slot);
 bool evict_work(struct tree *tree);
 /* A step towards an empty staging area without a warden (for a checkpoint). true: reached. */
 bool evict_drain(struct space *space);
-void evict_warden_done(struct space *space);
+/* What the warden has finished is booked: true. Every turn, so it costs no system call while there is nothing. */
+bool evict_warden_done(struct space *space);
+/* Its event: it has finished, or it has died. */
+void evict_warden_event(struct space *space);
 /* The warden does not answer: it was killed, or its memory has gone. */
 void evict_warden_lost(struct space *space);
 /* Watches a warden that is ready. */

@@ -393,15 +393,18 @@ int warden_drop(struct warden *warden, uint64_t start, uint64_t bytes)
 
 bool warden_finished(struct warden *warden)
 {
-	uint64_t count;
-	if (warden->busy && !is_done(warden))
+	if (!warden->busy || !is_done(warden))
 		return false;
-	ssize_t ignored = read(warden->event_fd, &count, sizeof(count)); /* also of a command whose end was seen otherwise */
-	(void)ignored;
-	if (!warden->busy)
-		return false;
+	warden_hear(warden);
 	warden->busy = false;
 	return true;
+}
+
+void warden_hear(struct warden *warden)
+{
+	uint64_t count;
+	ssize_t ignored = read(warden->event_fd, &count, sizeof(count));
+	(void)ignored;
 }
 
 static void retire(struct warden *warden, int uffd, struct injection *target)

@@ -84,8 +84,10 @@ int warden_move(struct warden *warden);
 /* Starts UNSHARE of the ring's runs, or the DROP of part of staging. -EBUSY. */
 int warden_unshare(struct warden *warden);
 int warden_drop(struct warden *warden, uint64_t start, uint64_t bytes);
-/* After event_fd became readable: true when the command is done (results are in the ring). */
+/* true: the command is done (results are in the ring). No system call while it is not. */
 bool warden_finished(struct warden *warden);
+/* Takes what made event_fd readable. */
+void warden_hear(struct warden *warden);
 /* Forgets a warden whose target has ended or changed its memory by execve: it is killed. A job under way ends by itself: there is no memory
  * any more in which it could place one. */
 void warden_discard(struct warden *warden);

@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -229,7 +230,64 @@ static void live_killed(void)
 	raise(SIGKILL);
 }
 
-static void (*const scenes[])(void) = { live_random, live_fork, live_madvise, live_remap, live_exec, live_killed, live_areas };
+/* The first thread ends, the process goes on without it: most of what is asked by the process's number is answered as if it had ended. */
+static void *go_on_alone(void *argument)
+{
+	pthread_t first = *(pthread_t *)argument;
+	pthread_join(first, NULL);
+	touch_randomly(30000, "after the first thread's end");
+	/* New memory, found through a thread that is not the first. */
+	uint64_t more = PAGES + 8192;
+	uint8_t *fresh = mmap(page_at(more), 1024 * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	for (uint64_t i = 0; i < 1024 && fresh == page_at(more); i++)
+		target_fill(page_at(more + i), more + i, 1);
+	touch_randomly(30000, "beside new memory");
+	for (uint64_t i = 0; i < 1024; i++)
+		must_be(page_at(more + i), more + i, 1, "new memory");
+	pid_t child = fork();
+	if (child == 0) {
+		check_all("child of a process without its first thread");
+		_exit(0);
+	}
+	check_all("after the first thread's end");
+	int status;
+	if (waitpid(child, &status, 0) != child || status)
+		_exit(2);
+	_exit(0);
+}
+
+static void live_leader(void)
+{
+	static pthread_t first, other;
+	touch_randomly(10000, "before the first thread's end");
+	first = pthread_self();
+	if (pthread_create(&other, NULL, go_on_alone, &first))
+		_exit(9);
+	pthread_exit(NULL);
+}
+
+/* Another process shares the memory, as a vfork's child does, and goes on when the first has ended. */
+static char sharer_stack[256 * 1024] __attribute__((aligned(16)));
+static int share(void *ignored)
+{
+	(void)ignored;
+	pid_t first = getppid();
+	while (getppid() == first)
+		usleep(100);
+	touch_randomly(40000, "sharer of the memory of a process that has ended");
+	check_all("sharer of the memory of a process that has ended");
+	_exit(0);
+}
+
+static void live_sharer(void)
+{
+	touch_randomly(20000, "before another shares it");
+	if (clone(share, sharer_stack + sizeof(sharer_stack), CLONE_VM | SIGCHLD, NULL) < 0)
+		_exit(9);
+	_exit(0);
+}
+
+static void (*const scenes[])(void) = { live_random, live_fork, live_madvise, live_remap, live_exec, live_killed, live_areas, live_leader, live_sharer };
 
 static void hand_over(int socket_fd)
 {
@@ -292,6 +350,15 @@ void target_write_images(const char *directory)
 	assert_int_equal(io_write_file(path, image, 14 + inner, 0600), 0);
 }
 
+/* The target's parent and that of its orphans, as a tree's reaper is. Ends with the first status that is not 0. */
+static int reap(void)
+{
+	int status, worst = 0;
+	while (waitpid(-1, &status, 0) > 0)
+		worst = worst ? worst : WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+	return worst;
+}
+
 /* The target is a fresh program, so that nothing of this one's memory is its. */
 int target_live(const char *scene, const char *path)
 {
@@ -299,6 +366,12 @@ int target_live(const char *scene, const char *path)
 	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
 	int socket_fd = socket(AF_UNIX, SOCK_STREAM, 0);
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (atoi(scene) == SCENE_SHARER) {
+		prctl(PR_SET_CHILD_SUBREAPER, 1);
+		if (fork())
+			return reap();
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+	}
 	if (connect(socket_fd, (struct sockaddr *)&address, sizeof(address)))
 		return 10;
 	hand_over(socket_fd);

@@ -237,7 +237,7 @@ static void run_scene(int scene, int expected_status, bool forks)
 	snprintf(path, sizeof(path), "%s/stats", directory);
 	struct pager_config config = {
 		.images_dir = directory, .source = &memory.source, .listen_fd = listener, .control_fd = -1, .keeper_fd = -1,
-		.stats_path = path, .budget_bytes = BUDGET,
+		.stats_path = path, .budget_bytes = BUDGET, .init_pid = scene == SCENE_SHARER ? child : 0,
 	};
 	struct dp_err err = { "" };
 	int ret = pager_run(&config, &err);
@@ -296,6 +296,18 @@ static void pager__areas_made_while_they_are_found__nothing_is_lost(void **state
 	run_scene(6, 0, true);
 }
 
+static void pager__first_thread_ends__others_go_on_right(void **state)
+{
+	(void)state;
+	run_scene(SCENE_LEADER, 0, true);
+}
+
+static void pager__process_ends__whoever_shares_its_memory_goes_on_right(void **state)
+{
+	(void)state;
+	run_scene(SCENE_SHARER, 0, true);
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 4 && !strcmp(argv[1], "--target"))
@@ -309,6 +321,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(pager__execve__leaves_the_new_program_alone),
 		cmocka_unit_test(pager__killed_target__ends),
 		cmocka_unit_test(pager__areas_made_while_they_are_found__nothing_is_lost),
+		cmocka_unit_test(pager__first_thread_ends__others_go_on_right),
+		cmocka_unit_test(pager__process_ends__whoever_shares_its_memory_goes_on_right),
 	};
 	return cmocka_run_group_tests_name("pager", tests, NULL, NULL);
 }

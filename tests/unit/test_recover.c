@@ -115,7 +115,7 @@ struct world {
 	char directory[64], stats[128];
 	int listener;
 	struct keeper keeper;
-	pid_t target, pager;
+	pid_t target, pager, init; /* init: the reaper, 0: none */
 	unsigned kills, early; /* of them, before they had begun to take over */
 	uint32_t restarts;     /* seen at the last kill */
 };
@@ -195,7 +195,7 @@ static void pager_main(struct world *world, int keeper_fd, bool again)
 	}
 	struct pager_config config = {
 		.images_dir = world->directory, .source = source, .listen_fd = world->listener, .control_fd = -1, .keeper_fd = keeper_fd,
-		.stats_path = world->stats, .budget_bytes = BUDGET, .inherited = again ? &inherited : NULL,
+		.stats_path = world->stats, .budget_bytes = BUDGET, .init_pid = world->init, .inherited = again ? &inherited : NULL,
 	};
 	int ret = pager_run(&config, &err);
 	if (ret)
@@ -235,6 +235,7 @@ static void begin(struct world *world, enum target_scene scene)
 		execl("/proc/self/exe", "test_recover", "--target", number, address.sun_path, NULL);
 		_exit(11);
 	}
+	world->init = scene == SCENE_SHARER ? world->target : 0;
 	start_pager(world, false);
 }
 
@@ -439,6 +440,22 @@ static void warden_and_pager_killed__random_touches__every_byte_right(void **sta
 	kill_wardens(SCENE_RANDOM, true);
 }
 
+static void pager_killed__first_thread_ends__others_go_on_right(void **state)
+{
+	(void)state;
+	kill_at_random(SCENE_LEADER, 0);
+}
+static void pager_killed__process_ends__sharer_goes_on_right(void **state)
+{
+	(void)state;
+	kill_at_random(SCENE_SHARER, 0);
+}
+static void warden_killed__first_thread_ends__others_go_on_right(void **state)
+{
+	(void)state;
+	kill_wardens(SCENE_LEADER, false);
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 4 && !strcmp(argv[1], "--target"))
@@ -457,8 +474,11 @@ int main(int argc, char **argv)
 		cmocka_unit_test(pager_killed__mremap_and_munmap__pages_follow),
 		cmocka_unit_test(pager_killed__execve__new_program_alone),
 		cmocka_unit_test(pager_killed__areas_found__nothing_is_lost),
+		cmocka_unit_test(pager_killed__first_thread_ends__others_go_on_right),
+		cmocka_unit_test(pager_killed__process_ends__sharer_goes_on_right),
 		cmocka_unit_test(warden_killed__random_touches__another_is_placed),
 		cmocka_unit_test(warden_killed__mremap_and_munmap__another_is_placed),
+		cmocka_unit_test(warden_killed__first_thread_ends__others_go_on_right),
 		cmocka_unit_test(warden_and_pager_killed__random_touches__every_byte_right),
 	};
 	return cmocka_run_group_tests_name("recover", tests, NULL, NULL);
