@@ -56,7 +56,9 @@ static void serve_staged(struct space *space, uint64_t pgno, uint32_t page, bool
 	struct tree *tree = space->tree;
 	struct iovec local = { tree->buffer, PAGE_BYTES }, remote = { (void *)staging_address(space, page), PAGE_BYTES };
 	if (!staging_read(space, &local, &remote, 1)) {
-		if (!space->closed)
+		if (!space->closed && clock_now_ns() - read_ns > READ_WITHIN_NS)
+			tree_fail(tree, -EFAULT, "the memory of process %d cannot be reached", space->pid);
+		else if (!space->closed)
 			fault_defer(space, pgno << PAGE_SHIFT, write, read_ns); /* P6 */
 		return;
 	}

@@ -12,7 +12,6 @@
 
 #include "base/log.h"
 
-#define READ_WITHIN_NS 5000000000u /* staged pages that cannot be read while a process ends */
 #define MOVED_ON (NO_PAGE - 1) /* in the place of a slot's page: it is remote already, by the content that is on its way */
 
 int staging_init(struct staging *staging, uint64_t capacity)

@@ -54,6 +54,7 @@
 #define WRITE_BATCHES 64u
 #define CONTROL_PEERS 8u
 #define STALL_LIMIT_NS (10u * 1000 * 1000) /* a fault waits no longer for room */
+#define READ_WITHIN_NS 5000000000u /* staged pages that cannot be read: by then it is known what became of their process */
 #define PAGER_NICE (-15)
 #define ZERO_RUN_PAGES 16u  /* zero pages given at once to a process that grows */
 
