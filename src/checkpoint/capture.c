@@ -256,6 +256,9 @@ static int copy_ranges(struct capture *capture, const struct captured *map, cons
 			struct page_range range = {.pgno = pages->ranges[i].pgno + done,
 						   .pages = DP_MIN(pages->ranges[i].pages - done, (uint64_t)COPY_PAGES)};
 			int rc = pipeline_get(&source, map->source->pool_space, &range, 1);
+			if (rc == -EBADMSG)
+				return dp_fail(err, EBADMSG, "pages are damaged in %s: repair that (distri-proc pool scrub --repair-from), "
+					       "or store into it, where they stay known as damaged", capture->export->pool);
 			if (rc < 0)
 				return dp_fail_errno(err, -rc, "read remote pages from %s", capture->export->pool);
 			if (copying.error)

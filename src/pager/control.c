@@ -17,6 +17,7 @@
 #include "pager/source_spread.h"
 #include "pager/tree.h"
 
+#define DAMAGED_NS 1000000000u /* for pages that were damaged, and may have been repaired, to come */
 #define EXPORT_NS 5000000000u /* for the source to acknowledge what was changed before the freeze */
 
 struct export_head {
@@ -86,6 +87,7 @@ static void export_one(FILE *file, struct space *space)
 	for (int pass = 0; pass < 2; pass++) {
 		uint64_t runs = export_runs(file, table, PAGE_REMOTE, pass == 1);
 		runs += export_runs(file, table, PAGE_IN_FLIGHT, pass == 1);
+		runs += export_runs(file, table, PAGE_DAMAGED, pass == 1); /* the pool knows that they are */
 		head.remote_count += pass == 0 ? runs : 0;
 		if (pass)
 			break;
@@ -222,6 +224,7 @@ static void serve_freeze(struct tree *tree, struct control_peer *peer)
 	}
 	tree->freezer = number;
 	tree->frozen = tree->freezing = true;
+	tree->damaged_until_ns = damaged_marked(tree, true) ? clock_now_ns() + DAMAGED_NS : 0;
 }
 
 /* Is the pool that the export names one that has every page? "" or why not. */
@@ -337,6 +340,16 @@ void control_serve(struct tree *tree, const struct handle *handle)
 	serve_request(tree, peer, request);
 }
 
+static void refuse_damaged(struct tree *tree, uint64_t pages)
+{
+	char text[240];
+	const struct control_peer *peer = &tree->control[tree->freezer];
+	snprintf(text, sizeof(text), "%lu page%s damaged in the pool, gave the process bus errors, and cannot be stored: repair the pool "
+		 "(distri-proc pool scrub --repair-from), then try again", pages, pages == 1 ? " is" : "s are");
+	thaw(tree);
+	answer(peer, text);
+}
+
 void control_work(struct tree *tree)
 {
 	bool ready = !tree->propagation.under_way;
@@ -349,8 +362,13 @@ void control_work(struct tree *tree)
 	for (struct space *space = tree->spaces; space; space = space->next)
 		if (!space->closed)
 			ready &= evict_drain(space);
-	if (!ready)
+	if (!ready || (tree->damaged_until_ns && tree->in_flight && clock_now_ns() < tree->damaged_until_ns))
 		return;
+	uint64_t damaged = tree->damaged_until_ns ? damaged_marked(tree, false) : 0;
+	if (damaged) {
+		refuse_damaged(tree, damaged);
+		return;
+	}
 	tree->freezing = false;
 	answer(&tree->control[tree->freezer], "ok");
 }

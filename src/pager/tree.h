@@ -192,6 +192,7 @@ struct tree {
 	bool running;   /* CRIU has gone: the tree runs */
 	bool failed_handover;
 	bool frozen;    /* a checkpoint is under way: nothing is evicted */
+	uint64_t damaged_until_ns; /* of a freeze: pages that were damaged are waited for; 0: there are none */
 	bool freezing;  /* its answer is owed when the wardens have left; or: */
 	uint64_t export_owed_ns; /* an export is owed, since then, when the source has acknowledged all changes; 0: not */
 	int failure;    /* the tree must end: -errno */
@@ -286,6 +287,10 @@ void install_parked(struct tree *tree);
 void install_on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last);
 /* Nobody has these pages any more as they were: whoever waits for one gets a bus error (UFFDIO_POISON). */
 void install_on_damaged(void *context, uint64_t cookie, struct page_range range, bool last);
+
+/* ---- damaged.c ---- */
+/* Pages in whose place there is a mark that gives bus errors. ask: they are asked for once more. */
+uint64_t damaged_marked(struct tree *tree, bool ask);
 
 /* ---- events.c ---- */
 struct uffd_msg;
