@@ -3,9 +3,11 @@
  * trying to find its pools, and the tree goes on when it has. */
 #include "pager/tree.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -34,6 +36,20 @@ static bool is_noted(const struct lost *lost, pid_t pid)
 	return false;
 }
 
+/* A signal to the process goes to one thread, and that may wait for a page within a system call, where it stops for nobody: then none would.
+ * So each gets its own; SIGCONT takes them all back. */
+static void stop_threads(pid_t pid)
+{
+	char path[64];
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	DIR *directory = opendir(path);
+	for (const struct dirent *entry = directory ? readdir(directory) : NULL; entry; entry = readdir(directory))
+		if (atoi(entry->d_name) > 0)
+			tgkill(pid, atoi(entry->d_name), SIGSTOP);
+	if (directory)
+		closedir(directory);
+}
+
 /* One that somebody else has stopped already is not ours to continue. */
 static bool stop_one(struct tree *tree, pid_t pid)
 {
@@ -46,6 +62,7 @@ static bool stop_one(struct tree *tree, pid_t pid)
 	lost->stopped = larger;
 	if (kill(pid, SIGSTOP))
 		return false;
+	stop_threads(pid);
 	lost->stopped[lost->stopped_count++] = pid;
 	return true;
 }
