@@ -90,8 +90,10 @@ static void hold(int keeper_fd, int init_pidfd)
 	_exit(0);
 }
 
-static void start_holder(struct tree *tree)
+void recover_start_holder(struct tree *tree)
 {
+	if (tree->keeper_fd < 0)
+		return;
 	/* As fork, but for the descriptors. Raw: nothing of libc's is used behind it but system calls. */
 	long pid = syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0);
 	if (pid == 0)
@@ -137,8 +139,8 @@ int recover_begin(struct tree *tree)
 		ret = oplog_new(&tree->source, config->source, &tree->saved->oplog);
 	if (ret)
 		return dp_fail_errno(tree->err, -ret, "log of changes");
-	if (tree->keeper_fd >= 0)
-		start_holder(tree);
+	if (!config->inherited)
+		recover_start_holder(tree);
 	return 0;
 }
 

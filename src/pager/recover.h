@@ -19,7 +19,8 @@
  *   - Ranges being given up (P10): saved. Queues, guesses, requests, heat of the moment: not; they cost speed only.
  *
  * Invariants. Each names the window in which a crash would lose something, and what closes it; test_recover kills a pager in each.
- *   R1  A userfaultfd just made by a fork's event, not yet kept: the holder has it, its number is in the saved message.
+ *   R1  A userfaultfd just made by a fork's event, not yet kept: the holder has it, its number is in the saved message. Both stay until it was
+ *       followed, also where the next pager dies over it.
  *   R2  Events read, not followed: they are in saved memory before read() returns (which cannot end between: a killed process finishes its call),
  *       and `reading` and `followed` say which are still to be followed. Before that nothing is installed or moved.
  *   R3  A remap half followed: its table half is a copy first, repeatable until `copied` names the event, then a clearing, repeatable.

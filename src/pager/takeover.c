@@ -405,6 +405,7 @@ void takeover_spaces(struct tree *tree)
 		follow_events(tree);
 	if (tree->failure)
 		return; /* kill_tree, with everything still open */
+	recover_start_holder(tree);
 	release_rest(tree);
 	for (struct space *space = tree->spaces; space; space = space->next)
 		if (!space->closed)

@@ -66,6 +66,8 @@ static uint8_t *page_at(uint64_t number)
 
 static void touch_randomly(unsigned rounds, const char *what)
 {
+	const char *part = getenv("DP_TARGET_PART"); /* a short life */
+	rounds /= part ? (unsigned)atoi(part) : 1;
 	for (unsigned i = 0; i < rounds; i++) {
 		uint64_t number = target_random() % PAGES;
 		must_be(page_at(number), number, version[number], what);
