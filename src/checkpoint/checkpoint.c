@@ -35,6 +35,7 @@ struct checkpoint {
 	struct instance instance; /* that the tree is, where control >= 0 */
 	int control;              /* connection to the instance's pager, or -1 */
 	struct control_export export;
+	bool same_pool;           /* it goes to the pool that the instance is in */
 	struct capture *capture;
 	struct criu_dump dump;
 	struct progress progress;
@@ -85,7 +86,7 @@ static int on_frozen(void *context, const struct control_export **export, bool *
 	/* the registry knows by which name the pool was reached when the instance was made */
 	snprintf(checkpoint->export.pool, sizeof(checkpoint->export.pool), "%s", checkpoint->instance.pool);
 	endpoint_pool_text(checkpoint->options->endpoint, target, sizeof(target));
-	*same_pool = strcmp(target, checkpoint->export.pool) == 0;
+	*same_pool = checkpoint->same_pool = strcmp(target, checkpoint->export.pool) == 0;
 	return 0;
 }
 
@@ -162,7 +163,8 @@ static int publish(struct checkpoint *checkpoint, struct dp_err *err)
 	int images_fd = checkpoint->workspace.images_fd;
 	const struct capture_totals *totals = capture_totals(checkpoint->capture);
 	struct skeleton_facts facts = {.options = checkpoint->options, .totals = totals, .criu_version = checkpoint->version.text,
-				       .command_line = checkpoint->command_line ? checkpoint->command_line : ""};
+				       .command_line = checkpoint->command_line ? checkpoint->command_line : "",
+				       .pool_instance = checkpoint->same_pool ? checkpoint->export.instance : 0};
 	int rc = skeleton_read_tasks(images_fd, &facts, err);
 	if (rc == 0)
 		rc = skeleton_send(checkpoint->client, checkpoint->draft, images_fd, &result->skeleton_bytes, err);

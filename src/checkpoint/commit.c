@@ -400,3 +400,25 @@ int commit_find(const struct endpoint *pool, const char *key, bool protect_only,
 	return dp_fail(err, ENOENT, "no complete state of `%s` is in %s (`distri-proc pool ls` lists what is there)", key,
 		       endpoint_pool_text(pool, text, sizeof(text)));
 }
+
+int commit_fence(const struct endpoint *pool, struct dp_err *err)
+{
+	struct client *client;
+	struct snapshot_info info = { 0 };
+	struct commit_state state = { .pool_instance = 0 };
+	uint64_t epoch;
+	int ret = client_open_for_writing(&client, pool, 0, err);
+	if (ret)
+		return ret;
+	ret = client_snapshot_open(client, pool->name, &info, err);
+	if (!ret && (!commit_read_meta(info.meta_json, &state) || !state.pool_instance))
+		ret = dp_fail(err, EINVAL, "%s is the state of a process that is no instance in this pool: nobody can take it over; end it where it runs, and "
+			      "leave --take-over out", pool->name);
+	if (!ret)
+		ret = client_lease_take(client, state.pool_instance, &epoch, err);
+	client_snapshot_info_done(&info);
+	client_close(client);
+	if (ret == -ENOENT)
+		return 0;
+	return ret ? dp_err_doing(err, "take %s over", state.name), ret : 0;
+}

@@ -60,6 +60,9 @@ const struct commit_note *commit_last(const struct committer *committer);
 
 /* The newest state in a pool whose series, instance, name or lineage is `key`; only those of `protect` where asked. -ENOENT. */
 int commit_find(const struct endpoint *pool, const char *key, bool protect_only, char snapshot[static 256], struct dp_err *err);
+/* Takes the lease of the instance of which `pool->name` is a state (commit_find), so that whoever runs it can write nothing from now on, and ends.
+ * One that has ended is no error. -EINVAL where no instance is known, -EACCES and others of the pool. */
+int commit_fence(const struct endpoint *pool, struct dp_err *err);
 
 /* ---- pure, for tests ---- */
 
@@ -71,6 +74,7 @@ void commit_name(const char *series, const char *lineage, bool own_series, uint6
 struct commit_state {
 	char snapshot[256], kind[16], series[256], instance[64], name[64], lineage[256];
 	uint64_t created_unix_ns;
+	uint64_t pool_instance; /* that it is a state of, in its pool; 0: not known */
 };
 /* Reads a snapshot's meta text. false: it is no commit. */
 bool commit_read_meta(const char *meta_json, struct commit_state *state);

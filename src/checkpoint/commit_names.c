@@ -71,7 +71,7 @@ static bool take_text(json_object *object, const char *field, char *to, size_t s
 
 bool commit_read_meta(const char *meta_json, struct commit_state *state)
 {
-	json_object *meta = meta_json ? json_tokener_parse(meta_json) : NULL, *commit;
+	json_object *meta = meta_json ? json_tokener_parse(meta_json) : NULL, *commit, *number;
 	memset(state, 0, sizeof(*state));
 	bool good = meta && json_object_is_type(meta, json_type_object) && json_object_object_get_ex(meta, "commit", &commit) &&
 		    json_object_is_type(commit, json_type_object) && take_text(commit, "kind", state->kind, sizeof(state->kind)) &&
@@ -79,6 +79,8 @@ bool commit_read_meta(const char *meta_json, struct commit_state *state)
 		    take_text(commit, "instance", state->instance, sizeof(state->instance)) &&
 		    take_text(commit, "name", state->name, sizeof(state->name)) &&
 		    take_text(commit, "lineage", state->lineage, sizeof(state->lineage));
+	if (good && json_object_object_get_ex(commit, "pool_instance", &number))
+		state->pool_instance = json_object_get_uint64(number);
 	json_object_put(meta);
 	return good;
 }

@@ -118,6 +118,8 @@ char *skeleton_meta(const struct skeleton_facts *facts)
 		add_text(commit, "instance", origin->instance);
 		add_text(commit, "name", origin->name);
 		add_text(commit, "lineage", origin->lineage);
+		if (facts->pool_instance)
+			add_number(commit, "pool_instance", facts->pool_instance);
 		json_object_object_add(meta, "commit", commit);
 	}
 	const char *text = json_object_to_json_string_ext(meta, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE);

@@ -18,6 +18,7 @@ struct skeleton_facts {
 	const char *command_line;
 	uint64_t tasks, threads;
 	int root_pid; /* virtual */
+	uint64_t pool_instance; /* that the tree is, in this pool; 0: none */
 };
 /* Fills tasks, threads and root_pid from the images. */
 int skeleton_read_tasks(int images_fd, struct skeleton_facts *facts, struct dp_err *err);

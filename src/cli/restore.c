@@ -44,6 +44,8 @@ static const char common_usage[] =
 	"  --last-commit              go on from the newest commit of an instance (id or name) or of a snapshot's instances; without\n"
 	"                             POOL, the one that this host noted. TCP connections in it are closed, unless --tcp-established\n"
 	"  --latest                   the same from the newest complete state of `distri-proc protect`, by its NAME too\n"
+	"  --take-over                with one of these two: the instance may run still, on a machine that cannot be reached: it writes\n"
+	"                             nothing to the pool from now on, and ends when it hears of it\n"
 	"  --migrate[=RATE]           fetch all memory in the background, hot first, at most RATE bytes a second (such as 800M);\n"
 	"                             without --local-memory the tree needs no pool any more when it is done\n"
 	"  --stay-awake auto|never    the host's processors do not sleep while faults follow closely on each other (default)\n"
@@ -72,7 +74,7 @@ enum {
 	OPTION_LOCAL_MEMORY = 256, OPTION_DETACH, OPTION_WAIT, OPTION_PIDFILE, OPTION_STATUS_FD, OPTION_PID_NAMESPACE,
 	OPTION_NAME, OPTION_JSON, OPTION_ROOT, OPTION_CRIU, OPTION_SHELL_JOB,
 	OPTION_CRIU_ANY, OPTION_COMPRESS, OPTION_PREFETCH_POLICY, OPTION_PREFETCH, OPTION_RECORD, OPTION_MIGRATE,
-	OPTION_STAY_AWAKE, OPTION_PROPAGATE, OPTION_LAST_COMMIT, OPTION_LATEST, OPTION_STALL_TIMEOUT, OPTION_ON_LOST, OPTION_POOL, OPTION_ACK,
+	OPTION_STAY_AWAKE, OPTION_PROPAGATE, OPTION_LAST_COMMIT, OPTION_LATEST, OPTION_TAKE_OVER, OPTION_STALL_TIMEOUT, OPTION_ON_LOST, OPTION_POOL, OPTION_ACK,
 	OPTION_SPREAD,
 };
 
@@ -93,6 +95,7 @@ static const struct option options[] = {
 	{ "propagate", required_argument, NULL, OPTION_PROPAGATE },
 	{ "last-commit", no_argument, NULL, OPTION_LAST_COMMIT },
 	{ "latest", no_argument, NULL, OPTION_LATEST },
+	{ "take-over", no_argument, NULL, OPTION_TAKE_OVER },
 	{ "stall-timeout", required_argument, NULL, OPTION_STALL_TIMEOUT },
 	{ "on-lost", required_argument, NULL, OPTION_ON_LOST },
 	{ "pool", required_argument, NULL, OPTION_POOL },
@@ -140,7 +143,7 @@ struct settings {
 	char **criu_arguments;
 	const char *pidfile;
 	int status_fd;
-	bool detach, wait, json, help, last_commit, latest;
+	bool detach, wait, json, help, last_commit, latest, take_over;
 };
 
 static int add_criu_argument(struct settings *settings, const struct option *option)
@@ -247,6 +250,7 @@ static int take_option(struct settings *settings, int value, const struct option
 	case OPTION_PROPAGATE: return take_propagate(settings);
 	case OPTION_LAST_COMMIT: settings->last_commit = true; return 0;
 	case OPTION_LATEST: settings->latest = true; return 0;
+	case OPTION_TAKE_OVER: settings->take_over = true; return 0;
 	case OPTION_WAIT: settings->wait = true; return 0;
 	case OPTION_PIDFILE: settings->pidfile = optarg; return 0;
 	case OPTION_STATUS_FD: return take_number(settings, optarg, &settings->status_fd);
@@ -315,6 +319,8 @@ static int read_options(struct settings *settings, int argc, char **argv)
 				       "which snapshot? Write one POOL/REPO:TAG, such as dp://host:7400/redis:prod");
 	if (settings->detach && (settings->wait || settings->restore.foreground))
 		return cli_usage_error(settings->command, "--detach is the opposite of --wait and of `run`");
+	if (settings->take_over && !settings->last_commit && !settings->latest)
+		return cli_usage_error(settings->command, "--take-over goes with --last-commit or --latest");
 	return 0;
 }
 
@@ -465,6 +471,14 @@ static int resolve(struct settings *settings, const char *text, struct dp_err *e
 	if (ret)
 		return ret;
 	strcpy(settings->endpoint.name, found);
+	if (settings->take_over) { /* then the newest: it may have made one meanwhile, and makes no other */
+		ret = commit_fence(&settings->endpoint, err);
+		if (!ret)
+			ret = commit_find(&settings->endpoint, key, settings->latest, found, err);
+		if (ret)
+			return ret;
+		strcpy(settings->endpoint.name, found);
+	}
 	return close_connections(settings) ? dp_fail(err, ENOMEM, "out of memory") : 0;
 }
 

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "base/base.h"
 #include "pool/connection.h"
@@ -425,7 +426,14 @@ static int handle_lease_take(struct request *request)
 	if (request->header->length)
 		return request_malformed(request);
 	request->ok_object = request->header->object;
-	return pool_lease_take(request->pool, request->connection, request->header->object, 1, &request->ok_epoch, &request->err);
+	const struct object *instance = pool_object(request->pool, request->header->object, OBJECT_INSTANCE);
+	const struct connection *before = instance ? instance->owner : NULL;
+	int result = pool_lease_take(request->pool, request->connection, request->header->object, 1, &request->ok_epoch, &request->err);
+
+	/* Whoever had it learns of it at once, not only when he asks for something: he attaches again, and is refused. */
+	if (result == 0 && before && before != request->connection)
+		shutdown(before->stream->fd, SHUT_RDWR);
+	return result;
 }
 
 /* ---- dispatch ---- */
