@@ -322,7 +322,9 @@ int instance_list(const char *root, struct instance **list, size_t *count, struc
 			sweep_stateless(root, entry->d_name);
 		if (loaded)
 			continue;
-		if (!is_live(&found)) {
+		if (!is_live(&found)) { /* killed, all of it: what it last said may be all that tells why */
+			char kept[PATH_MAX];
+			instance_keep_logs(&found, kept, sizeof(kept));
 			instance_remove(&found, NULL);
 			continue;
 		}

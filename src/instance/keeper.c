@@ -1,6 +1,7 @@
 #include "instance/keeper.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,6 +55,12 @@ int keeper_send(int socket_fd, enum keeper_kind kind, uint64_t key, int fd)
 int keeper_send_text(int socket_fd, const char *text)
 {
 	return send_message(socket_fd, KEEPER_TEXT, 0, -1, text);
+}
+
+bool keeper_is_there(int socket_fd)
+{
+	struct pollfd gone = { .fd = socket_fd };
+	return socket_fd >= 0 && poll(&gone, 1, 0) == 0;
 }
 
 int keeper_init(struct keeper *keeper, int *pager_end, struct dp_err *err)

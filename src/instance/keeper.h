@@ -36,6 +36,8 @@ enum keeper_kind {
  * while the socket's buffer is full; the supervisor never waits for the pager, so not for long. */
 int keeper_send(int socket_fd, enum keeper_kind kind, uint64_t key, int fd);
 int keeper_send_text(int socket_fd, const char *text);
+/* Is the supervisor there? */
+bool keeper_is_there(int socket_fd);
 
 /* ---- the supervisor's end ---- */
 struct kept {

@@ -279,11 +279,11 @@ void evict_warden_lost(struct space *space)
 	}
 	/* What it had begun is found out as after a crash of ours, for that is the way that is proven: this pager ends, another takes over
 	 * (takeover.c, take_warden) and places the next warden. */
-	if (space->tree->keeper_fd >= 0) {
+	if (keeper_is_there(space->tree->keeper_fd)) {
 		log_warn("warden %d of process %d has died: another pager goes on, and places another", space->warden.pid, space->pid);
 		kill(getpid(), SIGKILL);
 	}
-	tree_fail(space->tree, -ESRCH, "the warden of process %d has died", space->pid);
+	tree_fail(space->tree, -ESRCH, "the warden of process %d has died, and nobody is left to start another pager", space->pid);
 }
 
 int evict_watch_warden(struct space *space)

@@ -24,6 +24,7 @@
 #include <sys/wait.h>
 
 #include "base/base.h"
+#include "base/log.h"
 #include "instance/stats.h"
 #include "restore/criu_cache.h"
 #include "restore/plan.h"
@@ -67,14 +68,31 @@ static int exit_code_of(int status)
 	return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 }
 
+/* Nobody else is left to say it. */
+static void say_why(const char *why)
+{
+	const struct instance *instance = &self.config->plan->instance;
+	char path[PATH_MAX];
+	int fd = open(instance_path(instance, "supervisor.log", path, sizeof(path)), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+	if (fd >= 0) {
+		log_setup(fd, LOG_LEVEL_INFO, "init");
+		log_error("%s", why);
+		close(fd);
+	}
+}
+
 /* Everything below us dies; in a namespace of our own the kernel does that when we exit. */
 static void end_tree(int code)
 {
 	const struct restore_plan *plan = self.config->plan;
 	if (!plan->own_pid_namespace)
 		kill_descendants(0);
-	if (self.channel_fd < 0)
-		instance_remove(&plan->instance, NULL); /* nobody else is left to do it */
+	if (self.channel_fd < 0) { /* nobody else is left to do it */
+		char kept[PATH_MAX];
+		if (code == 128 + SIGKILL) /* by the pager, say */
+			instance_keep_logs(&plan->instance, kept, sizeof(kept));
+		instance_remove(&plan->instance, NULL);
+	}
 	_exit(code);
 }
 
@@ -234,8 +252,13 @@ static void watch(void)
 		take_order();
 	/* With the supervisor there, ending the tree is its part: it holds the userfaultfds meanwhile (R1). A tree that was not
 	 * running yet when the supervisor went is nobody's. */
-	if (self.channel_fd < 0 && (self.pager_gone || !self.root))
+	if (self.channel_fd < 0 && (self.pager_gone || !self.root)) {
+		reap(); /* a pager also ends when the tree has */
+		say_why(self.root ? "the supervisor was killed, and the pager has ended: nobody can serve the tree's memory any more; it was stopped rather "
+				    "than fed zeros"
+				  : "the supervisor was killed before the tree ran");
 		end_tree(128 + SIGKILL);
+	}
 	if (polls[0].revents)
 		take_signals();
 }
