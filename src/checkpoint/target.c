@@ -38,6 +38,17 @@ static int check_capabilities(struct dp_err *err)
 	return 0;
 }
 
+/* CRIU takes a process whose first thread is a zombie for one that has ended, and fails in the middle. */
+static int check_first_threads(pid_t pid, struct dp_err *err)
+{
+	cleanup_free pid_t *pids = NULL;
+	ssize_t count = proc_tree(pid, &pids);
+	for (ssize_t i = 0; i < count; i++)
+		if (proc_state(pids[i]) == 'Z' && proc_live_thread(pids[i]) > 0)
+			return dp_fail(err, EINVAL, "process %d goes on without its first thread, which has ended: CRIU cannot store such a process", pids[i]);
+	return 0;
+}
+
 int target_check(pid_t pid, struct dp_err *err)
 {
 	char state;
@@ -48,6 +59,9 @@ int target_check(pid_t pid, struct dp_err *err)
 		return dp_fail(err, ESRCH, "no process %d", pid);
 	if (flags & PF_KTHREAD)
 		return dp_fail(err, EINVAL, "process %d is a thread of the kernel, which has nothing to checkpoint", pid);
+	int ret = check_first_threads(pid, err);
+	if (ret)
+		return ret;
 	if (state == 'Z' || state == 'X')
 		return dp_fail(err, ESRCH, "process %d has ended (it only waits to be reaped)", pid);
 	for (pid_t at = getpid(); at > 0; at = process_parent(at))

@@ -82,10 +82,11 @@ ours_left() {
 	return 0
 }
 
-alive() { # pid: runs, and is no zombie
-	local state
+alive() { # pid: runs, and is no zombie; one whose first thread only has ended runs too
+	local state threads
 	state=$(sed 's/.*) //; s/ .*//' "/proc/$1/stat" 2>/dev/null) || return 1
-	[ -n "$state" ] && [ "$state" != Z ] && [ "$state" != X ]
+	threads=("/proc/$1/task/"*)
+	[ -n "$state" ] && { [ "$state" != Z ] || [ ${#threads[@]} -gt 1 ]; } && [ "$state" != X ]
 }
 gone() { ! alive "$1"; }
 

@@ -24,6 +24,10 @@ struct options options = {.memory_bytes = 256ull << 20, .threads = 4, .pace_us =
 struct worker *workers;
 unsigned worker_count;
 static pthread_barrier_t all_started;
+static sigset_t served;
+static uint64_t end_ns; /* 0: at SIGTERM */
+
+static void *go_on(void *ignored);
 
 uint64_t worker_pages(const struct worker *worker)
 {
@@ -46,7 +50,8 @@ static void usage(void)
 	       "  --directory DIR    where the file for O_DIRECT is made; it stays there (/var/tmp)\n"
 	       "  --status FILE      written anew on SIGUSR1 and at the end: ok|running|failed and the rounds of each kind\n"
 	       "  --seed N           of all random choices (1)\n\n"
-	       "Signals: SIGUSR1 writes the status, SIGUSR2 starts the kind spawn, SIGTERM verifies everything and ends.\nKinds:\n");
+	       "Signals: SIGUSR1 writes the status, SIGUSR2 starts the kind spawn, SIGHUP ends the first thread (another takes its part), SIGTERM\n"
+	       "verifies everything and ends.\nKinds:\n");
 	for (unsigned i = 0; i < KIND_COUNT; i++)
 		printf("  %-10s %s\n", kinds[i]->name, kinds[i]->what);
 }
@@ -165,15 +170,27 @@ static void write_status(const char *word)
 		rename(path, options.status_path);
 }
 
-/* The main thread waits for signals, and grows its own stack in between. */
-static void serve_signals(const sigset_t *set, uint64_t end_ns)
+/* The process goes on without its first thread: by its number it looks as if it had ended. */
+static void end_first_thread(void)
+{
+	pthread_t thread;
+	int error = pthread_create(&thread, NULL, go_on, NULL);
+
+	if (error)
+		torture_fail("start a thread: %s", strerror(error));
+	else
+		pthread_exit(NULL);
+}
+
+/* Waits for signals, and grows its own stack in between. */
+static void serve_signals(void)
 {
 	struct worker self = {.kind = &kind_stack, .random = options.seed};
 	bool use_stack = kind_wanted(&kind_stack);
 
 	while (!board->stop) {
 		struct timespec now, wait = {.tv_nsec = 50 * 1000 * 1000};
-		int number = sigtimedwait(set, NULL, &wait);
+		int number = sigtimedwait(&served, NULL, &wait);
 
 		if (number == SIGUSR1)
 			write_status(board->failed ? "failed" : "running");
@@ -181,6 +198,8 @@ static void serve_signals(const sigset_t *set, uint64_t end_ns)
 			board->spawn_allowed = 1;
 		else if (number == SIGTERM || number == SIGINT)
 			return;
+		else if (number == SIGHUP && getpid() == gettid())
+			end_first_thread();
 		else if (use_stack && self.kind->round(&self))
 			self.round++;
 		clock_gettime(CLOCK_MONOTONIC, &now);
@@ -236,33 +255,44 @@ static bool start_workers(void)
 	return true;
 }
 
+/* Until the end, which is the program's. */
+static void *go_on(void *ignored)
+{
+	(void)ignored;
+	serve_signals();
+	stop_workers();
+	if (!board->failed)
+		regions_check_everything();
+	write_status(board->failed ? "failed" : "ok");
+	if (board->failed)
+		fprintf(stderr, "torture: %s\n", board->error);
+	exit(board->failed ? 1 : 0);
+}
+
 int main(int argc, char **argv)
 {
-	sigset_t set;
 	struct timespec now;
 
 	parse_options(argc, argv);
-	sigemptyset(&set);
-	sigaddset(&set, SIGUSR1);
-	sigaddset(&set, SIGUSR2);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGINT);
-	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	sigemptyset(&served);
+	sigaddset(&served, SIGUSR1);
+	sigaddset(&served, SIGUSR2);
+	sigaddset(&served, SIGHUP);
+	sigaddset(&served, SIGTERM);
+	sigaddset(&served, SIGINT);
+	pthread_sigmask(SIG_BLOCK, &served, NULL);
 	if (!board_open()) {
 		fprintf(stderr, "torture: shared memory: %s\n", strerror(errno));
 		return 2;
 	}
-	if (set_up() && start_workers()) {
-		write_status("running");
-		clock_gettime(CLOCK_MONOTONIC, &now);
-		uint64_t now_ns = (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
-		serve_signals(&set, options.seconds ? now_ns + options.seconds * 1000000000ull : 0);
-		stop_workers();
-		if (!board->failed)
-			regions_check_everything();
-	}
-	write_status(board->failed ? "failed" : "ok");
-	if (board->failed)
+	if (!set_up() || !start_workers()) {
+		write_status("failed");
 		fprintf(stderr, "torture: %s\n", board->error);
-	return board->failed ? 1 : 0;
+		return 1;
+	}
+	write_status("running");
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	if (options.seconds)
+		end_ns = (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec + options.seconds * 1000000000ull;
+	go_on(NULL);
 }

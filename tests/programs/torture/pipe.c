@@ -51,8 +51,8 @@ static bool through_vm(void *from, void *to, bool push)
 
 	while (done < bytes) { /* a signal may cut it short */
 		struct iovec source = {(uint8_t *)from + done, bytes - done}, target = {(uint8_t *)to + done, bytes - done};
-		ssize_t moved = push ? process_vm_writev(getpid(), &source, 1, &target, 1, 0)
-				     : process_vm_readv(getpid(), &target, 1, &source, 1, 0);
+		ssize_t moved = push ? process_vm_writev(gettid(), &source, 1, &target, 1, 0)
+				     : process_vm_readv(gettid(), &target, 1, &source, 1, 0);
 		if (moved <= 0 && errno != EINTR)
 			return transfer_failed(push ? "process_vm_writev" : "process_vm_readv", moved);
 		if (moved > 0)
