@@ -248,8 +248,14 @@ static void tree_runs(struct supervisor *supervisor, const struct init_message *
 	supervisor->times.criu_done_ns = message->criu_done_ns;
 	instance->root.pid = DP_MAX(proc_pidfd_pid(pidfd), 0);
 	/* In the foreground the caller hears how it ended; a pid file must not say 0. */
-	if (instance->root.pid <= 0 && !supervisor->plan->options->foreground)
-		fail(supervisor, "the tree ended as soon as it ran");
+	if (instance->root.pid <= 0 && !supervisor->plan->options->foreground) {
+		int status = 0;
+		bool ended = comes(supervisor->init_pidfd, 1000) && waitpid(supervisor->init, &status, __WALL | WNOHANG) == supervisor->init;
+		if (ended)
+			supervisor->init = 0;
+		fail(supervisor, ended ? "the tree ended as soon as it ran, with code %d" : "the tree ended as soon as it ran",
+		     WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status));
+	}
 	instance->root.start_time = process_start_time(instance->root.pid);
 	instance->running = true;
 	instance->restore_ns = clock_now_ns() - supervisor->times.start_ns;

@@ -15,7 +15,8 @@ enum target_scene { SCENE_RANDOM, SCENE_FORK, SCENE_MADVISE, SCENE_REMAP, SCENE_
 void target_fill(uint8_t *page, uint64_t number, uint32_t version);
 /* What CRIU would have written of it. */
 void target_write_images(const char *directory);
-/* Is the target: main's arguments behind --target. Does not return before its end. DP_TARGET_PART=N: touches an Nth as much. */
+/* Is the target: main's arguments behind --target. Does not return before its end. DP_TARGET_PART=N: touches an Nth as much.
+ * DP_TARGET_UNTIL=FILE: SCENE_RANDOM does so until the file is there. */
 int target_live(const char *scene, const char *socket_path);
 
 #endif

@@ -37,7 +37,7 @@ struct world {
 	pid_t pool_process;
 	char directory[64], stats[128];
 	int listener, control;
-	char control_path[96];
+	char control_path[96], enough[96]; /* enough: a file that is made when every step was reached */
 	struct keeper keeper;
 	pid_t target, pager, init; /* init: the reaper, 0: none */
 	unsigned kills, early; /* of them, before they had begun to take over */
