@@ -77,7 +77,7 @@ struct member_saved {
 struct mirror_saved {
 	uint64_t magic;
 	uint64_t generation;    /* of the note */
-	uint64_t highest_space; /* number that the snapshot's spaces have */
+	uint64_t highest_space; /* number that was ever given, also where the call did not return */
 	struct mirrored operation[MIRROR_OPERATIONS];
 	struct member_saved member[MIRROR_MEMBERS];
 };

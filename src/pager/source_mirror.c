@@ -135,13 +135,35 @@ static unsigned count_in(const struct mirror *mirror)
 	return in;
 }
 
+/* Has it answered all that was acknowledged? With ack_one another may have done so alone. */
+static bool has_acknowledged(struct mirror *mirror, const struct member *member)
+{
+	for (uint32_t i = 0; i < MIRROR_OPERATIONS; i++) {
+		const struct mirrored *operation = &mirror->saved->operation[i];
+		if (operation->used && operation->told && operation->number < mirror->next && operation->waiting & member_bit(member))
+			return false;
+	}
+	return true;
+}
+
+/* Is another in that has all which was acknowledged? */
+static bool can_do_without(struct mirror *mirror, const struct member *member)
+{
+	for (unsigned i = 0; i < mirror->count; i++) {
+		const struct member *other = &mirror->member[i];
+		if (other != member && other->saved->state == MEMBER_IN && has_acknowledged(mirror, other))
+			return true;
+	}
+	return false;
+}
+
 /* It does not answer. The last one is waited for: nobody could be told that it is out. What it has not answered is missed from now on (M7),
  * though its own link may still bring it there. */
 static void leave(struct mirror *mirror, struct member *member)
 {
 	switch ((enum member_state)member->saved->state) {
 	case MEMBER_IN:
-		if (count_in(mirror) == 1)
+		if (!can_do_without(mirror, member))
 			return;
 		missed_unanswered(mirror, member);
 		mirror_in_order();
@@ -332,6 +354,7 @@ static int fork_space(struct source *source, uint64_t parent, uint64_t *child, u
 		number = (uint32_t)begun->what.a;
 	if (!number)
 		return -EOVERFLOW;
+	mirror->saved->highest_space = DP_MAX(mirror->saved->highest_space, number);
 	struct change change = { .structure = { .kind = MISSED_FORK, .space = space_number_of(parent), .a = number } };
 	int ret = make(mirror, &change, cookie);
 	if (!ret)
@@ -357,7 +380,7 @@ static void operation_done(struct mirror *mirror, struct member *member, uint64_
 	operation->waiting &= (uint8_t)~member_bit(member);
 	if (result && !operation->result)
 		operation->result = result;
-	settle(mirror, operation, true);
+	settle(mirror, operation, member->saved->state == MEMBER_IN);
 }
 
 void mirror_on_done(void *context, uint64_t cookie, int result)
@@ -409,6 +432,8 @@ static void member_failed(struct mirror *mirror, struct member *member, int erro
 		return;
 	}
 	leave(mirror, member);
+	if (member->saved->state == MEMBER_IN)
+		return; /* another is to have all first */
 	if (member->saved->state != MEMBER_LEAVING) {
 		mirror_give_up(mirror, member);
 		log_warn("pool %u of the mirror has gone for good: %s", member_index(member), link_why(member->link));

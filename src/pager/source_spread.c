@@ -418,6 +418,7 @@ static int fork_space(struct source *source, uint64_t parent, uint64_t *child, u
 	int ret = begin(spread, parent, cookie, &call);
 	if (ret)
 		return ret;
+	spread->saved->highest_space = DP_MAX(spread->saved->highest_space, number);
 	note_change(spread, all_pools(spread), number, false);
 	for (unsigned i = 0; i < spread->count; i++) {
 		if (!begin_part(spread, i))
