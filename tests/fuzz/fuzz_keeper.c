@@ -60,7 +60,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		abort();
 	for (unsigned messages = 0; size && messages < 64; messages++) {
 		uint8_t how = *data++;
-		size_t length = (how & 15) == 15 ? sizeof(bytes) : (size_t)(how & 15) * 4, there = DP_MIN(length, --size);
+		size_t length = (how & 15) == 15 ? sizeof(bytes) : (size_t)(how & 15) * 4;
+
+		size--;
+		size_t there = DP_MIN(length, size);
 
 		memset(bytes, 'x', sizeof(bytes));
 		memcpy(bytes, data, there);
