@@ -961,8 +961,3 @@ struct client *link_disown(struct link *link)
 	link->client = NULL;
 	return client;
 }
-
-struct client *link_client(struct link *link)
-{
-	return link->client;
-}

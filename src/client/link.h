@@ -96,7 +96,5 @@ struct link_state {
 void link_state(const struct link *link, struct link_state *state);
 /* Why there is no connection, or why the link has ended; "" where all is well. */
 const char *link_why(const struct link *link);
-/* The client of now, or NULL: for calls that need no resuming. */
-struct client *link_client(struct link *link);
 
 #endif

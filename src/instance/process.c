@@ -60,14 +60,3 @@ int process_open(pid_t pid, uint64_t start_time)
 	}
 	return pidfd;
 }
-
-uint64_t process_resident_pages(pid_t pid)
-{
-	char path[64];
-	cleanup_free char *text = NULL;
-	unsigned long long resident;
-	snprintf(path, sizeof(path), "/proc/%d/statm", (int)pid);
-	if (io_read_file(path, &text, 4096) < 0 || sscanf(text, "%*u %llu", &resident) != 1)
-		return 0;
-	return resident;
-}

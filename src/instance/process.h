@@ -18,7 +18,5 @@ bool process_is_alive(pid_t pid, uint64_t start_time);
 pid_t process_parent(pid_t pid);
 /* A pidfd of the process, after making sure that it is the one with this start time. -ESRCH. */
 int process_open(pid_t pid, uint64_t start_time);
-/* Resident pages of one process (statm), 0 where it is gone. */
-uint64_t process_resident_pages(pid_t pid);
 
 #endif

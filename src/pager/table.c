@@ -388,12 +388,6 @@ int table_relocate_copy(struct table *table, uint64_t from, uint64_t to, uint64_
 	return ret ? ret : relocation.ret;
 }
 
-int table_relocate(struct table *table, uint64_t from, uint64_t to, uint64_t pages)
-{
-	int ret = table_relocate_copy(table, from, to, pages), cleared = table_clear(table, from, pages, false);
-	return ret ? ret : cleared;
-}
-
 /* States that were only on their way are what they were before; the queues are gone. false: it cannot be a leaf. */
 static bool recover_leaf(struct table *table, struct leaf *leaf)
 {

@@ -134,10 +134,9 @@ void table_each(struct table *table, uint64_t pgno, uint64_t pages, void (*each)
 /* Forgets the range: everything in it is zero afterwards, but with keep_local local pages stay so, their copies forgotten.
  * Staged slots, requests and the source are the caller's to tell first. 0 or -ENOMEM (older bytes could come back: end the tree). */
 int table_clear(struct table *table, uint64_t pgno, uint64_t pages, bool keep_local);
-/* mremap: what is known of from.. moves to to..; the old range is zero afterwards, and what was known of the new one is forgotten.
- * In-flight and staged pages must have been made remote by the caller. 0 or -ENOMEM. */
-int table_relocate(struct table *table, uint64_t from, uint64_t to, uint64_t pages);
-/* Its first half: the old range is still as it was, and is to be cleared next. May be repeated until then. */
+/* The first half of an mremap: what is known of from.. is known of to.. too, and what was known of that before is forgotten. The old range is still
+ * as it was, and is to be cleared next; may be repeated until then. In-flight and staged pages must have been made remote by the caller.
+ * 0 or -ENOMEM. */
 int table_relocate_copy(struct table *table, uint64_t from, uint64_t to, uint64_t pages);
 /* Bytes of metadata in use. */
 uint64_t table_bytes(const struct table *table);

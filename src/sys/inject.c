@@ -297,21 +297,6 @@ void inject_leave(struct injection *injection)
 	ptrace(PTRACE_DETACH, injection->thread, 0, 0);
 }
 
-bool inject_abandon(struct injection *injection)
-{
-	int status = 0;
-	pid_t got = injection->at_rest ? injection->thread : waitpid(injection->thread, &status, __WALL | WNOHANG);
-	if (got == 0)
-		return false;
-	if (got < 0 || (!injection->at_rest && !WIFSTOPPED(status)))
-		return true;
-	if (injection->at_rest)
-		return ptrace(PTRACE_DETACH, injection->thread, 0, 0) == 0 || errno == ESRCH;
-	/* A signal that stopped it is delivered; the interrupt's own stop has none. */
-	int signal_number = status >> 16 ? 0 : WSTOPSIG(status);
-	return ptrace(PTRACE_DETACH, injection->thread, 0, signal_number) == 0 || errno == ESRCH;
-}
-
 int inject_start(struct injection *child, uint64_t entry, uint64_t stack_top, uint64_t first, uint64_t second, bool keep_tracing)
 {
 	struct user_regs_struct regs = child->saved;

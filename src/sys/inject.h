@@ -43,9 +43,6 @@ pid_t inject_clone(struct injection *injection, uint64_t flags, uint64_t stack_t
 int inject_adopt(struct injection *child, const struct injection *parent, pid_t pid);
 /* Lets go of the thread, as it was before. */
 void inject_leave(struct injection *injection);
-/* Gives up an injection whose thread has not stopped yet. The kernel lets only a stopped thread go: call again until it returns true
- * (gone, or let go); a thread that stopped and that nobody lets go would stay so. Does not block. */
-bool inject_abandon(struct injection *injection);
 /* Lets go of an adopted child, which begins at `entry` with the two arguments; keep_tracing stays its tracer (for seccomp). */
 int inject_start(struct injection *child, uint64_t entry, uint64_t stack_top, uint64_t first, uint64_t second, bool keep_tracing);
 

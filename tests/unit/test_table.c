@@ -124,7 +124,8 @@ static void table__random_life__agrees_with_model(void **state)
 				uint32_t to = next_random(MODEL - pages + 1);
 				if (to < start + pages && start < to + pages)
 					break;
-				assert_int_equal(table_relocate(&table, start, to, pages), 0);
+				assert_int_equal(table_relocate_copy(&table, start, to, pages), 0);
+				assert_int_equal(table_clear(&table, start, pages, false), 0);
 				memcpy(model.state + to, model.state + start, pages);
 				memcpy(model.copy + to, model.copy + start, pages * sizeof(bool));
 				memset(model.state + start, PAGE_ZERO, pages);
@@ -216,12 +217,31 @@ static void residency__pages_come_back__fewer_are_staged(void **state)
 	assert_int_equal(ahead.pages, plan.ahead_pages);
 }
 
+/* One takeover after the other. */
+static void table__hash_doubted_again_and_again__stays_doubted(void **state)
+{
+	(void)state;
+	struct table table;
+	assert_int_equal(table_init(&table), 0);
+	uint32_t page = table_make(&table, 4711);
+	const uint64_t hashes[] = { 0, 1, UINT64_MAX, 0x8000000000000000ull, 77 };
+	for (size_t i = 0; i < ARRAY_LENGTH(hashes); i++) {
+		*table_hash(&table, page) = hashes[i];
+		for (unsigned doubts = 0; doubts < 1000; doubts++) {
+			table_doubt_hash(&table, page);
+			assert_true(*table_hash(&table, page) != hashes[i]);
+		}
+	}
+	table_done(&table);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(rangeset__random_changes__agrees_with_bitmap),
 		cmocka_unit_test(table__random_life__agrees_with_model),
 		cmocka_unit_test(table__next_run__finds_every_run),
+		cmocka_unit_test(table__hash_doubted_again_and_again__stays_doubted),
 		cmocka_unit_test(table__metadata__at_most_16_bytes_a_page),
 		cmocka_unit_test(residency__within_budget__nothing_leaves),
 		cmocka_unit_test(residency__pages_come_back__fewer_are_staged),
