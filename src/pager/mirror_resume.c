@@ -32,6 +32,21 @@ static void keep_new(struct mirror *mirror, struct mirror_saved *saved)
 	saved->magic = SAVED_MAGIC;
 }
 
+/* Can a pager have left this? */
+static bool is_sound(const struct mirror_saved *saved)
+{
+	for (uint32_t i = 0; i < MIRROR_OPERATIONS; i++)
+		if (saved->operation[i].count > MIRROR_RANGES || saved->operation[i].what.kind > MISSED_PUT)
+			return false;
+	for (uint32_t i = 0; i < MIRROR_MEMBERS; i++) {
+		const struct member_saved *member = &saved->member[i];
+		uint64_t room = member->table >> 1;
+		if (member->state > MEMBER_GONE || member->missed_count > MIRROR_MISSED_LIMIT || room > MIRROR_KEYS || room & (room - 1))
+			return false;
+	}
+	return true;
+}
+
 /* Who was on the way in or out is out (M6). */
 static void adopt_member(struct mirror *mirror, struct member *member)
 {
@@ -64,6 +79,10 @@ void mirror_keep(struct source *source, void *memory)
 	struct mirror *mirror = mirror_of(source);
 	struct mirror_saved *saved = memory;
 	bool left = saved->magic == SAVED_MAGIC;
+	if (left && !is_sound(saved)) {
+		mirror_end(mirror, -EBADMSG, "what a pager that died left of the mirror cannot be right");
+		return; /* resume says so */
+	}
 	if (!left)
 		keep_new(mirror, saved);
 	mirror_saved_free(mirror);
@@ -199,6 +218,8 @@ int mirror_resume(struct source *source, struct source_resume *resume)
 {
 	struct mirror *mirror = mirror_of(source);
 	uint64_t until_ns = clock_now_ns() + resume->patience_ns, applied = UINT64_MAX;
+	if (mirror->failure)
+		return mirror->failure;
 	space_numbers_skip(&mirror->numbers, resume->highest_child);
 	mirror->held = UINT64_MAX;
 	int ret = wait_for_members(mirror, resume);
