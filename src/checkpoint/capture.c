@@ -7,6 +7,7 @@
 #include "base/base.h"
 #include "checkpoint/inherit.h"
 #include "checkpoint/pipeline.h"
+#include "pager/source_spread.h"
 
 #define INHERIT_BATCH 1024 /* ranges a request */
 #define COPY_PAGES 256
@@ -15,7 +16,7 @@
 struct captured {
 	bool shared_memory;
 	uint32_t id;
-	uint64_t space;                     /* the draft's; tasks only */
+	uint64_t space[CAPTURE_TARGETS];    /* the drafts'; tasks only */
 	const struct control_space *source; /* of the export; NULL where the task is no instance's */
 	size_t copy_cursor;
 	struct page_list sent;   /* all pages CRIU sent, zero ones too; only kept where there is a source */
@@ -27,13 +28,15 @@ struct captured {
 struct capture {
 	struct capture_config config;
 	struct page_sink sink;
-	struct pipeline pipeline;
+	struct capture_target targets[CAPTURE_TARGETS];
+	struct pipeline pipelines[CAPTURE_TARGETS];
+	size_t target_count;
+	struct client *from[CONTROL_POOLS]; /* pools that pages are copied from; opened when needed */
 	struct captured *maps;
 	size_t map_count, map_room;
 	size_t run_room; /* of the open map's runs */
 	int pages_fd;    /* of the open map */
 	bool frozen;     /* on_frozen was called */
-	bool same_pool;  /* as the export's */
 	const struct control_export *export;
 	struct capture_totals totals;
 };
@@ -90,6 +93,14 @@ static int fail_pool(struct dp_err *err, int rc)
 	return dp_fail_errno(err, -rc, "store pages in the pool");
 }
 
+static int drain(struct capture *capture, struct dp_err *err)
+{
+	int rc = 0;
+	for (size_t i = 0; i < capture->target_count && rc == 0; i++)
+		rc = pipeline_drain(&capture->pipelines[i]);
+	return rc < 0 ? fail_pool(err, rc) : 0;
+}
+
 /* ---- the sink ---- */
 
 static const struct control_space *find_source(const struct capture *capture, uint32_t vpid)
@@ -117,9 +128,11 @@ static int sink_open(void *context, bool shared_memory, uint32_t id, struct dp_e
 	if (!capture->frozen) {
 		capture->frozen = true;
 		if (capture->config.on_frozen)
-			rc = capture->config.on_frozen(capture->config.context, &capture->export, &capture->same_pool, err);
+			rc = capture->config.on_frozen(capture->config.context, &capture->export, capture->targets, &capture->target_count, err);
 		if (rc < 0)
 			return rc;
+		for (size_t i = 0; i < capture->target_count; i++)
+			capture->pipelines[i].client = capture->targets[i].client;
 	}
 	struct captured *map = add_map(capture);
 	if (!map)
@@ -132,10 +145,19 @@ static int sink_open(void *context, bool shared_memory, uint32_t id, struct dp_e
 	map->source = find_source(capture, id);
 	if (!map->source)
 		map->source = recall_space(capture->config.recall_from, (int)id);
-	rc = pipeline_drain(&capture->pipeline); /* the client's blocking calls want no answers under way */
-	if (rc < 0)
-		return fail_pool(err, rc);
-	return client_snapshot_space(capture->config.client, capture->config.draft, id, &map->space, err);
+	rc = drain(capture, err); /* the client's blocking calls want no answers under way */
+	for (size_t i = 0; i < capture->target_count && rc == 0; i++)
+		rc = client_snapshot_space(capture->targets[i].client, capture->targets[i].draft, id, &map->space[i], err);
+	return rc;
+}
+
+/* Has the target what the instance has of this page? */
+static bool is_there(const struct capture *capture, const struct capture_target *target, uint64_t pgno)
+{
+	const struct control_export *export = capture->export;
+	if (!export || target->pool < 0)
+		return false;
+	return !export->spread || spread_place(pgno, (unsigned)export->pool_count) == (unsigned)target->pool;
 }
 
 /* What becomes of one lazy page. */
@@ -145,7 +167,9 @@ static enum fate fate_of(const struct capture *capture, struct captured *map, ui
 {
 	if (page_is_zero(page))
 		return FATE_ZERO;
-	bool may_share = map->source && (capture->same_pool || map->source->hints_only);
+	bool may_share = map->source;
+	for (size_t i = 0; may_share && !map->source->hints_only && i < capture->target_count; i++)
+		may_share = is_there(capture, &capture->targets[i], pgno);
 	const struct control_copy *copy = may_share ? inherit_find_copy(map->source, pgno, &map->copy_cursor) : NULL;
 	return copy && copy->hash == page_hash(page) ? FATE_SHARE : FATE_STORE;
 }
@@ -184,7 +208,8 @@ static int take_lazy(struct capture *capture, struct captured *map, uint64_t pgn
 			return rc;
 		capture->totals.stored_pages += ranges[i].pages;
 	}
-	rc = count > 0 ? pipeline_put(&capture->pipeline, map->space, ranges, count, vectors, count) : 0;
+	for (size_t i = 0; i < capture->target_count && count > 0 && rc == 0; i++)
+		rc = pipeline_put(&capture->pipelines[i], map->space[i], ranges, count, vectors, count);
 	return rc < 0 ? fail_pool(err, rc) : 0;
 }
 
@@ -218,12 +243,14 @@ static int sink_pages(void *context, bool lazy, uint64_t pgno, uint64_t pages, c
 
 /* ---- pages that only the pool has ---- */
 
-static int inherit_ranges(struct capture *capture, const struct captured *map, const struct page_list *pages, struct dp_err *err)
+static int inherit_ranges(struct capture *capture, const struct captured *map, size_t to, const struct page_list *pages, struct dp_err *err)
 {
+	const struct capture_target *target = &capture->targets[to];
+	uint64_t source = map->source->hints_only ? map->source->pool_space
+						  : control_space_in(capture->export, map->source, (size_t)target->pool);
 	for (size_t at = 0; at < pages->count; at += INHERIT_BATCH) {
 		size_t count = DP_MIN(pages->count - at, (size_t)INHERIT_BATCH);
-		int rc = client_snapshot_inherit(capture->config.client, map->space, map->source->pool_space, pages->ranges + at, count,
-						 err);
+		int rc = client_snapshot_inherit(target->client, map->space[to], source, pages->ranges + at, count, err);
 		if (rc < 0)
 			return rc;
 	}
@@ -231,8 +258,8 @@ static int inherit_ranges(struct capture *capture, const struct captured *map, c
 }
 
 struct copying {
-	struct capture *capture;
-	const struct captured *map;
+	struct pipeline *to;
+	uint64_t space;
 	int error;
 };
 
@@ -242,31 +269,86 @@ static void copy_pages(void *context, struct page_range range, const void *data)
 	if (!data || copying->error)
 		return; /* zero here is zero there */
 	struct iovec vector = {.iov_base = (void *)(uintptr_t)data, .iov_len = range.pages * PAGE_BYTES};
-	copying->error = pipeline_put(&copying->capture->pipeline, copying->map->space, &range, 1, &vector, 1);
+	copying->error = pipeline_put(copying->to, copying->space, &range, 1, &vector, 1);
 }
 
-/* The snapshot goes to another pool than the instance's: through this process. */
-static int copy_ranges(struct capture *capture, const struct captured *map, const struct page_list *pages, struct client *from,
-		       struct dp_err *err)
+/* A pool of the instance that is to be read. */
+static int open_source_pool(struct capture *capture, size_t pool, struct dp_err *err)
 {
-	struct copying copying = {.capture = capture, .map = map};
-	struct pipeline source = {.client = from, .on_pages = copy_pages, .context = &copying};
-	for (size_t i = 0; i < pages->count; i++) {
-		for (uint64_t done = 0; done < pages->ranges[i].pages;) {
-			struct page_range range = {.pgno = pages->ranges[i].pgno + done,
-						   .pages = DP_MIN(pages->ranges[i].pages - done, (uint64_t)COPY_PAGES)};
-			int rc = pipeline_get(&source, map->source->pool_space, &range, 1);
-			if (rc == -EBADMSG)
-				return dp_fail(err, EBADMSG, "pages are damaged in %s: repair that (distri-proc pool scrub --repair-from), "
-					       "or store into it, where they stay known as damaged", capture->export->pool);
-			if (rc < 0)
-				return dp_fail_errno(err, -rc, "read remote pages from %s", capture->export->pool);
-			if (copying.error)
-				return fail_pool(err, copying.error);
-			done += range.pages;
-		}
+	struct endpoint endpoint;
+	if (capture->from[pool])
+		return 0;
+	int rc = endpoint_parse(&endpoint, capture->export->pools[pool].uri, err);
+	return rc < 0 ? rc : client_open(&capture->from[pool], &endpoint, 0, err);
+}
+
+/* Pages that the target has not got: through this process. */
+static int copy_range(struct capture *capture, const struct captured *map, size_t to, size_t pool, struct page_range whole, struct dp_err *err)
+{
+	struct copying copying = {.to = &capture->pipelines[to], .space = map->space[to]};
+	int rc = open_source_pool(capture, pool, err);
+	if (rc < 0)
+		return rc;
+	struct pipeline source = {.client = capture->from[pool], .on_pages = copy_pages, .context = &copying};
+	const char *uri = capture->export->pools[pool].uri;
+	for (uint64_t done = 0; done < whole.pages;) {
+		struct page_range range = {.pgno = whole.pgno + done, .pages = DP_MIN(whole.pages - done, (uint64_t)COPY_PAGES)};
+		rc = pipeline_get(&source, control_space_in(capture->export, map->source, pool), &range, 1);
+		if (rc == -EBADMSG)
+			return dp_fail(err, EBADMSG, "pages are damaged in %s: repair that (distri-proc pool scrub --repair-from), "
+				       "or store into it, where they stay known as damaged", uri);
+		if (rc < 0)
+			return dp_fail_errno(err, -rc, "read remote pages from %s", uri);
+		if (copying.error)
+			return fail_pool(err, copying.error);
+		done += range.pages;
 	}
 	return 0;
+}
+
+/* Which of the instance's pools has the page, and up to where; -ENOTCONN where none is whole. */
+static int place_of(const struct control_export *export, uint64_t pgno, uint64_t *end)
+{
+	if (export->spread) {
+		*end = (pgno / SPREAD_CHUNK_PAGES + 1) * SPREAD_CHUNK_PAGES;
+		return (int)spread_place(pgno, (unsigned)export->pool_count);
+	}
+	*end = UINT64_MAX;
+	for (size_t i = 0; i < export->pool_count; i++)
+		if (export->pools[i].whole)
+			return (int)i;
+	return -ENOTCONN;
+}
+
+/* Pages that are only in the instance's pools: inherited where the target is the one that has them, else copied. */
+static int fetch_remote(struct capture *capture, const struct captured *map, size_t to, const struct page_list *pages, struct dp_err *err)
+{
+	const struct capture_target *target = &capture->targets[to];
+	struct page_list here = {0};
+	int rc = 0;
+	for (size_t i = 0; i < pages->count && rc == 0; i++) {
+		uint64_t at = pages->ranges[i].pgno, end = at + pages->ranges[i].pages, stop;
+		for (; at < end && rc == 0; at = stop) {
+			int place = place_of(capture->export, at, &stop);
+			stop = DP_MIN(stop, end);
+			if (is_there(capture, target, at))
+				rc = page_list_add(&here, at, stop - at) < 0 ? dp_fail_errno(err, ENOMEM, "page map") : 0;
+			else if (place < 0)
+				rc = dp_fail(err, ENOTCONN, "no pool of the instance has all its pages now: try again when `stats` shows that all are there");
+			else
+				rc = copy_range(capture, map, to, (size_t)place, (struct page_range){at, stop - at}, err);
+		}
+	}
+	if (rc == 0 && (rc = pipeline_drain(&capture->pipelines[to])) < 0)
+		fail_pool(err, rc);
+	if (rc == 0 && here.count)
+		rc = inherit_ranges(capture, map, to, &here, err);
+	if (to == 0) {
+		capture->totals.inherited_pages += here.pages;
+		capture->totals.stored_pages += pages->pages - here.pages;
+	}
+	page_list_done(&here);
+	return rc;
 }
 
 static int read_areas(const struct capture *capture, const struct captured *map, const struct page_list *missing,
@@ -286,7 +368,7 @@ static int read_areas(const struct capture *capture, const struct captured *map,
 	return rc < 0 ? dp_fail_errno(err, -rc, "page map") : 0;
 }
 
-static int take_remote(struct capture *capture, struct captured *map, struct client *from, struct dp_err *err)
+static int take_remote(struct capture *capture, struct captured *map, struct dp_err *err)
 {
 	struct page_list missing = {0}, lazy = {0};
 	int rc = map->source->hints_only ? 0 : inherit_missing(map->source, &map->sent, &missing);
@@ -294,29 +376,20 @@ static int take_remote(struct capture *capture, struct captured *map, struct cli
 		dp_fail_errno(err, -rc, "page map");
 	if (rc == 0)
 		rc = read_areas(capture, map, &missing, &lazy, err);
-	if (rc == 0 && !from)
-		rc = inherit_ranges(capture, map, &map->shared, err);
-	if (rc == 0)
-		rc = from ? copy_ranges(capture, map, &lazy, from, err) : inherit_ranges(capture, map, &lazy, err);
+	for (size_t to = 0; to < capture->target_count && rc == 0; to++) {
+		if (map->shared.count)
+			rc = inherit_ranges(capture, map, to, &map->shared, err);
+		if (rc == 0 && lazy.count)
+			rc = fetch_remote(capture, map, to, &lazy, err);
+		if (rc == 0 && (rc = pipeline_drain(&capture->pipelines[to])) < 0)
+			fail_pool(err, rc);
+	}
 	if (rc == 0 && (inherit_merge_runs(&map->thin, &map->shared) < 0 || inherit_merge_runs(&map->thin, &lazy) < 0))
 		rc = dp_fail_errno(err, ENOMEM, "page map");
-	if (from)
-		capture->totals.stored_pages += lazy.pages;
-	else
-		capture->totals.inherited_pages += lazy.pages + map->shared.pages;
+	capture->totals.inherited_pages += map->shared.pages;
 	page_list_done(&missing);
 	page_list_done(&lazy);
 	return rc;
-}
-
-static int open_source_pool(const struct capture *capture, struct client **from, struct dp_err *err)
-{
-	struct endpoint endpoint;
-	*from = NULL;
-	if (!capture->export || capture->same_pool)
-		return 0;
-	int rc = endpoint_parse(&endpoint, capture->export->pool, err);
-	return rc < 0 ? rc : client_open(from, &endpoint, 0, err);
 }
 
 /* ---- the end ---- */
@@ -339,22 +412,14 @@ int capture_finish(struct capture *capture, struct dp_err *err)
 {
 	dp_close_fd(&capture->pages_fd);
 	capture->pages_fd = -1;
-	struct client *from;
-	int rc = pipeline_drain(&capture->pipeline);
-	if (rc < 0)
-		return fail_pool(err, rc);
-	rc = open_source_pool(capture, &from, err);
+	int rc = drain(capture, err);
 	for (size_t i = 0; i < capture->map_count && rc == 0; i++) {
 		if (capture->maps[i].source)
-			rc = take_remote(capture, &capture->maps[i], from, err);
+			rc = take_remote(capture, &capture->maps[i], err);
 		if (rc == 0)
 			rc = write_pagemap(capture, &capture->maps[i], err);
 	}
-	client_close(from);
-	if (rc < 0)
-		return rc;
-	rc = pipeline_drain(&capture->pipeline);
-	return rc < 0 ? fail_pool(err, rc) : 0;
+	return rc < 0 ? rc : drain(capture, err);
 }
 
 int capture_new(struct capture **capture, const struct capture_config *config, struct dp_err *err)
@@ -364,7 +429,9 @@ int capture_new(struct capture **capture, const struct capture_config *config, s
 		return dp_fail_errno(err, ENOMEM, "checkpoint");
 	new->config = *config;
 	new->pages_fd = -1;
-	new->pipeline.client = config->client;
+	new->targets[0] = config->target;
+	new->pipelines[0].client = config->target.client;
+	new->target_count = 1;
 	new->sink = (struct page_sink){.context = new, .open = sink_open, .pages = sink_pages};
 	*capture = new;
 	return 0;
@@ -379,6 +446,8 @@ void capture_free(struct capture *capture)
 		page_list_done(&capture->maps[i].shared);
 		image_pagemap_done(&capture->maps[i].thin);
 	}
+	for (size_t i = 0; i < CONTROL_POOLS; i++)
+		client_close(capture->from[i]);
 	free(capture->maps);
 	dp_close_fd(&capture->pages_fd);
 	free(capture);

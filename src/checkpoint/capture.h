@@ -27,13 +27,21 @@ struct capture_totals {
 	uint64_t maps;            /* tasks and segments */
 };
 
-struct capture_config {
+/* A pool that the snapshot goes to: one, or all of a mirror. */
+struct capture_target {
 	struct client *client; /* borrowed; its asynchronous answers are taken by capture while it is at work */
 	uint64_t draft;
+	int pool;              /* which of the export's it is, so that its spaces can be inherited; -1: none of them */
+};
+#define CAPTURE_TARGETS CONTROL_POOLS
+
+struct capture_config {
+	struct capture_target target; /* the first; on_frozen tells its `pool`, and may add others */
 	int images_fd; /* borrowed */
 	/* Called when the tree is frozen, before its first page, once. May be NULL. Fills *export (borrowed by capture from then
-	 * on, to its end), or leaves it NULL where there is no instance; *same_pool: its spaces can be inherited through client. */
-	int (*on_frozen)(void *context, const struct control_export **export, bool *same_pool, struct dp_err *err);
+	 * on, to its end), or leaves it NULL where there is no instance. */
+	int (*on_frozen)(void *context, const struct control_export **export, struct capture_target targets[CAPTURE_TARGETS], size_t *count,
+			 struct dp_err *err);
 	const struct recall *recall_from; /* what the state before has, for tasks of which no export tells; or NULL */
 	struct recall *recall_into;       /* gets what this one has; or NULL */
 	void (*on_progress)(void *context, const struct capture_totals *totals); /* after each chunk; may be NULL */

@@ -29,13 +29,14 @@ struct checkpoint {
 	struct checkpoint_result *result;
 	char criu[256];
 	struct criu_version version;
-	struct client *client;
+	struct client *client; /* of the pool that is named, which is targets[0] */
 	uint64_t draft;
+	struct capture_target targets[CAPTURE_TARGETS]; /* clients but the first are owned */
+	size_t target_count, committed_count;
 	struct workspace workspace;
 	struct instance instance; /* that the tree is, where control >= 0 */
 	int control;              /* connection to the instance's pager, or -1 */
 	struct control_export export;
-	bool same_pool;           /* it goes to the pool that the instance is in */
 	struct capture *capture;
 	struct criu_dump dump;
 	struct progress progress;
@@ -72,7 +73,60 @@ static int freeze_instance(struct checkpoint *checkpoint, struct dp_err *err)
 	return rc;
 }
 
-static int on_frozen(void *context, const struct control_export **export, bool *same_pool, struct dp_err *err)
+/* Which of the instance's pools this is, or -1. */
+static int pool_index(const struct control_export *export, const struct endpoint *endpoint)
+{
+	char text[sizeof(export->pools[0].uri)];
+	endpoint_pool_text(endpoint, text, sizeof(text));
+	for (size_t i = 0; i < export->pool_count; i++)
+		if (!strcmp(text, export->pools[i].uri))
+			return (int)i;
+	return -1;
+}
+
+/* Another pool of a mirror gets the snapshot too. */
+static int add_target(struct checkpoint *checkpoint, size_t pool, struct dp_err *err)
+{
+	const struct checkpoint_options *options = checkpoint->options;
+	const char *uri = checkpoint->export.pools[pool].uri;
+	struct capture_target *target = &checkpoint->targets[checkpoint->target_count];
+	struct endpoint endpoint;
+	int rc = endpoint_parse(&endpoint, uri, err);
+	if (rc < 0)
+		return rc;
+	*target = (struct capture_target){.pool = (int)pool};
+	rc = client_open_for_writing(&target->client, &endpoint, 0, err);
+	if (rc < 0)
+		return rc;
+	checkpoint->target_count++;
+	rc = client_set_compress(target->client, options->compress);
+	if (rc < 0)
+		return dp_fail_errno(err, -rc, "room to pack pages");
+	rc = client_snapshot_begin(target->client, options->endpoint->name, options->replace, &target->draft, err);
+	if (rc == -EEXIST)
+		return dp_fail(err, EEXIST, "%s exists in %s: choose another name, or --force to replace it", options->endpoint->name, uri);
+	if (rc == 0)
+		snprintf(checkpoint->result->also[checkpoint->result->also_count++], sizeof(checkpoint->result->also[0]), "%s", uri);
+	return rc;
+}
+
+/* What goes to one pool of a mirror goes to all that are whole. */
+static int add_targets(struct checkpoint *checkpoint, struct dp_err *err)
+{
+	const struct control_export *export = &checkpoint->export;
+	int named = checkpoint->targets[0].pool = pool_index(export, checkpoint->options->endpoint), rc = 0;
+	if (named < 0 || export->spread)
+		return 0;
+	if (!export->pools[named].whole)
+		return dp_fail(err, ENOTCONN, "%s is out of the instance's mirror, or still catching up: name another of its pools", export->pools[named].uri);
+	for (size_t i = 0; i < export->pool_count && rc == 0; i++)
+		if ((int)i != named && export->pools[i].whole)
+			rc = add_target(checkpoint, i, err);
+	return rc;
+}
+
+static int on_frozen(void *context, const struct control_export **export, struct capture_target targets[CAPTURE_TARGETS], size_t *count,
+		     struct dp_err *err)
 {
 	struct checkpoint *checkpoint = context;
 	checkpoint->frozen_at_ns = clock_now_ns();
@@ -81,13 +135,14 @@ static int on_frozen(void *context, const struct control_export **export, bool *
 	int rc = control_export(checkpoint->control, &checkpoint->export, err);
 	if (rc < 0)
 		return rc;
-	char target[1400];
 	*export = &checkpoint->export;
 	/* the registry knows by which name the pool was reached when the instance was made */
-	snprintf(checkpoint->export.pool, sizeof(checkpoint->export.pool), "%s", checkpoint->instance.pool);
-	endpoint_pool_text(checkpoint->options->endpoint, target, sizeof(target));
-	*same_pool = checkpoint->same_pool = strcmp(target, checkpoint->export.pool) == 0;
-	return 0;
+	if (checkpoint->export.pool_count == 1)
+		snprintf(checkpoint->export.pools[0].uri, sizeof(checkpoint->export.pools[0].uri), "%s", checkpoint->instance.pool);
+	rc = add_targets(checkpoint, err);
+	memcpy(targets, checkpoint->targets, sizeof(checkpoint->targets));
+	*count = checkpoint->target_count;
+	return rc;
 }
 
 static void on_progress(void *context, const struct capture_totals *totals)
@@ -147,7 +202,9 @@ static int prepare(struct checkpoint *checkpoint, struct dp_err *err)
 		return rc;
 	checkpoint->command_line = target_command_line(options->pid);
 	progress_start(&checkpoint->progress, options->progress, options->progress ? target_resident_pages(options->pid) : 0);
-	const struct capture_config config = {.client = checkpoint->client, .draft = checkpoint->draft,
+	checkpoint->targets[0] = (struct capture_target){.client = checkpoint->client, .draft = checkpoint->draft, .pool = -1};
+	checkpoint->target_count = 1;
+	const struct capture_config config = {.target = checkpoint->targets[0],
 					      .images_fd = checkpoint->workspace.images_fd, .on_frozen = on_frozen,
 					      .on_progress = on_progress, .context = checkpoint,
 					      .recall_from = recall_begin(checkpoint), .recall_into = checkpoint->recall};
@@ -156,6 +213,27 @@ static int prepare(struct checkpoint *checkpoint, struct dp_err *err)
 
 /* ---- while the tree is frozen ---- */
 
+static int publish_in(const struct checkpoint *checkpoint, const struct capture_target *target, struct skeleton_facts *facts, struct dp_err *err)
+{
+	facts->pool_instance = target->pool < 0 ? 0 : checkpoint->export.pools[target->pool].instance;
+	cleanup_free char *meta = skeleton_meta(facts);
+	if (!meta)
+		return dp_fail_errno(err, ENOMEM, "describe the snapshot");
+	int rc = client_snapshot_commit(target->client, target->draft, meta, err);
+	if (rc == -ENOSPC)
+		return dp_fail(err, ENOSPC, "the pool is full: free some of it (distri-proc pool rm) or give it more room");
+	return rc;
+}
+
+/* It failed, and is nowhere: not in some pools of a mirror either. */
+static void unpublish(struct checkpoint *checkpoint, struct dp_err *err)
+{
+	for (size_t i = 0; i < checkpoint->committed_count; i++)
+		if (client_remove(checkpoint->targets[i].client, checkpoint->options->endpoint->name, true, NULL) < 0)
+			dp_err_doing(err, "%s was stored, yet", checkpoint->options->endpoint->name);
+	checkpoint->committed_count = 0;
+}
+
 /* The images are complete, and so are the pages in the pool: everything else into it, and visible. */
 static int publish(struct checkpoint *checkpoint, struct dp_err *err)
 {
@@ -163,19 +241,14 @@ static int publish(struct checkpoint *checkpoint, struct dp_err *err)
 	int images_fd = checkpoint->workspace.images_fd;
 	const struct capture_totals *totals = capture_totals(checkpoint->capture);
 	struct skeleton_facts facts = {.options = checkpoint->options, .totals = totals, .criu_version = checkpoint->version.text,
-				       .command_line = checkpoint->command_line ? checkpoint->command_line : "",
-				       .pool_instance = checkpoint->same_pool ? checkpoint->export.instance : 0};
+				       .command_line = checkpoint->command_line ? checkpoint->command_line : ""};
 	int rc = skeleton_read_tasks(images_fd, &facts, err);
-	if (rc == 0)
-		rc = skeleton_send(checkpoint->client, checkpoint->draft, images_fd, &result->skeleton_bytes, err);
-	if (rc < 0)
-		return rc;
-	cleanup_free char *meta = skeleton_meta(&facts);
-	if (!meta)
-		return dp_fail_errno(err, ENOMEM, "describe the snapshot");
-	rc = client_snapshot_commit(checkpoint->client, checkpoint->draft, meta, err);
-	if (rc == -ENOSPC)
-		return dp_fail(err, ENOSPC, "the pool is full: free some of it (distri-proc pool rm) or give it more room");
+	for (size_t i = 0; i < checkpoint->target_count && rc == 0; i++)
+		rc = skeleton_send(checkpoint->targets[i].client, checkpoint->targets[i].draft, images_fd, &result->skeleton_bytes, err);
+	while (rc == 0 && checkpoint->committed_count < checkpoint->target_count) {
+		rc = publish_in(checkpoint, &checkpoint->targets[checkpoint->committed_count], &facts, err);
+		checkpoint->committed_count += rc == 0;
+	}
 	if (rc < 0)
 		return rc;
 	checkpoint->committed = true;
@@ -262,6 +335,8 @@ static void release(struct checkpoint *checkpoint)
 {
 	capture_free(checkpoint->capture);
 	client_close(checkpoint->client);
+	for (size_t i = 1; i < checkpoint->target_count; i++)
+		client_close(checkpoint->targets[i].client);
 	if (checkpoint->control >= 0) {
 		if (checkpoint->options->leave_running || !checkpoint->committed)
 			control_thaw(checkpoint->control, NULL); /* closing thaws too; this waits for it */
@@ -289,14 +364,13 @@ int checkpoint_run(const struct checkpoint_options *options, struct checkpoint_r
 		result->frozen_ns = frozen_ns(&checkpoint);
 	if (rc < 0 && !ours)
 		explain(&checkpoint, err);
-	if (rc < 0 && checkpoint.committed) {
-		/* criu failed after the commit and has thawed the tree: a snapshot of a tree that goes on was not asked for */
-		if (client_remove(checkpoint.client, options->endpoint->name, true, NULL) < 0)
-			dp_err_doing(err, "%s was stored, yet", options->endpoint->name);
-	}
+	if (rc < 0) /* perhaps criu failed after the commit and has thawed the tree: a snapshot of a tree that goes on was not asked for */
+		unpublish(&checkpoint, err);
 	recall_end(&checkpoint, rc == 0);
 	if (checkpoint.client)
 		result->sent_bytes = client_bytes_sent(checkpoint.client);
+	for (size_t i = 1; i < checkpoint.target_count; i++)
+		result->sent_bytes += client_bytes_sent(checkpoint.targets[i].client);
 	release(&checkpoint);
 	result->total_ns = clock_now_ns() - started_ns;
 	if (rc < 0)

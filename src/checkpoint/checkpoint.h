@@ -52,6 +52,8 @@ struct checkpoint_result {
 	uint64_t frozen_ns; /* the tree stood still */
 	uint64_t total_ns;
 	char instance[64]; /* id of the instance that the tree was, or "" */
+	char also[3][1400]; /* further pools, of the instance's mirror, that have the snapshot */
+	size_t also_count;
 };
 
 /* Blocks until it is done. Errors: -ESRCH no such process, -EINVAL one that cannot be checkpointed (kernel's, ours), -EPERM,

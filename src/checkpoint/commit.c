@@ -36,6 +36,8 @@ struct committer {
 	struct commit_note note;
 	uint64_t pushed_before; /* pages, since the last commit */
 	struct recall *recall; /* what the state before has; NULL: none yet */
+	char also[3][1400];    /* further pools of a mirror that have the last state */
+	size_t also_count;
 };
 
 static uint64_t wall_ns(void)
@@ -295,14 +297,14 @@ static int list_states(struct client *client, struct commit_state **states, size
 }
 
 /* M2. What somebody runs from stays until that has ended. */
-static uint64_t prune(struct committer *committer)
+static uint64_t prune(struct committer *committer, const struct endpoint *pool)
 {
 	struct client *client;
 	struct dp_err err;
 	cleanup_free struct commit_state *states = NULL;
 	size_t count = 0;
 	uint64_t removed = 0, kept = 0;
-	if (client_open(&client, &committer->pool, 0, &err))
+	if (client_open(&client, pool, 0, &err))
 		return 0;
 	if (list_states(client, &states, &count, &err))
 		log_warn("older states of %s stay: %s", committer->series, err.text);
@@ -318,6 +320,16 @@ static uint64_t prune(struct committer *committer)
 	}
 	client_close(client);
 	return removed;
+}
+
+/* The same in the other pools of a mirror. */
+static void prune_others(struct committer *committer)
+{
+	for (size_t i = 0; i < committer->also_count; i++) {
+		struct endpoint pool;
+		if (!endpoint_parse(&pool, committer->also[i], NULL))
+			prune(committer, &pool);
+	}
 }
 
 static int take(struct committer *committer, struct commit_result *result, struct dp_err *err)
@@ -338,6 +350,8 @@ static int take(struct committer *committer, struct commit_result *result, struc
 	int ret = checkpoint_run(&checkpoint, &stored, err);
 	if (ret)
 		return ret;
+	memcpy(committer->also, stored.also, sizeof(committer->also));
+	committer->also_count = stored.also_count;
 	snprintf(result->snapshot, sizeof(result->snapshot), "%s", endpoint.name);
 	result->pages = stored.pages;
 	result->sent_pages = stored.stored_pages + stored.eager_pages;
@@ -369,7 +383,8 @@ int commit_take(struct committer *committer, struct commit_result *result, struc
 		note->bytes = result->bytes;
 		note->frozen_ns = result->frozen_ns;
 		note->total_ns = result->total_ns;
-		result->removed = prune(committer);
+		result->removed = prune(committer, &committer->pool);
+		prune_others(committer);
 	}
 	struct dp_err noted;
 	if (commits_save(committer->options.registry, note, &noted))

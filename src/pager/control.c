@@ -21,8 +21,8 @@
 #define EXPORT_NS 5000000000u /* for the source to acknowledge what was changed before the freeze */
 
 struct export_head {
-	uint64_t count, instance, epoch;
-	char pool[1400];
+	uint64_t count, spread, pool_count;
+	struct control_pool pools[CONTROL_POOLS];
 };
 /* Followed by remote_count struct page_range and copy_count struct control_copy. */
 struct export_space {
@@ -100,6 +100,23 @@ static void export_one(FILE *file, struct space *space)
 	table_each(table, 0, UINT64_MAX >> PAGE_SHIFT, export_copy, &out);
 }
 
+static void export_pools(const struct tree *tree, struct export_head *head)
+{
+	const struct pager_config *config = tree->config;
+	uint64_t instances[CONTROL_POOLS], epochs[CONTROL_POOLS];
+	bool in[CONTROL_POOLS] = { true, true, true, true };
+	size_t count = source_pool_instance(config->source, &instances[0], &epochs[0]);
+	if (!count)
+		count = source_mirror_instances(config->source, instances, epochs, in);
+	if (!count)
+		head->spread = (count = source_spread_instances(config->source, instances, epochs)) > 0;
+	head->pool_count = DP_MIN(count, config->pool_uri_count);
+	for (size_t i = 0; i < head->pool_count; i++) {
+		head->pools[i] = (struct control_pool){ .instance = instances[i], .epoch = epochs[i], .whole = in[i] };
+		snprintf(head->pools[i].uri, sizeof(head->pools[i].uri), "%s", config->pool_uris[i]);
+	}
+}
+
 static int export_tree(struct tree *tree)
 {
 	cleanup_fd int fd = memfd_create("dp-export", MFD_CLOEXEC);
@@ -110,14 +127,7 @@ static int export_tree(struct tree *tree)
 		return -errno;
 	}
 	struct export_head head = { 0 };
-	uint64_t instances[MIRROR_MEMBERS], epochs[MIRROR_MEMBERS];
-	bool in[MIRROR_MEMBERS];
-	if (!source_pool_instance(tree->config->source, &head.instance, &head.epoch) &&
-	    source_mirror_instances(tree->config->source, instances, epochs, in)) {
-		head.instance = instances[0]; /* of the pool that is named: why_no_export */
-		head.epoch = epochs[0];
-	}
-	snprintf(head.pool, sizeof(head.pool), "%s", tree->config->pool_uri ? tree->config->pool_uri : "");
+	export_pools(tree, &head);
 	for (struct space *space = tree->spaces; space; space = space->next)
 		head.count += !space->closed && space->pid > 0;
 	fwrite(&head, sizeof(head), 1, file);
@@ -227,25 +237,8 @@ static void serve_freeze(struct tree *tree, struct control_peer *peer)
 	tree->damaged_until_ns = damaged_marked(tree, true) ? clock_now_ns() + DAMAGED_NS : 0;
 }
 
-/* Is the pool that the export names one that has every page? "" or why not. */
-static const char *why_no_export(const struct source *source)
-{
-	uint64_t instances[MIRROR_MEMBERS], epochs[MIRROR_MEMBERS];
-	bool in[MIRROR_MEMBERS];
-	if (source_is_spread(source))
-		return "its pages are spread over several pools, none of which has them all; that cannot be stored as a snapshot yet";
-	if (source_mirror_instances(source, instances, epochs, in) && !in[0])
-		return "the first pool of its mirror is out or still catching up: try again when `stats` shows that all are there";
-	return "";
-}
-
 static void export_now(struct tree *tree, const struct control_peer *peer)
 {
-	const char *why = why_no_export(tree->config->source);
-	if (*why) {
-		send_answer(peer, why, strlen(why), -1);
-		return;
-	}
 	int fd = export_tree(tree);
 	const char *text = fd < 0 ? strerror(-fd) : "ok";
 	send_answer(peer, text, strlen(text), fd);
@@ -294,10 +287,7 @@ static void serve_heat(struct tree *tree, const struct control_peer *peer, uint6
 static void serve_request(struct tree *tree, struct control_peer *peer, const char *request)
 {
 	uint64_t first, second;
-	const char *refused = why_no_export(tree->config->source);
-	if (!strcmp(request, "freeze") && *refused) {
-		answer(peer, refused); /* before anything is dumped */
-	} else if (!strcmp(request, "freeze")) {
+	if (!strcmp(request, "freeze")) {
 		serve_freeze(tree, peer);
 	} else if (!strcmp(request, "export")) {
 		serve_export(tree, peer);
@@ -527,11 +517,14 @@ static int read_export(int fd, struct control_export *out)
 	if (ret)
 		return ret;
 	uint64_t left = (uint64_t)status.st_size - sizeof(head);
-	if (head.count > left / sizeof(struct export_space) || !memchr(head.pool, 0, sizeof(head.pool)))
+	if (head.count > left / sizeof(struct export_space) || head.pool_count > CONTROL_POOLS)
 		return -EBADMSG;
-	out->instance = head.instance;
-	out->epoch = head.epoch;
-	memcpy(out->pool, head.pool, sizeof(out->pool));
+	for (size_t i = 0; i < head.pool_count; i++)
+		if (!memchr(head.pools[i].uri, 0, sizeof(head.pools[i].uri)))
+			return -EBADMSG;
+	memcpy(out->pools, head.pools, sizeof(out->pools));
+	out->pool_count = head.pool_count;
+	out->spread = head.spread;
 	out->spaces = calloc(head.count ? head.count : 1, sizeof(*out->spaces));
 	if (!out->spaces)
 		return -ENOMEM;

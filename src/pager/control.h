@@ -22,7 +22,7 @@ struct control_copy {
 
 struct control_space {
 	int vpid;            /* innermost pid: the number in CRIU's image names */
-	uint64_t pool_space; /* id to inherit from */
+	uint64_t pool_space; /* its lower bits are its number in each pool: control_space_in */
 	struct page_range *remote; /* pages that are only in the pool, ascending */
 	size_t remote_count;
 	struct control_copy *copies; /* ascending */
@@ -30,12 +30,26 @@ struct control_space {
 	bool hints_only; /* not the pager's word: the copies tell what may be shared, and nothing of what CRIU cannot see */
 };
 
+#define CONTROL_POOLS 4u
+struct control_pool {
+	uint64_t instance, epoch;
+	uint64_t whole;    /* it has all that it should have, and has said so; else it is out of the mirror, or behind */
+	char uri[1400];    /* without a name */
+};
+
 struct control_export {
 	struct control_space *spaces;
 	size_t count;
-	uint64_t instance, epoch; /* of the pool's instance; 0 where the source is no pool */
-	char pool[1400];          /* pool's URI without a name */
+	struct control_pool pools[CONTROL_POOLS];
+	size_t pool_count; /* 0 where the source is no pool */
+	bool spread;       /* each pool has the pages of which it is the place (spread_place); else each has all */
 };
+
+/* The id of a space in one of the pools. */
+static inline uint64_t control_space_in(const struct control_export *from, const struct control_space *space, size_t pool)
+{
+	return from->pools[pool].instance << 20 | (space->pool_space & 0xfffff);
+}
 
 /* Connects to an instance's control.sock. Returns the fd (the caller closes it: that thaws) or -errno. */
 int control_connect(const char *path, struct dp_err *err);

@@ -27,7 +27,9 @@ struct pager_config {
 	int listen_fd;            /* listening AF_UNIX socket `lazy-pages.socket`, with SO_PASSPIDFD and SO_PASSCRED; taken */
 	int control_fd;           /* listening AF_UNIX SEQPACKET control socket, or -1; taken */
 	int keeper_fd;            /* AF_UNIX SEQPACKET: every userfaultfd and pidfd is sent here too (see keeper.h), or -1; taken */
-	const char *pool_uri;     /* where the instance's pages live, told to a checkpoint; NULL where it is no pool. Borrowed */
+	/* Where the instance's pages live, told to a checkpoint; 0 where it is no pool. Borrowed */
+	const char *pool_uris[4];
+	size_t pool_uri_count;
 	const char *stats_path;   /* file of struct pager_stats, or NULL */
 	uint64_t budget_bytes;    /* 0: no budget, nothing is ever evicted */
 	bool fill;                /* fetch everything in the background; without a budget the pager ends when all is local */

@@ -673,7 +673,7 @@ size_t source_mirror_instances(const struct source *source, uint64_t *instances,
 		link_state(mirror_of(source)->member[i].link, &state);
 		instances[i] = state.instance;
 		epochs[i] = state.epoch;
-		in[i] = mirror_of(source)->member[i].saved->state == MEMBER_IN;
+		in[i] = mirror_of(source)->member[i].saved->state == MEMBER_IN && state.attached && !state.pending_operations;
 	}
 	return mirror_of(source)->count;
 }

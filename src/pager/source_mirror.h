@@ -35,7 +35,7 @@ struct mirror_member {
 
 /* -EINVAL where the members' instances do not have the same spaces. */
 int source_mirror_new(struct source **source, const struct mirror_member *members, size_t count, bool ack_one, struct dp_err *err);
-/* The instance in each member; count, 0 where it is no mirror. */
+/* The instance in each member, and whether that is in, there, and has acknowledged all that it was sent; count, 0 where it is no mirror. */
 size_t source_mirror_instances(const struct source *source, uint64_t *instances, uint64_t *epochs, bool *in);
 
 #endif

@@ -837,3 +837,16 @@ bool source_is_spread(const struct source *source)
 {
 	return source->ops == &spread_ops;
 }
+
+size_t source_spread_instances(const struct source *source, uint64_t *instances, uint64_t *epochs)
+{
+	if (!source_is_spread(source))
+		return 0;
+	for (unsigned i = 0; i < of(source)->count; i++) {
+		struct link_state state;
+		link_state(of(source)->share[i].link, &state);
+		instances[i] = state.instance;
+		epochs[i] = state.epoch;
+	}
+	return of(source)->count;
+}

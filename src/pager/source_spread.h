@@ -20,6 +20,8 @@
 /* As source_mirror_new. */
 int source_spread_new(struct source **source, const struct mirror_member *members, size_t count, struct dp_err *err);
 bool source_is_spread(const struct source *source);
+/* The instance in each pool; count, 0 where it is not spread. */
+size_t source_spread_instances(const struct source *source, uint64_t *instances, uint64_t *epochs);
 /* Which of `count` pools has the page. */
 unsigned spread_place(uint64_t pgno, unsigned count);
 

@@ -45,7 +45,7 @@ static int serve(const struct restore_plan *plan, const struct pager_ends *ends,
 	const struct keeper *left = ends->inherited;
 	struct pager_inheritance inherited = { left ? left->kept : NULL, left ? left->count : 0 };
 	const struct instance *instance = &plan->instance;
-	char images[PATH_MAX], stats[PATH_MAX];
+	char images[PATH_MAX], stats[PATH_MAX], pools[RESTORE_POOLS][sizeof(instance->pool)];
 	struct source *source = NULL;
 	struct pager_config config = {
 		.images_dir = instance_path(instance, "images", images, sizeof(images)),
@@ -54,7 +54,7 @@ static int serve(const struct restore_plan *plan, const struct pager_ends *ends,
 		.keeper_fd = ends->keeper_fd,
 		.init_pidfd = ends->init_pidfd,
 		.inherited = left ? &inherited : NULL,
-		.pool_uri = instance->pool,
+		.pool_uris = { instance->pool },
 		.stats_path = instance_path(instance, "stats", stats, sizeof(stats)),
 		.budget_bytes = instance->budget_bytes,
 		.stall_timeout_ns = plan->options->stall_timeout_ns,
@@ -66,6 +66,9 @@ static int serve(const struct restore_plan *plan, const struct pager_ends *ends,
 		.trace_path = getenv("DISTRI_PROC_FAULT_TRACE"),
 		.gate_fd = plan->options->working_set ? working_set_open(instance) : -1,
 	};
+	for (size_t i = 0; i < plan->options->pool_count; i++)
+		config.pool_uris[i] = endpoint_pool_text(&plan->options->pools[i], pools[i], sizeof(pools[i]));
+	config.pool_uri_count = DP_MAX(plan->options->pool_count, 1u);
 	if (left)
 		captive_set_program(NULL); /* pools are the supervisor's to start (pool_starter.h) */
 	int ret = left ? pool_source_take_over(plan, &source, err) : pool_source_create(plan, &config, &source, err);

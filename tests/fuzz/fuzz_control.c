@@ -184,7 +184,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	static struct pager_stats stats;
 	static uint8_t *buffer;
 	struct source source = { .ops = &ops, .writable = true };
-	struct pager_config config = { .source = &source, .pool_uri = "dp://127.0.0.1:7400" };
+	struct pager_config config = { .source = &source, .pool_uris = { "dp://127.0.0.1:7400" }, .pool_uri_count = 1 };
 	struct input input = { data, data + size };
 	int far[CALLERS];
 

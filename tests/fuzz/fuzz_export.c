@@ -47,7 +47,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (control_export(pair[0], &export, &err) == 0) {
 		uint64_t sum = 0, bytes = 0;
 
-		assert(memchr(export.pool, 0, sizeof(export.pool)));
+		assert(export.pool_count <= CONTROL_POOLS);
+		for (size_t i = 0; i < export.pool_count; i++)
+			assert(memchr(export.pools[i].uri, 0, sizeof(export.pools[i].uri)));
 		for (size_t i = 0; i < export.count; i++) {
 			for (size_t at = 0; at < export.spaces[i].remote_count; at++)
 				sum += export.spaces[i].remote[at].pages;
