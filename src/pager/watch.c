@@ -93,6 +93,8 @@ void watch_note_doubt(struct space *space, uint64_t start, uint64_t end, bool re
 		*last = (struct doubt){ { last->range.start, end }, removed, now, now };
 	else if (space->doubts < DOUBTS)
 		space->doubt[space->doubts++] = (struct doubt){ { start, end }, removed, now, now };
+	else if (removed) /* P10 has no exception: rather more pages than were given up stay where they are */
+		*last = (struct doubt){ { DP_MIN(last->range.start, start), DP_MAX(last->range.end, end) }, true, now, now };
 	else
 		space->doubt_all = true;
 	space->saved->doubts = space->doubts;
@@ -132,6 +134,8 @@ static void settle_doubts(struct space *space, uint64_t now)
 			if (settled(space, &doubt, now))
 				continue;
 			doubt.next_ns = now + (now - doubt.noted_ns); /* less and less often */
+		} else if (now >= doubt.next_ns) {
+			doubt.noted_ns = now; /* its thread may not have run since, on a busy machine: its time begins when it has */
 		}
 		space->doubt[kept++] = doubt;
 	}
