@@ -374,8 +374,10 @@ int target_live(const char *scene, const char *path)
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (atoi(scene) == SCENE_SHARER) {
 		prctl(PR_SET_CHILD_SUBREAPER, 1);
-		if (fork())
+		if (fork()) {
+			close(socket_fd); /* the tree runs when nobody has it any more */
 			return reap();
+		}
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 	}
 	if (connect(socket_fd, (struct sockaddr *)&address, sizeof(address)))
