@@ -55,7 +55,8 @@ static void *give_pages(void *argument)
 		struct uffd_msg message;
 		if (read(uffd, &message, sizeof(message)) != sizeof(message))
 			continue;
-		struct uffdio_copy copy = { .dst = message.arg.pagefault.address & ~(uint64_t)(PAGE_BYTES - 1), .src = (uintptr_t)page,
+		struct uffdio_copy copy = { .dst = message.arg.pagefault.address & ~(uint64_t)(PAGE_BYTES - 1),
+					    .src = (uintptr_t)page,
 					    .len = PAGE_BYTES };
 		if (ioctl(uffd, UFFDIO_COPY, &copy))
 			fail("UFFDIO_COPY");
@@ -68,7 +69,8 @@ static void measure_faults(uint64_t *ns, size_t count)
 	struct uffdio_api api = { .api = UFFD_API };
 	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 	uint8_t *area = mmap(NULL, count * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	struct uffdio_register watched = { .range = { (uintptr_t)area, count * PAGE_BYTES }, .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffdio_register watched = { .range = { (uintptr_t)area, count * PAGE_BYTES },
+					   .mode = UFFDIO_REGISTER_MODE_MISSING };
 	pthread_t giver;
 	if (uffd < 0 || area == MAP_FAILED || ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &watched))
 		fail("userfaultfd");
@@ -102,7 +104,8 @@ static void tcp_pair(int pair[2])
 	int listener = socket(AF_INET, SOCK_STREAM, 0), one = 1;
 	pair[0] = socket(AF_INET, SOCK_STREAM, 0);
 	if (bind(listener, (struct sockaddr *)&address, sizeof(address)) || listen(listener, 1) ||
-	    getsockname(listener, (struct sockaddr *)&address, &length) || connect(pair[0], (struct sockaddr *)&address, sizeof(address)))
+	    getsockname(listener, (struct sockaddr *)&address, &length) ||
+	    connect(pair[0], (struct sockaddr *)&address, sizeof(address)))
 		fail("TCP loopback");
 	pair[1] = accept(listener, NULL, NULL);
 	close(listener);

@@ -120,8 +120,10 @@ static uint32_t victim_of_queues(struct memory *memory)
 	const struct replacement_options *options = memory->options;
 	for (;;) {
 		double local = (double)memory->length[SMALL] + memory->length[MAIN];
-		uint32_t queue = memory->length[SMALL] && (memory->length[SMALL] > options->small_share * local || !memory->length[MAIN]) ? SMALL
-																	  : MAIN;
+		uint32_t queue = memory->length[SMALL] &&
+						 (memory->length[SMALL] > options->small_share * local || !memory->length[MAIN])
+					 ? SMALL
+					 : MAIN;
 		uint32_t number = memory->tail[queue];
 		struct memory_page *page = &memory->page[number];
 		if (options->bit && page->seen) { /* the bit takes staging's place */

@@ -1,6 +1,6 @@
-/* memory: a local memory of so many pages, and who leaves it. Use is known as the pager knows it: a page that waits in staging and is
- * touched there comes back (a fault without the network), everything else that is local is touched unseen. The policies with `bit` in
- * their names see every touch, as if the kernel told: what could be had with an accessed bit. */
+/* memory: a local memory of so many pages, and who leaves it. Use is known as the pager knows it: a page that waits in staging
+ * and is touched there comes back (a fault without the network), everything else that is local is touched unseen. The policies
+ * with `bit` in their names see every touch, as if the kernel told: what could be had with an accessed bit. */
 #ifndef DP_BENCH_MEMORY_H
 #define DP_BENCH_MEMORY_H
 
@@ -48,7 +48,8 @@ struct memory {
 
 void memory_init(struct memory *memory, const struct replacement_options *options, uint32_t pages, uint32_t budget);
 void memory_done(struct memory *memory);
-/* What a touch meets. A staged page is local afterwards; a missing one is still missing. `next_use`: index of the page's next touch. */
+/* What a touch meets. A staged page is local afterwards; a missing one is still missing. `next_use`: index of the page's next
+ * touch. */
 enum touch_result memory_touch(struct memory *memory, uint32_t page, uint32_t next_use);
 /* The page comes in; others leave for it. */
 void memory_insert(struct memory *memory, uint32_t page, uint32_t next_use);

@@ -111,7 +111,8 @@ static void touch_all(struct run *run)
 	}
 }
 
-static void run_policy(const struct trace *trace, const struct trace *again, enum prefetch_policy policy, uint32_t budget, struct run *run)
+static void run_policy(const struct trace *trace, const struct trace *again, enum prefetch_policy policy, uint32_t budget,
+		       struct run *run)
 {
 	*run = (struct run){ .trace = trace };
 	run->prefetcher = calloc(1, sizeof(*run->prefetcher));
@@ -150,8 +151,8 @@ void simulate_prefetch(const struct trace *trace, const struct trace *again, dou
 		double coverage = 1 - (double)run.faults / (double)none.faults;
 		double accuracy = run.fetched_ahead ? (double)run.used_ahead / (double)run.fetched_ahead : 0;
 		double extra = (double)(run.fetched + run.fetched_ahead) / (double)none.faults - 1;
-		printf("| %s | %llu | %.1f | %.1f | %.1f |\n", prefetch_policy_name((enum prefetch_policy)policy), (unsigned long long)run.faults,
-		       coverage * 100, accuracy * 100, extra * 100);
+		printf("| %s | %llu | %.1f | %.1f | %.1f |\n", prefetch_policy_name((enum prefetch_policy)policy),
+		       (unsigned long long)run.faults, coverage * 100, accuracy * 100, extra * 100);
 		json_object *row = json_object_new_object();
 		json_object_object_add(row, "trace", json_object_new_string(trace->name));
 		json_object_object_add(row, "local_share", json_object_new_double(share));

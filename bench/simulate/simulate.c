@@ -1,4 +1,5 @@
-/* simulate: policies of the pager over traces, without a pager: `simulate [--prefetch|--replacement] [--local SHARE] [--json FILE] [TRACE...]`.
+/* simulate: policies of the pager over traces, without a pager: `simulate [--prefetch|--replacement] [--local SHARE] [--json
+ * FILE] [TRACE...]`.
  * Made-up traces always, and the recorded ones that are named. */
 #include <getopt.h>
 #include <stdio.h>
@@ -8,8 +9,11 @@
 #include "simulate.h"
 
 static const struct option long_options[] = {
-	{ "prefetch", no_argument, NULL, 'p' }, { "replacement", no_argument, NULL, 'r' }, { "local", required_argument, NULL, 'l' },
-	{ "json", required_argument, NULL, 'j' }, { NULL, 0, NULL, 0 },
+	{ "prefetch", no_argument, NULL, 'p' },
+	{ "replacement", no_argument, NULL, 'r' },
+	{ "local", required_argument, NULL, 'l' },
+	{ "json", required_argument, NULL, 'j' },
+	{ NULL, 0, NULL, 0 },
 };
 
 static struct {

@@ -128,8 +128,8 @@ static void short_runs(struct trace *trace, uint64_t *seed)
 
 bool trace_make(struct trace *trace, unsigned number, uint64_t seed)
 {
-	static const char *const names[] = { "sequential", "stride-7", "backwards-3", "interleaved", "uniform", "zipf", "zipf-scans",
-					     "shifting", "pairs", "records", "short-runs" };
+	static const char *const names[] = { "sequential", "stride-7", "backwards-3", "interleaved", "uniform",	  "zipf",
+					     "zipf-scans", "shifting", "pairs",	      "records",     "short-runs" };
 	*trace = (struct trace){ .touches = 0 };
 	if (number >= sizeof(names) / sizeof(names[0]))
 		return false;

@@ -1,6 +1,7 @@
 /* trace: which pages a program touches, in order; made up, or recorded from a running instance.
  *
- * A recorded trace is text: a line `# words` names it; every other line is `PAGE [COUNT [STRIDE]]`, COUNT touches from page number PAGE
+ * A recorded trace is text: a line `# words` names it; every other line is `PAGE [COUNT [STRIDE]]`, COUNT touches from page
+ * number PAGE
  * (hexadecimal, no prefix) on, STRIDE apart; COUNT and STRIDE are decimal and 1 where they are missing. */
 #ifndef DP_BENCH_TRACE_H
 #define DP_BENCH_TRACE_H

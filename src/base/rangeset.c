@@ -52,7 +52,8 @@ static int splice(struct rangeset *set, size_t at, size_t old_count, const struc
 		set->room = room;
 	}
 	if (set->count > at + old_count)
-		memmove(set->ranges + at + new_count, set->ranges + at + old_count, (set->count - at - old_count) * sizeof(struct range));
+		memmove(set->ranges + at + new_count, set->ranges + at + old_count,
+			(set->count - at - old_count) * sizeof(struct range));
 	if (new_count)
 		memcpy(set->ranges + at, replacement, new_count * sizeof(*replacement));
 	set->count = count;

@@ -128,7 +128,8 @@ static int sink_open(void *context, bool shared_memory, uint32_t id, struct dp_e
 	if (!capture->frozen) {
 		capture->frozen = true;
 		if (capture->config.on_frozen)
-			rc = capture->config.on_frozen(capture->config.context, &capture->export, capture->targets, &capture->target_count, err);
+			rc = capture->config.on_frozen(capture->config.context, &capture->export, capture->targets,
+						       &capture->target_count, err);
 		if (rc < 0)
 			return rc;
 		for (size_t i = 0; i < capture->target_count; i++)
@@ -243,7 +244,8 @@ static int sink_pages(void *context, bool lazy, uint64_t pgno, uint64_t pages, c
 
 /* ---- pages that only the pool has ---- */
 
-static int inherit_ranges(struct capture *capture, const struct captured *map, size_t to, const struct page_list *pages, struct dp_err *err)
+static int inherit_ranges(struct capture *capture, const struct captured *map, size_t to, const struct page_list *pages,
+			  struct dp_err *err)
 {
 	const struct capture_target *target = &capture->targets[to];
 	uint64_t source = map->source->hints_only ? map->source->pool_space
@@ -283,7 +285,8 @@ static int open_source_pool(struct capture *capture, size_t pool, struct dp_err 
 }
 
 /* Pages that the target has not got: through this process. */
-static int copy_range(struct capture *capture, const struct captured *map, size_t to, size_t pool, struct page_range whole, struct dp_err *err)
+static int copy_range(struct capture *capture, const struct captured *map, size_t to, size_t pool, struct page_range whole,
+		      struct dp_err *err)
 {
 	struct copying copying = {.to = &capture->pipelines[to], .space = map->space[to]};
 	int rc = open_source_pool(capture, pool, err);
@@ -295,8 +298,10 @@ static int copy_range(struct capture *capture, const struct captured *map, size_
 		struct page_range range = {.pgno = whole.pgno + done, .pages = DP_MIN(whole.pages - done, (uint64_t)COPY_PAGES)};
 		rc = pipeline_get(&source, control_space_in(capture->export, map->source, pool), &range, 1);
 		if (rc == -EBADMSG)
-			return dp_fail(err, EBADMSG, "pages are damaged in %s: repair that (distri-proc pool scrub --repair-from), "
-				       "or store into it, where they stay known as damaged", uri);
+			return dp_fail(err, EBADMSG,
+				       "pages are damaged in %s: repair that (distri-proc pool scrub --repair-from), "
+				       "or store into it, where they stay known as damaged",
+				       uri);
 		if (rc < 0)
 			return dp_fail_errno(err, -rc, "read remote pages from %s", uri);
 		if (copying.error)
@@ -321,7 +326,8 @@ static int place_of(const struct control_export *export, uint64_t pgno, uint64_t
 }
 
 /* Pages that are only in the instance's pools: inherited where the target is the one that has them, else copied. */
-static int fetch_remote(struct capture *capture, const struct captured *map, size_t to, const struct page_list *pages, struct dp_err *err)
+static int fetch_remote(struct capture *capture, const struct captured *map, size_t to, const struct page_list *pages,
+			struct dp_err *err)
 {
 	const struct capture_target *target = &capture->targets[to];
 	struct page_list here = {0};
@@ -334,7 +340,9 @@ static int fetch_remote(struct capture *capture, const struct captured *map, siz
 			if (is_there(capture, target, at))
 				rc = page_list_add(&here, at, stop - at) < 0 ? dp_fail_errno(err, ENOMEM, "page map") : 0;
 			else if (place < 0)
-				rc = dp_fail(err, ENOTCONN, "no pool of the instance has all its pages now: try again when `stats` shows that all are there");
+				rc = dp_fail(
+					err, ENOTCONN,
+					"no pool of the instance has all its pages now: try again when `stats` shows that all are there");
 			else
 				rc = copy_range(capture, map, to, (size_t)place, (struct page_range){at, stop - at}, err);
 		}
@@ -363,7 +371,8 @@ static int read_areas(const struct capture *capture, const struct captured *map,
 	rc = inherit_within_areas(missing, vmas, count, lazy, &at);
 	free(vmas);
 	if (rc == -ENOTSUP)
-		return dp_fail(err, ENOTSUP, "task %u has remote pages in locked memory (at 0x%llx), which CRIU would lose: unlock it first",
+		return dp_fail(err, ENOTSUP,
+			       "task %u has remote pages in locked memory (at 0x%llx), which CRIU would lose: unlock it first",
 			       map->id, (unsigned long long)at << PAGE_SHIFT);
 	return rc < 0 ? dp_fail_errno(err, -rc, "page map") : 0;
 }

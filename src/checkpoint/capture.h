@@ -40,8 +40,8 @@ struct capture_config {
 	int images_fd; /* borrowed */
 	/* Called when the tree is frozen, before its first page, once. May be NULL. Fills *export (borrowed by capture from then
 	 * on, to its end), or leaves it NULL where there is no instance. */
-	int (*on_frozen)(void *context, const struct control_export **export, struct capture_target targets[CAPTURE_TARGETS], size_t *count,
-			 struct dp_err *err);
+	int (*on_frozen)(void *context, const struct control_export **export, struct capture_target targets[CAPTURE_TARGETS],
+			 size_t *count, struct dp_err *err);
 	const struct recall *recall_from; /* what the state before has, for tasks of which no export tells; or NULL */
 	struct recall *recall_into;       /* gets what this one has; or NULL */
 	void (*on_progress)(void *context, const struct capture_totals *totals); /* after each chunk; may be NULL */

@@ -104,9 +104,11 @@ static int add_target(struct checkpoint *checkpoint, size_t pool, struct dp_err 
 		return dp_fail_errno(err, -rc, "room to pack pages");
 	rc = client_snapshot_begin(target->client, options->endpoint->name, options->replace, &target->draft, err);
 	if (rc == -EEXIST)
-		return dp_fail(err, EEXIST, "%s exists in %s: choose another name, or --force to replace it", options->endpoint->name, uri);
+		return dp_fail(err, EEXIST, "%s exists in %s: choose another name, or --force to replace it",
+			       options->endpoint->name, uri);
 	if (rc == 0)
-		snprintf(checkpoint->result->also[checkpoint->result->also_count++], sizeof(checkpoint->result->also[0]), "%s", uri);
+		snprintf(checkpoint->result->also[checkpoint->result->also_count++], sizeof(checkpoint->result->also[0]), "%s",
+			 uri);
 	return rc;
 }
 
@@ -118,15 +120,17 @@ static int add_targets(struct checkpoint *checkpoint, struct dp_err *err)
 	if (named < 0 || export->spread)
 		return 0;
 	if (!export->pools[named].whole)
-		return dp_fail(err, ENOTCONN, "%s is out of the instance's mirror, or still catching up: name another of its pools", export->pools[named].uri);
+		return dp_fail(err, ENOTCONN,
+			       "%s is out of the instance's mirror, or still catching up: name another of its pools",
+			       export->pools[named].uri);
 	for (size_t i = 0; i < export->pool_count && rc == 0; i++)
 		if ((int)i != named && export->pools[i].whole)
 			rc = add_target(checkpoint, i, err);
 	return rc;
 }
 
-static int on_frozen(void *context, const struct control_export **export, struct capture_target targets[CAPTURE_TARGETS], size_t *count,
-		     struct dp_err *err)
+static int on_frozen(void *context, const struct control_export **export, struct capture_target targets[CAPTURE_TARGETS],
+		     size_t *count, struct dp_err *err)
 {
 	struct checkpoint *checkpoint = context;
 	checkpoint->frozen_at_ns = clock_now_ns();
@@ -138,7 +142,8 @@ static int on_frozen(void *context, const struct control_export **export, struct
 	*export = &checkpoint->export;
 	/* the registry knows by which name the pool was reached when the instance was made */
 	if (checkpoint->export.pool_count == 1)
-		snprintf(checkpoint->export.pools[0].uri, sizeof(checkpoint->export.pools[0].uri), "%s", checkpoint->instance.pool);
+		snprintf(checkpoint->export.pools[0].uri, sizeof(checkpoint->export.pools[0].uri), "%s",
+			 checkpoint->instance.pool);
 	rc = add_targets(checkpoint, err);
 	memcpy(targets, checkpoint->targets, sizeof(checkpoint->targets));
 	*count = checkpoint->target_count;
@@ -148,7 +153,8 @@ static int on_frozen(void *context, const struct control_export **export, struct
 static void on_progress(void *context, const struct capture_totals *totals)
 {
 	struct checkpoint *checkpoint = context;
-	progress_update(&checkpoint->progress, totals->stored_pages + totals->eager_pages + totals->zero_pages + totals->inherited_pages);
+	progress_update(&checkpoint->progress,
+			totals->stored_pages + totals->eager_pages + totals->zero_pages + totals->inherited_pages);
 }
 
 /* ---- before ---- */
@@ -166,7 +172,8 @@ static const struct recall *recall_begin(struct checkpoint *checkpoint)
 static void recall_end(struct checkpoint *checkpoint, bool good)
 {
 	if (good && checkpoint->recall) {
-		snprintf(checkpoint->recall->snapshot, sizeof(checkpoint->recall->snapshot), "%s", checkpoint->options->endpoint->name);
+		snprintf(checkpoint->recall->snapshot, sizeof(checkpoint->recall->snapshot), "%s",
+			 checkpoint->options->endpoint->name);
 		recall_free(*checkpoint->options->recall);
 		*checkpoint->options->recall = checkpoint->recall;
 	} else {
@@ -187,14 +194,17 @@ static int prepare(struct checkpoint *checkpoint, struct dp_err *err)
 	if (rc == 0 && (rc = client_set_compress(checkpoint->client, options->compress)) < 0)
 		dp_fail_errno(err, -rc, "room to pack pages");
 	if (rc == 0)
-		rc = client_snapshot_begin(checkpoint->client, options->endpoint->name, options->replace, &checkpoint->draft, err);
+		rc = client_snapshot_begin(checkpoint->client, options->endpoint->name, options->replace, &checkpoint->draft,
+					   err);
 	if (rc == -EEXIST)
-		return dp_fail(err, EEXIST, "%s exists in this pool: choose another name, or --force to replace it", options->endpoint->name);
+		return dp_fail(err, EEXIST, "%s exists in this pool: choose another name, or --force to replace it",
+			       options->endpoint->name);
 	if (rc == 0)
 		rc = workspace_open(&checkpoint->workspace, err);
 	if (rc == 0) {
 		checkpoint->source_pidfd = proc_pidfd_open(options->pid);
-		rc = checkpoint->source_pidfd < 0 ? dp_fail_errno(err, -checkpoint->source_pidfd, "open process %d", options->pid) : 0;
+		rc = checkpoint->source_pidfd < 0 ? dp_fail_errno(err, -checkpoint->source_pidfd, "open process %d", options->pid)
+						  : 0;
 	}
 	if (rc == 0)
 		rc = freeze_instance(checkpoint, err);
@@ -213,7 +223,8 @@ static int prepare(struct checkpoint *checkpoint, struct dp_err *err)
 
 /* ---- while the tree is frozen ---- */
 
-static int publish_in(const struct checkpoint *checkpoint, const struct capture_target *target, struct skeleton_facts *facts, struct dp_err *err)
+static int publish_in(const struct checkpoint *checkpoint, const struct capture_target *target, struct skeleton_facts *facts,
+		      struct dp_err *err)
 {
 	facts->pool_instance = target->pool < 0 ? 0 : checkpoint->export.pools[target->pool].instance;
 	cleanup_free char *meta = skeleton_meta(facts);
@@ -244,7 +255,8 @@ static int publish(struct checkpoint *checkpoint, struct dp_err *err)
 				       .command_line = checkpoint->command_line ? checkpoint->command_line : ""};
 	int rc = skeleton_read_tasks(images_fd, &facts, err);
 	for (size_t i = 0; i < checkpoint->target_count && rc == 0; i++)
-		rc = skeleton_send(checkpoint->targets[i].client, checkpoint->targets[i].draft, images_fd, &result->skeleton_bytes, err);
+		rc = skeleton_send(checkpoint->targets[i].client, checkpoint->targets[i].draft, images_fd,
+				   &result->skeleton_bytes, err);
 	while (rc == 0 && checkpoint->committed_count < checkpoint->target_count) {
 		rc = publish_in(checkpoint, &checkpoint->targets[checkpoint->committed_count], &facts, err);
 		checkpoint->committed_count += rc == 0;
@@ -261,8 +273,8 @@ static int publish(struct checkpoint *checkpoint, struct dp_err *err)
 	return 0;
 }
 
-/* Has the source ended? The root of an instance takes its PID namespace along, and criu, which ran inside, may be killed by that before
- * it can say that all went well. Then the snapshot is the only copy there is. */
+/* Has the source ended? The root of an instance takes its PID namespace along, and criu, which ran inside, may be killed by that
+ * before it can say that all went well. Then the snapshot is the only copy there is. */
 static bool source_ended(const struct checkpoint *checkpoint)
 {
 	struct pollfd wait = {.fd = checkpoint->source_pidfd, .events = POLLIN};
@@ -274,10 +286,14 @@ static bool source_ended(const struct checkpoint *checkpoint)
 static int dump(struct checkpoint *checkpoint, bool *ours, struct dp_err *err)
 {
 	const struct checkpoint_options *options = checkpoint->options;
-	const struct criu_dump_options dump_options = {.criu = checkpoint->criu, .pid = options->pid, .leave_running = options->leave_running,
-						       .verbose = options->verbose, .arguments = options->criu_arguments,
-						       .argument_count = options->criu_argument_count};
-	/* One of a series need not be there before the tree goes on: the one before it is, and without this one nothing is lost (C2). */
+	const struct criu_dump_options dump_options = { .criu = checkpoint->criu,
+							.pid = options->pid,
+							.leave_running = options->leave_running,
+							.verbose = options->verbose,
+							.arguments = options->criu_arguments,
+							.argument_count = options->criu_argument_count };
+	/* One of a series need not be there before the tree goes on: the one before it is, and without this one nothing is lost
+	 * (C2). */
 	bool may_thaw = options->origin && options->leave_running;
 	*ours = true;
 	int rc = criu_dump_start(&checkpoint->dump, &dump_options, &checkpoint->workspace, err);
@@ -364,7 +380,8 @@ int checkpoint_run(const struct checkpoint_options *options, struct checkpoint_r
 		result->frozen_ns = frozen_ns(&checkpoint);
 	if (rc < 0 && !ours)
 		explain(&checkpoint, err);
-	if (rc < 0) /* perhaps criu failed after the commit and has thawed the tree: a snapshot of a tree that goes on was not asked for */
+	/* perhaps criu failed after the commit and has thawed the tree: a snapshot of a tree that goes on was not asked for */
+	if (rc < 0)
 		unpublish(&checkpoint, err);
 	recall_end(&checkpoint, rc == 0);
 	if (checkpoint.client)
@@ -380,12 +397,37 @@ int checkpoint_run(const struct checkpoint_options *options, struct checkpoint_r
 
 int checkpoint_check_option(const char *option, struct dp_err *err)
 {
-	static const char *const own[] = {"-t", "--tree", "-D", "--images-dir", "-W", "--work-dir", "-o", "--log-file", "--page-server",
-					  "--ps-socket", "--address", "--port", "--action-script", "--lazy-pages", "--status-fd", "-R",
-					  "--leave-running", "-s", "--leave-stopped", "--stream", "--prev-images-dir", "--track-mem",
-					  "--auto-dedup", "--config", "--no-default-config", "-d", "--daemon", "--pidfile"};
+	static const char *const own[] = { "-t",
+					   "--tree",
+					   "-D",
+					   "--images-dir",
+					   "-W",
+					   "--work-dir",
+					   "-o",
+					   "--log-file",
+					   "--page-server",
+					   "--ps-socket",
+					   "--address",
+					   "--port",
+					   "--action-script",
+					   "--lazy-pages",
+					   "--status-fd",
+					   "-R",
+					   "--leave-running",
+					   "-s",
+					   "--leave-stopped",
+					   "--stream",
+					   "--prev-images-dir",
+					   "--track-mem",
+					   "--auto-dedup",
+					   "--config",
+					   "--no-default-config",
+					   "-d",
+					   "--daemon",
+					   "--pidfile" };
 	if (option[0] != '-')
-		return dp_fail(err, EINVAL, "'%s' is no option of CRIU: write --criu-option=--name or --criu-option=--name=value", option);
+		return dp_fail(err, EINVAL, "'%s' is no option of CRIU: write --criu-option=--name or --criu-option=--name=value",
+			       option);
 	size_t length = strcspn(option, "=");
 	for (size_t i = 0; i < ARRAY_LENGTH(own); i++)
 		if (strlen(own[i]) == length && strncmp(own[i], option, length) == 0)

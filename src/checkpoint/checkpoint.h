@@ -4,8 +4,8 @@
  * has finished its images and the tree is still frozen (post-dump, see criu_dump.h), the snapshot is committed; only then may
  * CRIU kill the tree. So at every moment either the tree lives or the snapshot is in the pool, whatever dies or fills up:
  * C1 a snapshot is visible only when complete (the pool's draft ends with the connection);
- * C2 CRIU is told to finish only after the pool's answer to the commit (of a series of states that leave the tree running: after its
- *    answer to all pages; the rest is sent while the tree runs, and without it there is no new state, but the one before);
+ * C2 CRIU is told to finish only after the pool's answer to the commit (of a series of states that leave the tree running: after
+ *    its answer to all pages; the rest is sent while the tree runs, and without it there is no new state, but the one before);
  * C3 a failure before that leaves the tree running as it was.
  * An instance that itself runs remote is asked, through its pager's control socket, for the pages that CRIU cannot see.
  * Thread rule: one thread; forks. */
@@ -40,7 +40,8 @@ struct checkpoint_options {
 	char *const *criu_arguments;
 	size_t criu_argument_count;
 	const struct checkpoint_origin *origin; /* NULL: an ordinary snapshot */
-	struct recall **recall; /* NULL, or what the state before has (*recall NULL: nothing); replaced by this one's when it succeeds */
+	/* NULL, or what the state before has (*recall NULL: nothing); replaced by this one's when it succeeds */
+	struct recall **recall;
 };
 
 struct checkpoint_result {

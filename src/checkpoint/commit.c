@@ -119,8 +119,10 @@ static int open_instance(struct committer *committer, struct dp_err *err)
 	if (!ret)
 		ret = parse_pool(&committer->pool, instance->pool, NULL, err);
 	if (!ret && options->to)
-		ret = strchr(options->to, ':') ? dp_fail(err, EINVAL, "'%s': the states of an instance are kept in its own pool; give a name "
-						       "without tag, such as redis-safe", options->to)
+		ret = strchr(options->to, ':') ? dp_fail(err, EINVAL,
+							 "'%s': the states of an instance are kept in its own pool; give a name "
+							 "without tag, such as redis-safe",
+							 options->to)
 					       : endpoint_name_check(options->to, normal, err);
 	if (ret)
 		return ret;
@@ -132,7 +134,8 @@ static int open_instance(struct committer *committer, struct dp_err *err)
 	if (options->to)
 		snprintf(committer->series, sizeof(committer->series), "%s", options->to);
 	else
-		commit_default_series(options->protect ? "protect" : "commit", instance->id, committer->series, sizeof(committer->series));
+		commit_default_series(options->protect ? "protect" : "commit", instance->id, committer->series,
+				      sizeof(committer->series));
 	committer->lock_fd = open(instance_path(instance, "commit.lock", path, sizeof(path)), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	if (committer->lock_fd < 0)
 		return dp_fail_errno(err, errno, "open %s", path);
@@ -152,7 +155,8 @@ static int open_process(struct committer *committer, struct dp_err *err)
 		ret = dp_fail(err, EINVAL, "process %d belongs to instance %s: protect that", (int)options->pid, found.id);
 	if (ret)
 		return ret;
-	snprintf(committer->series, sizeof(committer->series), "%.*s", (int)strcspn(committer->pool.name, ":"), committer->pool.name);
+	snprintf(committer->series, sizeof(committer->series), "%.*s", (int)strcspn(committer->pool.name, ":"),
+		 committer->pool.name);
 	snprintf(committer->lineage, sizeof(committer->lineage), "%s", committer->pool.name);
 	committer->own_series = true;
 	committer->pid = options->pid;
@@ -174,7 +178,8 @@ static void start_note(struct committer *committer)
 	snprintf(note->kind, sizeof(note->kind), "%s", committer->options.protect ? "protect" : "commit");
 	snprintf(note->series, sizeof(note->series), "%s", committer->series);
 	struct commit_note before;
-	if (!commits_load(committer->options.registry, note->id, &before)) { /* a failure to come must not hide the state that is there */
+	/* a failure to come must not hide the state that is there */
+	if (!commits_load(committer->options.registry, note->id, &before)) {
 		memcpy(note->snapshot, before.snapshot, sizeof(note->snapshot));
 		note->unix_ns = before.unix_ns;
 		note->bytes = before.bytes;
@@ -193,8 +198,8 @@ int commit_open(struct committer **committer, const struct commit_options *optio
 	int ret = options->instance ? open_instance(new, err) : open_process(new, err);
 	for (size_t i = 0; i < options->criu_argument_count && !ret; i++)
 		ret = add_argument(new, options->criu_arguments[i], err);
-	/* A server has clients; where it has none this changes nothing. Their connections go on here, and in a restored state they are
-	 * closed, so nothing of them need be held back meanwhile. */
+	/* A server has clients; where it has none this changes nothing. Their connections go on here, and in a restored state
+	 * they are closed, so nothing of them need be held back meanwhile. */
 	if (!ret)
 		ret = add_argument(new, "--tcp-established", err);
 	if (!ret)
@@ -234,7 +239,8 @@ const struct commit_note *commit_last(const struct committer *committer)
 
 /* ---- a commit ---- */
 
-/* Rounds until little is left. What cannot be pushed travels with the checkpoint, which also has the last word on what is wrong. */
+/* Rounds until little is left. What cannot be pushed travels with the checkpoint, which also has the last word on what is
+ * wrong. */
 static uint64_t push_ahead(struct committer *committer, const volatile bool *stop)
 {
 	struct push push;
@@ -249,7 +255,8 @@ static uint64_t push_ahead(struct committer *committer, const volatile bool *sto
 	}
 	push.rate_bytes = committer->options.rate_bytes;
 	int64_t pushed = FEW_PAGES + 1;
-	uint64_t interval_ns = committer->options.interval_ns, until_ns = clock_now_ns() + (interval_ns ? interval_ns / 2 : PUSH_NS);
+	uint64_t interval_ns = committer->options.interval_ns,
+		 until_ns = clock_now_ns() + (interval_ns ? interval_ns / 2 : PUSH_NS);
 	for (unsigned round = 0; round < ROUNDS && pushed > FEW_PAGES; round++)
 		pushed = push_round(&push, until_ns, stop, &err);
 	if (pushed < 0 && pushed != -EINTR)
@@ -337,16 +344,24 @@ static int take(struct committer *committer, struct commit_result *result, struc
 	const struct commit_options *options = &committer->options;
 	struct checkpoint_result stored;
 	struct endpoint endpoint = committer->pool;
-	const struct checkpoint_origin origin = { .kind = committer->note.kind, .series = committer->series, .instance = committer->note.id,
-						  .name = committer->note.name, .lineage = committer->lineage };
+	const struct checkpoint_origin origin = { .kind = committer->note.kind,
+						  .series = committer->series,
+						  .instance = committer->note.id,
+						  .name = committer->note.name,
+						  .lineage = committer->lineage };
 	result->pushed_pages = committer->pushed_before + push_ahead(committer, NULL);
 	committer->pushed_before = 0;
 	result->unix_ns = wall_ns();
 	commit_name(committer->series, committer->lineage, committer->own_series, result->unix_ns / 1000000u, endpoint.name);
-	const struct checkpoint_options checkpoint = { .pid = committer->pid, .endpoint = &endpoint, .registry = options->registry,
-						       .leave_running = true, .verbose = options->verbose,
-						       .criu_arguments = committer->arguments, .criu_argument_count = committer->argument_count,
-						       .origin = &origin, .recall = &committer->recall };
+	const struct checkpoint_options checkpoint = { .pid = committer->pid,
+						       .endpoint = &endpoint,
+						       .registry = options->registry,
+						       .leave_running = true,
+						       .verbose = options->verbose,
+						       .criu_arguments = committer->arguments,
+						       .criu_argument_count = committer->argument_count,
+						       .origin = &origin,
+						       .recall = &committer->recall };
 	int ret = checkpoint_run(&checkpoint, &stored, err);
 	if (ret)
 		return ret;
@@ -427,8 +442,11 @@ int commit_fence(const struct endpoint *pool, struct dp_err *err)
 		return ret;
 	ret = client_snapshot_open(client, pool->name, &info, err);
 	if (!ret && (!commit_read_meta(info.meta_json, &state) || !state.pool_instance))
-		ret = dp_fail(err, EINVAL, "%s is the state of a process that is no instance in this pool: nobody can take it over; end it where it runs, and "
-			      "leave --take-over out", pool->name);
+		ret = dp_fail(
+			err, EINVAL,
+			"%s is the state of a process that is no instance in this pool: nobody can take it over; end it where it runs, and "
+			"leave --take-over out",
+			pool->name);
 	if (!ret)
 		ret = client_lease_take(client, state.pool_instance, &epoch, err);
 	client_snapshot_info_done(&info);

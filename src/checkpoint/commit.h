@@ -1,13 +1,15 @@
 /* commit: states of a running tree that can be gone back to, one after the other, each whole or not there at all.
  *
- * A commit of an instance is: changed pages pushed ahead (push.h), then a checkpoint that leaves the tree running (checkpoint.h), which
- * shares what the pool has and sends what changed since; then older states of the same series beyond `keep` are removed. So the tree
- * stands still for CRIU's own work and for the pages that changed within the last moment, and only changed pages travel. A plain process has
- * no pager to push through: its checkpoints share what the state before has, by hash (capture.h).
+ * A commit of an instance is: changed pages pushed ahead (push.h), then a checkpoint that leaves the tree running (checkpoint.h),
+ * which shares what the pool has and sends what changed since; then older states of the same series beyond `keep` are removed. So
+ * the tree stands still for CRIU's own work and for the pages that changed within the last moment, and only changed pages travel.
+ * A plain process has no pager to push through: its checkpoints share what the state before has, by hash (capture.h).
  *
- * Names: `commits/INSTANCE/REPO:TAG.TIME` and `protected/INSTANCE/REPO:TAG.TIME`, or `NAME:TIME` where the user gave NAME; TIME in ms since
+ * Names: `commits/INSTANCE/REPO:TAG.TIME` and `protected/INSTANCE/REPO:TAG.TIME`, or `NAME:TIME` where the user gave NAME; TIME
+ * in ms since
  * 1970. What a state is of is in its meta text (`commit`: kind, series, instance, name, lineage); commit_find goes by that.
- * Invariants: M1 a failed commit changes neither the tree nor the newest complete state; M2 the newest state of a series is never removed.
+ * Invariants: M1 a failed commit changes neither the tree nor the newest complete state; M2 the newest state of a series is never
+ * removed.
  * Thread rule: one thread; forks. One commit of an instance at a time, whoever asks (a lock beside the note, see commits.h). */
 #ifndef DP_CHECKPOINT_COMMIT_H
 #define DP_CHECKPOINT_COMMIT_H
@@ -50,7 +52,8 @@ struct committer;
 
 int commit_open(struct committer **committer, const struct commit_options *options, struct dp_err *err);
 void commit_close(struct committer *committer);
-/* Pushes what changed, so that a commit that follows soon is short. Stops early where *stop becomes true. Never fails the commit. */
+/* Pushes what changed, so that a commit that follows soon is short. Stops early where *stop becomes true. Never fails the
+ * commit. */
 void commit_push_ahead(struct committer *committer, const volatile bool *stop);
 /* Errors: of checkpoint_run, of the pool. After any the tree runs as before and the newest state is the one it was. */
 int commit_take(struct committer *committer, struct commit_result *result, struct dp_err *err);
@@ -60,7 +63,8 @@ const struct commit_note *commit_last(const struct committer *committer);
 
 /* The newest state in a pool whose series, instance, name or lineage is `key`; only those of `protect` where asked. -ENOENT. */
 int commit_find(const struct endpoint *pool, const char *key, bool protect_only, char snapshot[static 256], struct dp_err *err);
-/* Takes the lease of the instance of which `pool->name` is a state (commit_find), so that whoever runs it can write nothing from now on, and ends.
+/* Takes the lease of the instance of which `pool->name` is a state (commit_find), so that whoever runs it can write nothing from
+ * now on, and ends.
  * One that has ended is no error. -EINVAL where no instance is known, -EACCES and others of the pool. */
 int commit_fence(const struct endpoint *pool, struct dp_err *err);
 

@@ -16,7 +16,8 @@ static bool wait_until(const struct commit_loop *loop, uint64_t ns)
 {
 	struct pollfd ended = { .fd = commit_target_fd(loop->committer), .events = POLLIN };
 	for (uint64_t now = clock_now_ns(); !*loop->stop; now = clock_now_ns()) {
-		int timeout_ms = now < ns ? (int)DP_MIN((ns - now) / 1000000u + 1, 1000u) : 0; /* a signal may come just before poll */
+		/* a signal may come just before poll */
+		int timeout_ms = now < ns ? (int)DP_MIN((ns - now) / 1000000u + 1, 1000u) : 0;
 		int ready = poll(&ended, 1, timeout_ms);
 		if (ready > 0)
 			return false;

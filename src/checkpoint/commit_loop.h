@@ -1,6 +1,8 @@
-/* commit_loop: one commit an interval, until the tree has ended or the caller stops it. From one freeze to the next an interval passes, so a
- * crash loses at most the interval and the time that the commit itself takes until it is whole. Pages are pushed ahead shortly before.
- * A commit that fails is tried again an interval later (at once where nothing is there yet would only make a bad situation worse).
+/* commit_loop: one commit an interval, until the tree has ended or the caller stops it. From one freeze to the next an interval
+ * passes, so a crash loses at most the interval and the time that the commit itself takes until it is whole. Pages are pushed
+ * ahead shortly before.
+ * A commit that fails is tried again an interval later (at once where nothing is there yet would only make a bad situation
+ * worse).
  * Thread rule: one thread. */
 #ifndef DP_CHECKPOINT_COMMIT_LOOP_H
 #define DP_CHECKPOINT_COMMIT_LOOP_H

@@ -37,7 +37,8 @@ static const char *behind_series(const char *snapshot)
 void commit_lineage(const char *snapshot, char *lineage, size_t size)
 {
 	const char *rest = behind_series(snapshot), *dot = rest ? strrchr(rest, '.') : NULL;
-	bool ours = dot && dot[1] && strspn(dot + 1, "0123456789") == strlen(dot + 1) && strchr(rest, ':') && strchr(rest, ':') < dot;
+	bool ours = dot && dot[1] && strspn(dot + 1, "0123456789") == strlen(dot + 1) && strchr(rest, ':') &&
+		    strchr(rest, ':') < dot;
 	if (ours)
 		snprintf(lineage, size, "%.*s", (int)(dot - rest), rest);
 	else
@@ -54,7 +55,8 @@ void commit_name(const char *series, const char *lineage, bool own_series, uint6
 	}
 	const char *colon = strchr(lineage, ':');
 	int series_length = (int)DP_MIN(strlen(series), (size_t)REPOSITORY_LIMIT - 2);
-	int repository = (int)DP_MIN(colon ? (size_t)(colon - lineage) : strlen(lineage), (size_t)(REPOSITORY_LIMIT - 1 - series_length));
+	int repository = (int)DP_MIN(colon ? (size_t)(colon - lineage) : strlen(lineage),
+				     (size_t)(REPOSITORY_LIMIT - 1 - series_length));
 	int tag = (int)DP_MIN(colon ? strlen(colon + 1) : 0, TAG_LIMIT - 1 - number_length);
 	snprintf(name, 256, "%.*s/%.*s:%.*s.%s", series_length, series, repository, lineage, tag, colon ? colon + 1 : "", number);
 }
@@ -74,7 +76,8 @@ bool commit_read_meta(const char *meta_json, struct commit_state *state)
 	json_object *meta = meta_json ? json_tokener_parse(meta_json) : NULL, *commit, *number;
 	memset(state, 0, sizeof(*state));
 	bool good = meta && json_object_is_type(meta, json_type_object) && json_object_object_get_ex(meta, "commit", &commit) &&
-		    json_object_is_type(commit, json_type_object) && take_text(commit, "kind", state->kind, sizeof(state->kind)) &&
+		    json_object_is_type(commit, json_type_object) &&
+		    take_text(commit, "kind", state->kind, sizeof(state->kind)) &&
 		    take_text(commit, "series", state->series, sizeof(state->series)) &&
 		    take_text(commit, "instance", state->instance, sizeof(state->instance)) &&
 		    take_text(commit, "name", state->name, sizeof(state->name)) &&
@@ -94,6 +97,7 @@ bool commit_fits(const struct commit_state *state, const char *key, bool protect
 	snprintf(bare, sizeof(bare), "%.*s", (int)(implied ? length - suffix : length), key);
 	if (protect_only && strcmp(state->kind, "protect"))
 		return false;
-	return !strcmp(state->series, bare) || !strcmp(state->instance, bare) || !strcmp(state->name, bare) || !strcmp(state->lineage, key) ||
+	return !strcmp(state->series, bare) || !strcmp(state->instance, bare) || !strcmp(state->name, bare) ||
+	       !strcmp(state->lineage, key) ||
 	       (strchr(key, ':') == NULL && !strncmp(state->lineage, key, length) && !strcmp(state->lineage + length, ":latest"));
 }

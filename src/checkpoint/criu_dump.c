@@ -170,8 +170,8 @@ static void run_inside(int target_pidfd, char *const *argv, int page_fd, int wor
 	pid_t child = fork();
 	if (child == 0)
 		run_criu(argv, page_fd, workspace_fd);
-	/* The stream must end with criu, and for criu with us: whoever holds its other end, or those of the pool and the pager, keeps criu waiting
-	 * in a full stream and the tree frozen. Nothing of it is needed here. */
+	/* The stream must end with criu, and for criu with us: whoever holds its other end, or those of the pool and the pager,
+	 * keeps criu waiting in a full stream and the tree frozen. Nothing of it is needed here. */
 	close_range(STDERR_FILENO + 1, ~0u, 0);
 	int status = 127 << 8;
 	while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR)
@@ -284,8 +284,8 @@ int criu_dump_wait(struct criu_dump *dump)
 /* Lines that say no more than that it went wrong, or that are no reason (a limit it could not raise). */
 static bool says_nothing(const char *text)
 {
-	static const char *const phrases[] = {"Dumping FAILED", "rlimit:", "failed with -", "action scripts failed", "exited with",
-					      "exited, status=", "Can't dump file", "dump failed"};
+	static const char *const phrases[] = { "Dumping FAILED", "rlimit:",	    "failed with -",   "action scripts failed",
+					       "exited with",	 "exited, status=", "Can't dump file", "dump failed" };
 	for (size_t i = 0; i < ARRAY_LENGTH(phrases); i++)
 		if (strstr(text, phrases[i]))
 			return true;

@@ -38,8 +38,8 @@ static int compare_ranges(const void *left, const void *right)
 	return (a > b) - (a < b);
 }
 
-/* What is not local, sorted; ranges may overlap. A local page that CRIU did not send is none: the process gave it up and found the kernel's page of
- * zeros there, while a push of what it had before was under way (pager/propagate.h). */
+/* What is not local, sorted; ranges may overlap. A local page that CRIU did not send is none: the process gave it up and found
+ * the kernel's page of zeros there, while a push of what it had before was under way (pager/propagate.h). */
 static int gather(const struct control_space *space, struct page_list *all)
 {
 	int rc = 0;
@@ -120,7 +120,9 @@ int inherit_merge_runs(struct image_pagemap *pagemap, const struct page_list *la
 		return -ENOMEM;
 	size_t count = pagemap->count;
 	for (size_t i = 0; i < lazy->count; i++)
-		runs[count++] = (struct image_run){.pgno = lazy->ranges[i].pgno, .pages = lazy->ranges[i].pages, .flags = PAGEMAP_LAZY};
+		runs[count++] = (struct image_run){ .pgno = lazy->ranges[i].pgno,
+						    .pages = lazy->ranges[i].pages,
+						    .flags = PAGEMAP_LAZY };
 	qsort(runs, count, sizeof(*runs), compare_runs);
 	size_t kept = 0;
 	for (size_t i = 0; i < count; i++) {

@@ -1,9 +1,9 @@
 /* inherit: which pages of an instance a checkpoint takes from the pool because CRIU cannot see them. Pure functions.
  *
  * CRIU dumps what is in local memory and drops, without a word, every page that is not (criu.md 1.8). The pager's export names
- * those. The rule: a page that CRIU sent is the page; any other that is not local is the pool's copy, and any other that is local is zero. It
- * holds because the export is taken while the tree is frozen and the pager evicts nothing. The copies that the pool has of local pages
- * only save sending those whose content is the same. */
+ * those. The rule: a page that CRIU sent is the page; any other that is not local is the pool's copy, and any other that is local
+ * is zero. It holds because the export is taken while the tree is frozen and the pager evicts nothing. The copies that the pool
+ * has of local pages only save sending those whose content is the same. */
 #ifndef DP_CHECKPOINT_INHERIT_H
 #define DP_CHECKPOINT_INHERIT_H
 

@@ -30,7 +30,8 @@ static int decode_open(const struct raw_header *raw, struct page_header *header,
 {
 	uint64_t type = raw->id & 0xff, id = raw->id >> 8;
 	if ((type != ID_TYPE_TASK && type != ID_TYPE_SHARED_MEMORY) || id == 0 || id > UINT32_MAX)
-		return dp_fail(err, EPROTO, "page stream: a page map of an unknown kind (id 0x%llx)", (unsigned long long)raw->id);
+		return dp_fail(err, EPROTO, "page stream: a page map of an unknown kind (id 0x%llx)",
+			       (unsigned long long)raw->id);
 	header->command = PAGE_COMMAND_OPEN;
 	header->shared_memory = type == ID_TYPE_SHARED_MEMORY;
 	header->id = (uint32_t)id;
@@ -116,7 +117,8 @@ static int take_pages(struct receiver *receiver, const struct page_header *heade
 		int rc = io_read_full(receiver->fd, receiver->chunk, pages * PAGE_BYTES);
 		if (rc < 0)
 			return broken_off(err, -rc);
-		rc = receiver->sink->pages(receiver->sink->context, header->lazy, header->pgno + done, pages, receiver->chunk, err);
+		rc = receiver->sink->pages(receiver->sink->context, header->lazy, header->pgno + done, pages, receiver->chunk,
+					   err);
 		if (rc < 0)
 			return rc;
 		done += pages;

@@ -52,8 +52,8 @@ static int wait_and_receive(struct pipeline *pipeline)
 	return receive(pipeline);
 }
 
-int pipeline_put(struct pipeline *pipeline, uint64_t space, const struct page_range *ranges, size_t count, const struct iovec *data,
-		 size_t data_count)
+int pipeline_put(struct pipeline *pipeline, uint64_t space, const struct page_range *ranges, size_t count,
+		 const struct iovec *data, size_t data_count)
 {
 	int rc = receive(pipeline); /* what has come, so that answers never fill the pool's side */
 	while (rc == 0) {

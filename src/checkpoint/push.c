@@ -119,8 +119,8 @@ static int offer(struct round *round, const struct list_page *page, const uint8_
 	return window->count >= round->push->pace.pages ? flush(round, err) : 0;
 }
 
-/* Keeps the pages that are still there: reading one that has just been evicted would bring it back, and push another one out. Where it cannot
- * be told, all are. */
+/* Keeps the pages that are still there: reading one that has just been evicted would bring it back, and push another one out.
+ * Where it cannot be told, all are. */
 static size_t keep_present(const struct round *round, struct list_page *pages, size_t count)
 {
 	uint64_t entries[READ_PAGES];
@@ -149,7 +149,8 @@ static int take_pages(struct round *round, struct list_page *pages, size_t count
 		local = (struct iovec){ round->content + done * PAGE_BYTES, (count - done) * PAGE_BYTES };
 		ssize_t got = process_vm_readv((pid_t)round->piece.pid, &local, 1, remote + done, count - done, 0);
 		if (got < 0 && errno != EFAULT)
-			return errno == ESRCH ? 0 : dp_fail_errno(err, errno, "read pages of process %ld", (long)round->piece.pid);
+			return errno == ESRCH ? 0
+					      : dp_fail_errno(err, errno, "read pages of process %ld", (long)round->piece.pid);
 		size_t read = got < 0 ? 0 : (size_t)got / PAGE_BYTES;
 		for (size_t i = done; i < done + read; i++) {
 			int ret = offer(round, &pages[i], round->content + i * PAGE_BYTES, err);

@@ -1,9 +1,10 @@
-/* push: sends the changed pages of a running instance to its pool ahead of a commit, so that few are left when the tree stands still.
+/* push: sends the changed pages of a running instance to its pool ahead of a commit, so that few are left when the tree stands
+ * still.
  *
- * How it works: pager/propagate.h. Pages are read from the running process, compared by hash with what the pager says the pool has, and
- * handed to the pager where they differ. A page that changes again before the freeze travels again with the commit; nothing is lost by
- * that. Windows are doubled while that makes a page a fifth cheaper: so they are no longer than the way is long, and a fault's request never
- * waits long behind one.
+ * How it works: pager/propagate.h. Pages are read from the running process, compared by hash with what the pager says the pool
+ * has, and handed to the pager where they differ. A page that changes again before the freeze travels again with the commit;
+ * nothing is lost by that. Windows are doubled while that makes a page a fifth cheaper: so they are no longer than the way is
+ * long, and a fault's request never waits long behind one.
  * Thread rule: one thread. Blocks. */
 #ifndef DP_CHECKPOINT_PUSH_H
 #define DP_CHECKPOINT_PUSH_H
@@ -35,7 +36,8 @@ struct push {
 /* Takes the connection. */
 int push_open(struct push *push, int connection, struct dp_err *err);
 void push_close(struct push *push);
-/* Goes through all local pages once. Returns pages pushed, or -EAGAIN (a checkpoint has the tree frozen), -ENOSPC, or others; -EINTR where
+/* Goes through all local pages once. Returns pages pushed, or -EAGAIN (a checkpoint has the tree frozen), -ENOSPC, or others;
+ * -EINTR where
  * *stop (may be NULL) became true or the time was up. */
 int64_t push_round(struct push *push, uint64_t until_ns, const volatile bool *stop, struct dp_err *err);
 

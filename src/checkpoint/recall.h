@@ -1,6 +1,7 @@
-/* recall: which pages the state before has, by hash, so that a checkpoint of a process without a pager sends only what changed since.
- * Kept by who takes one state after the other; filled by capture from what it stored or shared. Space ids are looked up anew by the
- * snapshot's name each time (a pool that was started again has others). Thread rule: one thread. */
+/* recall: which pages the state before has, by hash, so that a checkpoint of a process without a pager sends only what changed
+ * since.
+ * Kept by who takes one state after the other; filled by capture from what it stored or shared. Space ids are looked up anew by
+ * the snapshot's name each time (a pool that was started again has others). Thread rule: one thread. */
 #ifndef DP_CHECKPOINT_RECALL_H
 #define DP_CHECKPOINT_RECALL_H
 

@@ -45,7 +45,10 @@ static int check_first_threads(pid_t pid, struct dp_err *err)
 	ssize_t count = proc_tree(pid, &pids);
 	for (ssize_t i = 0; i < count; i++)
 		if (proc_state(pids[i]) == 'Z' && proc_live_thread(pids[i]) > 0)
-			return dp_fail(err, EINVAL, "process %d goes on without its first thread, which has ended: CRIU cannot store such a process", pids[i]);
+			return dp_fail(
+				err, EINVAL,
+				"process %d goes on without its first thread, which has ended: CRIU cannot store such a process",
+				pids[i]);
 	return 0;
 }
 

@@ -7,7 +7,8 @@
 
 #include "base/err.h"
 
-/* -ESRCH, -EINVAL (kernel thread, a process of the tree whose first thread has ended, this process or one above it), -EPERM (this process lacks a capability). */
+/* -ESRCH, -EINVAL (kernel thread, a process of the tree whose first thread has ended, this process or one above it), -EPERM (this
+ * process lacks a capability). */
 int target_check(pid_t pid, struct dp_err *err);
 /* Resident pages of the tree, without what files back; an estimate for the progress line. 0 where it cannot be told. */
 uint64_t target_resident_pages(pid_t pid);

@@ -19,7 +19,8 @@ struct workspace {
 
 int workspace_open(struct workspace *workspace, struct dp_err *err);
 void workspace_close(struct workspace *workspace);
-/* Copies `file` of the work directory to a lasting place (the registry's logs/, else $TMPDIR or /tmp); `kept` gets its path, or "". */
+/* Copies `file` of the work directory to a lasting place (the registry's logs/, else $TMPDIR or /tmp); `kept` gets its path, or
+ * "". */
 void workspace_keep_log(const struct workspace *workspace, const char *file, int pid, char *kept, size_t size);
 
 #endif

@@ -33,7 +33,16 @@ static const char usage[] =
 	"  --libdir PATH --timeout SECONDS\n"
 	"  --criu-option=OPT  any other, such as --criu-option=--cpu-cap=ins\n";
 
-enum { OPTION_PID = 256, OPTION_LEAVE_RUNNING, OPTION_FORCE, OPTION_ROOT, OPTION_JSON, OPTION_COMPRESS, OPTION_CRIU_OPTION, OPTION_CRIU };
+enum {
+	OPTION_PID = 256,
+	OPTION_LEAVE_RUNNING,
+	OPTION_FORCE,
+	OPTION_ROOT,
+	OPTION_JSON,
+	OPTION_COMPRESS,
+	OPTION_CRIU_OPTION,
+	OPTION_CRIU
+};
 
 static const struct option options[] = {
 	{"pid", required_argument, NULL, OPTION_PID},
@@ -140,7 +149,8 @@ static int read_option(struct settings *settings, char **argv, int option, int i
 		/* one dash or two: what follows the first two characters is what add_criu_argument puts behind "--" */
 		rc = strncmp(optarg, "--", 2) == 0 ? add_criu_argument(settings, optarg + 2, NULL) : -EINVAL;
 		if (rc == -EINVAL)
-			return cli_usage_error(argv[0], "write CRIU's option in its long form: --criu-option=--name[=value], not '%s'", optarg);
+			return cli_usage_error(
+				argv[0], "write CRIU's option in its long form: --criu-option=--name[=value], not '%s'", optarg);
 		break;
 	case OPTION_CRIU:
 		rc = add_criu_argument(settings, options[index].name, optarg);
@@ -203,9 +213,10 @@ static void print_text(const struct settings *settings, const struct checkpoint_
 	format_size(result->zero_pages * PAGE_BYTES, zero_bytes, sizeof(zero_bytes));
 	if (result->inherited_pages)
 		snprintf(shared, sizeof(shared), ", %llu shared with its base", (unsigned long long)result->inherited_pages);
-	printf("checkpointed %s: %llu task%s, %llu pages (%s; %s zero elided%s), frozen %.2f s, %.2f s in all\n", settings->endpoint.name,
-	       (unsigned long long)result->tasks, result->tasks == 1 ? "" : "s", (unsigned long long)result->pages, bytes, zero_bytes,
-	       shared, (double)result->frozen_ns / 1e9, (double)result->total_ns / 1e9);
+	printf("checkpointed %s: %llu task%s, %llu pages (%s; %s zero elided%s), frozen %.2f s, %.2f s in all\n",
+	       settings->endpoint.name, (unsigned long long)result->tasks, result->tasks == 1 ? "" : "s",
+	       (unsigned long long)result->pages, bytes, zero_bytes, shared, (double)result->frozen_ns / 1e9,
+	       (double)result->total_ns / 1e9);
 }
 
 static int run(struct settings *settings, const char *uri)
@@ -214,7 +225,8 @@ static int run(struct settings *settings, const char *uri)
 	struct checkpoint_result result;
 	int rc = endpoint_parse(&settings->endpoint, uri, &err);
 	if (rc == 0 && settings->endpoint.name[0] == 0)
-		rc = dp_fail(&err, EINVAL, "%s names a pool but no snapshot: add #REPO:TAG (or /REPO:TAG behind dp://HOST:PORT)", uri);
+		rc = dp_fail(&err, EINVAL, "%s names a pool but no snapshot: add #REPO:TAG (or /REPO:TAG behind dp://HOST:PORT)",
+			     uri);
 	if (rc == 0)
 		rc = checkpoint_run(&settings->checkpoint, &result, &err);
 	if (rc < 0)

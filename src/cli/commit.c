@@ -1,5 +1,5 @@
-/* commit: the present state of a running instance becomes one that can be gone back to. With --every it is what `restore --propagate
- * back:INTERVAL` keeps running beside the instance. */
+/* commit: the present state of a running instance becomes one that can be gone back to. With --every it is what `restore
+ * --propagate back:INTERVAL` keeps running beside the instance. */
 #include <errno.h>
 #include <getopt.h>
 #include <json-c/json.h>
@@ -60,7 +60,9 @@ static int read_option(struct settings *settings, char **argv, int option)
 	case OPTION_KEEP: return commit_line_keep(argv[0], optarg, &commit->keep);
 	case OPTION_EVERY: return commit_line_interval(argv[0], "--every", optarg, &commit->interval_ns);
 	case OPTION_RATE:
-		return parse_size(optarg, &commit->rate_bytes) ? cli_usage_error(argv[0], "--rate takes bytes a second, such as 100M") : 0;
+		return parse_size(optarg, &commit->rate_bytes)
+			       ? cli_usage_error(argv[0], "--rate takes bytes a second, such as 100M")
+			       : 0;
 	case OPTION_CRIU_OPTION: return commit_line_criu_option(argv[0], optarg, settings->criu_arguments, CRIU_ARGUMENTS_LIMIT,
 							       &commit->criu_argument_count);
 	case OPTION_JSON: settings->line.json = true; return 0;

@@ -47,9 +47,10 @@ void commit_line_print(const struct commit_line *line, const struct commit_resul
 	} else {
 		if (result->removed)
 			snprintf(removed, sizeof(removed), ", %llu older removed", (unsigned long long)result->removed);
-		printf("%s %s: %s travelled (%llu pages ahead, %llu in the freeze), frozen %.0f ms, %.0f ms in all%s\n", line->verb,
-		       result->snapshot, format_size(result->bytes, bytes, sizeof(bytes)), (unsigned long long)result->pushed_pages,
-		       (unsigned long long)result->sent_pages, (double)result->frozen_ns / 1e6, (double)result->total_ns / 1e6, removed);
+		printf("%s %s: %s travelled (%llu pages ahead, %llu in the freeze), frozen %.0f ms, %.0f ms in all%s\n",
+		       line->verb, result->snapshot, format_size(result->bytes, bytes, sizeof(bytes)),
+		       (unsigned long long)result->pushed_pages, (unsigned long long)result->sent_pages,
+		       (double)result->frozen_ns / 1e6, (double)result->total_ns / 1e6, removed);
 	}
 	fflush(stdout);
 }
@@ -71,7 +72,11 @@ void commit_line_loop(const struct commit_line *line, struct committer *committe
 	for (size_t i = 0; i < ARRAY_LENGTH(numbers); i++)
 		sigaction(numbers[i], &action, NULL);
 	const struct commit_loop loop = {
-		.committer = committer, .interval_ns = interval_ns, .stop = &stop, .on_commit = on_commit, .context = (void *)(uintptr_t)line,
+		.committer = committer,
+		.interval_ns = interval_ns,
+		.stop = &stop,
+		.on_commit = on_commit,
+		.context = (void *)(uintptr_t)line,
 	};
 	commit_loop_run(&loop);
 }
@@ -97,8 +102,9 @@ struct json_object *commit_line_note_json(const struct instance *instance)
 		const char *name;
 		uint64_t number;
 	} numbers[] = {
-		{ "unix_ns", note.unix_ns }, { "age_ns", commits_age_ns(&note) }, { "bytes", note.bytes }, { "frozen_ns", note.frozen_ns },
-		{ "total_ns", note.total_ns }, { "count", note.count }, { "failures", note.failures }, { "interval_ns", note.interval_ns },
+		{ "unix_ns", note.unix_ns },	 { "age_ns", commits_age_ns(&note) }, { "bytes", note.bytes },
+		{ "frozen_ns", note.frozen_ns }, { "total_ns", note.total_ns },	      { "count", note.count },
+		{ "failures", note.failures },	 { "interval_ns", note.interval_ns },
 	};
 	json_object_object_add(object, "snapshot", json_object_new_string(note.snapshot));
 	json_object_object_add(object, "kind", json_object_new_string(note.kind));
@@ -135,9 +141,10 @@ const char *commit_line_note_text(const struct instance *instance, char *text, s
 	char age[32], bytes[32];
 	text[0] = 0;
 	if (load_note(instance, &note))
-		snprintf(text, size, "%s ago, %s travelled, frozen %.0f ms, %.0f ms in all, failed %llu%s%s", age_text(&note, age, sizeof(age)),
-			 format_size(note.bytes, bytes, sizeof(bytes)), (double)note.frozen_ns / 1e6, (double)note.total_ns / 1e6,
-			 (unsigned long long)note.failures, note.error[0] ? "; the last try: " : "", note.error);
+		snprintf(text, size, "%s ago, %s travelled, frozen %.0f ms, %.0f ms in all, failed %llu%s%s",
+			 age_text(&note, age, sizeof(age)), format_size(note.bytes, bytes, sizeof(bytes)),
+			 (double)note.frozen_ns / 1e6, (double)note.total_ns / 1e6, (unsigned long long)note.failures,
+			 note.error[0] ? "; the last try: " : "", note.error);
 	return text;
 }
 
@@ -164,7 +171,8 @@ int commit_line_criu_option(const char *command, char *text, char **arguments, s
 	if (checkpoint_check_option(text, &err) < 0)
 		return cli_usage_error(command, "%s", err.text);
 	if (strncmp(text, "--", 2))
-		return cli_usage_error(command, "write CRIU's option in its long form: --criu-option=--name[=value], not '%s'", text);
+		return cli_usage_error(command, "write CRIU's option in its long form: --criu-option=--name[=value], not '%s'",
+				       text);
 	if (*count == limit)
 		return cli_usage_error(command, "too many options for CRIU");
 	arguments[(*count)++] = text;

@@ -19,7 +19,8 @@ void commit_line_print(const struct commit_line *line, const struct commit_resul
 /* Until the tree has ended, or SIGINT, SIGTERM or SIGHUP. A failure is a line on stderr, and goes on. */
 void commit_line_loop(const struct commit_line *line, struct committer *committer, uint64_t interval_ns);
 
-/* What this host noted of an instance's last commit: an object for JSON, or NULL; its age, bytes and frozen time as text, or "". */
+/* What this host noted of an instance's last commit: an object for JSON, or NULL; its age, bytes and frozen time as text, or
+ * "". */
 struct json_object *commit_line_note_json(const struct instance *instance);
 const char *commit_line_note_text(const struct instance *instance, char *text, size_t size);
 /* Age alone, such as 12s; "-" where there is none. */

@@ -61,7 +61,16 @@ struct lazy {
 	bool page_server, daemon;
 };
 
-enum { OPTION_PAGE_SERVER = 256, OPTION_ADDRESS, OPTION_PORT, OPTION_PS_SOCKET, OPTION_STATUS_FD, OPTION_PIDFILE, OPTION_TLS, OPTION_IGNORED };
+enum {
+	OPTION_PAGE_SERVER = 256,
+	OPTION_ADDRESS,
+	OPTION_PORT,
+	OPTION_PS_SOCKET,
+	OPTION_STATUS_FD,
+	OPTION_PIDFILE,
+	OPTION_TLS,
+	OPTION_IGNORED
+};
 
 /* CRIU's options that have nothing to do with this command; tools pass one set to all of CRIU's. */
 static const struct option options[] = {
@@ -172,7 +181,8 @@ static int parse_option(struct lazy *lazy, int option, const char *name, int *co
 		return -1;
 	}
 	if (ret)
-		*code = cli_usage_error(lazy->command, "--%s %s is no number that it can take", name ? name : "verbosity", optarg);
+		*code = cli_usage_error(lazy->command, "--%s %s is no number that it can take", name ? name : "verbosity",
+					optarg);
 	return ret ? -1 : 0;
 }
 
@@ -206,7 +216,8 @@ static int enter_directories(struct lazy *lazy, struct dp_err *err)
 
 static int open_log(const struct lazy *lazy, struct dp_err *err)
 {
-	static const enum log_level levels[] = { LOG_LEVEL_ERROR, LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG };
+	static const enum log_level levels[] = { LOG_LEVEL_ERROR, LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO,
+						 LOG_LEVEL_DEBUG };
 	int fd = 2;
 	if (lazy->log_file && strcmp(lazy->log_file, "-") != 0)
 		fd = open(lazy->log_file, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0644);
@@ -405,7 +416,8 @@ static int keep(struct keeper *keeper, pid_t pager, int pidfd, int signal_fd, st
 	if (told)
 		return dp_fail(err, EINTR, "ended by a signal: the restored tasks, whose memory had not all come, were killed");
 	if (WIFSIGNALED(status))
-		return dp_fail(err, EIO, "the pager was killed by signal %d: the restored tasks were killed too", WTERMSIG(status));
+		return dp_fail(err, EIO, "the pager was killed by signal %d: the restored tasks were killed too",
+			       WTERMSIG(status));
 	return dp_fail(err, EIO, "%s", keeper->text[0] ? keeper->text : "the pager failed");
 }
 

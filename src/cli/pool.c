@@ -27,11 +27,12 @@ static const char usage[] =
 	"POOL is dp://HOST:PORT, dps://HOST:PORT (TLS), dp+unix:///PATH, dir:/PATH or file:/PATH; with a name: dp://HOST:PORT/REPO:TAG,\n"
 	"dp+unix:///PATH#REPO:TAG, dir:/PATH#REPO:TAG. 'distri-proc pool COMMAND --help' tells more.\n";
 
-static const char usage_ls[] = "Usage: distri-proc pool ls [--json] POOL\n"
-			       "\n"
-			       "Lists the snapshots of a pool. SIZE is what one restores; pages that snapshots share are stored once.\n"
-			       "\n"
-			       "  --json   one object, sizes in bytes\n";
+static const char usage_ls[] =
+	"Usage: distri-proc pool ls [--json] POOL\n"
+	"\n"
+	"Lists the snapshots of a pool. SIZE is what one restores; pages that snapshots share are stored once.\n"
+	"\n"
+	"  --json   one object, sizes in bytes\n";
 static const char usage_inspect[] =
 	"Usage: distri-proc pool inspect [--json] POOL/NAME\n"
 	"\n"
@@ -136,8 +137,9 @@ static void print_list(const struct snapshot_info *list, size_t count)
 	for (size_t i = 0; i < count; i++) {
 		char size[32], created[32];
 
-		printf("%-*s  %10s  %9u  %s\n", width, list[i].name, format_size(list[i].stored_pages * PAGE_BYTES, size, sizeof(size)),
-		       list[i].instances, format_time(list[i].created_unix_ns, created, sizeof(created)));
+		printf("%-*s  %10s  %9u  %s\n", width, list[i].name,
+		       format_size(list[i].stored_pages * PAGE_BYTES, size, sizeof(size)), list[i].instances,
+		       format_time(list[i].created_unix_ns, created, sizeof(created)));
 	}
 }
 

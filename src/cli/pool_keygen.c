@@ -12,12 +12,13 @@
 
 #define KEY_BYTES 32
 
-static const char usage[] = "Usage: distri-proc pool keygen IDENTITY\n"
-			    "\n"
-			    "Prints a fresh pre-shared key as a line IDENTITY:HEXKEY for --psk-file; IDENTITY is who it is for, 1 to 64 of\n"
-			    "[A-Za-z0-9._@-]. The pool's file holds one line a client, each client's its own; both must be mode 0600:\n"
-			    "\n"
-			    "  (umask 077; distri-proc pool keygen edge-1 >edge-1.psk)\n";
+static const char usage[] =
+	"Usage: distri-proc pool keygen IDENTITY\n"
+	"\n"
+	"Prints a fresh pre-shared key as a line IDENTITY:HEXKEY for --psk-file; IDENTITY is who it is for, 1 to 64 of\n"
+	"[A-Za-z0-9._@-]. The pool's file holds one line a client, each client's its own; both must be mode 0600:\n"
+	"\n"
+	"  (umask 077; distri-proc pool keygen edge-1 >edge-1.psk)\n";
 
 int cmd_pool_keygen(int argc, char **argv)
 {

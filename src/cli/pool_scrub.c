@@ -117,10 +117,12 @@ static int repair(struct scrub *scrub, const struct message_scrubbed *scrubbed, 
 				continue;
 			struct dp_err why = { "" };
 
-			if (client_repair(scrub->client, scrubbed->damaged[i].slot, digests[i], pages + (size_t)i * PAGE_BYTES, &why) == 0)
+			if (client_repair(scrub->client, scrubbed->damaged[i].slot, digests[i], pages + (size_t)i * PAGE_BYTES,
+					  &why) == 0)
 				repaired |= UINT64_C(1) << i;
 			else
-				fprintf(stderr, "slot %" PRIu64 " could not be repaired: %s\n", scrubbed->damaged[i].slot, why.text);
+				fprintf(stderr, "slot %" PRIu64 " could not be repaired: %s\n", scrubbed->damaged[i].slot,
+					why.text);
 		}
 		if (result < 0)
 			return result;
@@ -139,17 +141,21 @@ static void progress(struct scrub *scrub, uint64_t at, uint64_t end, bool last)
 	if (scrub->quiet || (!last && now - scrub->told_ns < 1000000000))
 		return;
 	scrub->told_ns = now;
-	fprintf(stderr, "%3.0f %%  %s read, %" PRIu64 " pages damaged, %" PRIu64 " repaired\n", end ? 100.0 * (double)at / (double)end : 100.0,
-		format_size(scrub->checked * PAGE_BYTES, size, sizeof(size)), scrub->damaged, scrub->repaired);
+	fprintf(stderr, "%3.0f %%  %s read, %" PRIu64 " pages damaged, %" PRIu64 " repaired\n",
+		end ? 100.0 * (double)at / (double)end : 100.0, format_size(scrub->checked * PAGE_BYTES, size, sizeof(size)),
+		scrub->damaged, scrub->repaired);
 }
 
 static void keep_rate(const struct scrub *scrub)
 {
-	uint64_t due_ns = scrub->rate_bytes ? (uint64_t)((double)scrub->checked * PAGE_BYTES / (double)scrub->rate_bytes * 1e9) : 0;
+	uint64_t due_ns = scrub->rate_bytes ? (uint64_t)((double)scrub->checked * PAGE_BYTES / (double)scrub->rate_bytes * 1e9)
+					    : 0;
 	uint64_t spent_ns = clock_now_ns() - scrub->started_ns;
 
 	if (due_ns > spent_ns)
-		nanosleep(&(struct timespec){ (time_t)((due_ns - spent_ns) / 1000000000), (long)((due_ns - spent_ns) % 1000000000) }, NULL);
+		nanosleep(&(struct timespec){ (time_t)((due_ns - spent_ns) / 1000000000),
+					      (long)((due_ns - spent_ns) % 1000000000) },
+			  NULL);
 }
 
 static int scan(struct scrub *scrub, struct dp_err *err)
@@ -186,8 +192,9 @@ static void report(const struct scrub *scrub)
 	json_object *object;
 
 	if (!scrub->json) {
-		printf("%" PRIu64 " pages read, %" PRIu64 " damaged, %" PRIu64 " repaired, %" PRIu64 " without a digest%s\n", scrub->checked,
-		       scrub->damaged, scrub->repaired, scrub->unverified, scrub->unverified ? " (--add-digests gives them one)" : "");
+		printf("%" PRIu64 " pages read, %" PRIu64 " damaged, %" PRIu64 " repaired, %" PRIu64 " without a digest%s\n",
+		       scrub->checked, scrub->damaged, scrub->repaired, scrub->unverified,
+		       scrub->unverified ? " (--add-digests gives them one)" : "");
 		if (scrub->added)
 			printf("%" PRIu64 " pages got a digest\n", scrub->added);
 		return;

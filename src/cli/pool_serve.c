@@ -195,8 +195,10 @@ static int listen_everywhere(struct server *server, const struct serve *serve, s
 	for (size_t i = 0; i < serve->listen_count && result == 0; i++) {
 		result = endpoint_parse(&endpoint, serve->listen[i], err);
 		if (result == 0 && ((endpoint.kind != ENDPOINT_TCP && endpoint.kind != ENDPOINT_UNIX) || endpoint.name[0]))
-			result = dp_fail(err, EINVAL, "cannot listen at '%s'; write dps://0.0.0.0:7400, tcp://127.0.0.1:7400 or unix:///run/pool.sock",
-					 serve->listen[i]);
+			result = dp_fail(
+				err, EINVAL,
+				"cannot listen at '%s'; write dps://0.0.0.0:7400, tcp://127.0.0.1:7400 or unix:///run/pool.sock",
+				serve->listen[i]);
 		if (result == 0)
 			result = listen_at(server, &endpoint, serve, true, err);
 	}
@@ -286,8 +288,8 @@ static int set_rules(struct server *server, struct pool *pool, const struct serv
 	return 0;
 }
 
-/* What it takes to open a store of another user's and to listen at a low port; threads that a store starts keep it. Needs no right of its
- * own to be given up, so a failure is a failure. */
+/* What it takes to open a store of another user's and to listen at a low port; threads that a store starts keep it. Needs no
+ * right of its own to be given up, so a failure is a failure. */
 static int give_up_most(struct dp_err *err)
 {
 	return sandbox_drop_capabilities(SANDBOX_CAPABILITY(CAP_DAC_OVERRIDE) | SANDBOX_CAPABILITY(CAP_DAC_READ_SEARCH) |

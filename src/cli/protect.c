@@ -34,7 +34,17 @@ static const char usage[] =
 	"  --root DIRECTORY   registry of instances (default $DISTRI_PROC_ROOT or /run/distri-proc)\n"
 	"  -v, --verbose      a detailed log of CRIU, if it fails\n";
 
-enum { OPTION_KEEP = 256, OPTION_EVERY, OPTION_TO, OPTION_PID, OPTION_STOP, OPTION_RATE, OPTION_CRIU_OPTION, OPTION_JSON, OPTION_ROOT };
+enum {
+	OPTION_KEEP = 256,
+	OPTION_EVERY,
+	OPTION_TO,
+	OPTION_PID,
+	OPTION_STOP,
+	OPTION_RATE,
+	OPTION_CRIU_OPTION,
+	OPTION_JSON,
+	OPTION_ROOT
+};
 
 static const struct option options[] = {
 	{ "keep", required_argument, NULL, OPTION_KEEP },
@@ -81,7 +91,9 @@ static int read_option(struct settings *settings, char **argv, int option)
 	case OPTION_PID: return read_pid(argv[0], optarg, &commit->pid);
 	case OPTION_STOP: settings->stop = true; return 0;
 	case OPTION_RATE:
-		return parse_size(optarg, &commit->rate_bytes) ? cli_usage_error(argv[0], "--rate takes bytes a second, such as 100M") : 0;
+		return parse_size(optarg, &commit->rate_bytes)
+			       ? cli_usage_error(argv[0], "--rate takes bytes a second, such as 100M")
+			       : 0;
 	case OPTION_CRIU_OPTION: return commit_line_criu_option(argv[0], optarg, settings->criu_arguments, CRIU_ARGUMENTS_LIMIT,
 							       &commit->criu_argument_count);
 	case OPTION_JSON: settings->line.json = true; return 0;
@@ -130,8 +142,8 @@ static int mark(const struct settings *settings, const char *id, int *fd, struct
 	if (*fd < 0)
 		return dp_fail_errno(err, errno, "open %s", path);
 	if (flock(*fd, LOCK_EX | LOCK_NB))
-		return dp_fail(err, EBUSY, "%s is protected already, by process %d: `distri-proc protect --stop %s` ends that", id,
-			       (int)mark_holder(path), id);
+		return dp_fail(err, EBUSY, "%s is protected already, by process %d: `distri-proc protect --stop %s` ends that",
+			       id, (int)mark_holder(path), id);
 	int length = snprintf(text, sizeof(text), "%d\n", (int)getpid());
 	if (ftruncate(*fd, 0) || pwrite(*fd, text, (size_t)length, 0) != length)
 		return dp_fail_errno(err, errno, "write %s", path);

@@ -149,8 +149,8 @@ static void print_table(const struct instance *list, size_t count)
 		name = DP_MAX(name, (int)strlen(list[i].name));
 		snapshot = DP_MAX(snapshot, (int)strlen(list[i].snapshot));
 	}
-	printf("%-*s  %-*s  %-*s  %7s  %-12s  %5s  %10s  %10s  %10s  %6s  %6s\n", id, "ID", name, "NAME", snapshot, "SNAPSHOT", "PID",
-	       "STATE", "TASKS", "RESIDENT", "BUDGET", "FAULTS", "UPTIME", "COMMIT");
+	printf("%-*s  %-*s  %-*s  %7s  %-12s  %5s  %10s  %10s  %10s  %6s  %6s\n", id, "ID", name, "NAME", snapshot, "SNAPSHOT",
+	       "PID", "STATE", "TASKS", "RESIDENT", "BUDGET", "FAULTS", "UPTIME", "COMMIT");
 	for (size_t i = 0; i < count; i++) {
 		char resident[32] = "-", budget[32] = "none", faults[32] = "-", uptime[32], commit[32];
 		struct row row;
@@ -163,7 +163,8 @@ static void print_table(const struct instance *list, size_t count)
 			format_size(row.budget_bytes, budget, sizeof(budget));
 		printf("%-*s  %-*s  %-*s  %7d  %-12s  %5zu  %10s  %10s  %10s  %6s  %6s\n", id, list[i].id, name, list[i].name,
 		       snapshot, list[i].snapshot, (int)list[i].root.pid, state_of(&row), row.tasks, resident, budget, faults,
-		       format_uptime(row.uptime_ns, uptime, sizeof(uptime)), commit_line_age_text(&list[i], commit, sizeof(commit)));
+		       format_uptime(row.uptime_ns, uptime, sizeof(uptime)),
+		       commit_line_age_text(&list[i], commit, sizeof(commit)));
 		if (row.corrupt_pages)
 			printf("%s: %llu corrupt pages, each a bus error where it was touched; see %s/pager.log\n", list[i].id,
 			       (unsigned long long)row.corrupt_pages, list[i].directory);

@@ -71,10 +71,32 @@ static const char common_usage[] =
 	"  --criu-option=OPTION       any other in its long form, such as --criu-option=--root=/srv/root\n";
 
 enum {
-	OPTION_LOCAL_MEMORY = 256, OPTION_DETACH, OPTION_WAIT, OPTION_PIDFILE, OPTION_STATUS_FD, OPTION_PID_NAMESPACE,
-	OPTION_NAME, OPTION_JSON, OPTION_ROOT, OPTION_CRIU, OPTION_SHELL_JOB,
-	OPTION_CRIU_ANY, OPTION_COMPRESS, OPTION_PREFETCH_POLICY, OPTION_PREFETCH, OPTION_RECORD, OPTION_MIGRATE,
-	OPTION_STAY_AWAKE, OPTION_PROPAGATE, OPTION_LAST_COMMIT, OPTION_LATEST, OPTION_TAKE_OVER, OPTION_STALL_TIMEOUT, OPTION_ON_LOST, OPTION_POOL, OPTION_ACK,
+	OPTION_LOCAL_MEMORY = 256,
+	OPTION_DETACH,
+	OPTION_WAIT,
+	OPTION_PIDFILE,
+	OPTION_STATUS_FD,
+	OPTION_PID_NAMESPACE,
+	OPTION_NAME,
+	OPTION_JSON,
+	OPTION_ROOT,
+	OPTION_CRIU,
+	OPTION_SHELL_JOB,
+	OPTION_CRIU_ANY,
+	OPTION_COMPRESS,
+	OPTION_PREFETCH_POLICY,
+	OPTION_PREFETCH,
+	OPTION_RECORD,
+	OPTION_MIGRATE,
+	OPTION_STAY_AWAKE,
+	OPTION_PROPAGATE,
+	OPTION_LAST_COMMIT,
+	OPTION_LATEST,
+	OPTION_TAKE_OVER,
+	OPTION_STALL_TIMEOUT,
+	OPTION_ON_LOST,
+	OPTION_POOL,
+	OPTION_ACK,
 	OPTION_SPREAD,
 };
 
@@ -194,7 +216,8 @@ static int take_policy(struct settings *settings)
 {
 	int policy = prefetch_policy_find(optarg);
 	if (policy < 0)
-		return cli_usage_error(settings->command, "--prefetch-policy takes adaptive, none, sequential, stride, trend, learned or recorded");
+		return cli_usage_error(settings->command,
+				       "--prefetch-policy takes adaptive, none, sequential, stride, trend, learned or recorded");
 	settings->restore.prefetch_policy = (enum prefetch_policy)policy;
 	return 0;
 }
@@ -232,10 +255,13 @@ static int take_propagate(struct settings *settings)
 	if (!strcmp(optarg, "evict"))
 		settings->restore.commit_interval_ns = 0;
 	else if (!strncmp(optarg, "back:", 5))
-		return commit_line_interval(settings->command, "--propagate back:", optarg + 5, &settings->restore.commit_interval_ns);
+		return commit_line_interval(settings->command, "--propagate back:", optarg + 5,
+					    &settings->restore.commit_interval_ns);
 	else if (!strcmp(optarg, "through"))
-		return cli_usage_error(settings->command, "--propagate through cannot be had: the kernel tells of a write before it is made, and not "
-				       "by which thread, so what was written cannot be sent before the process goes on; back:100ms is the nearest");
+		return cli_usage_error(
+			settings->command,
+			"--propagate through cannot be had: the kernel tells of a write before it is made, and not "
+			"by which thread, so what was written cannot be sent before the process goes on; back:100ms is the nearest");
 	else
 		return cli_usage_error(settings->command, "--propagate takes evict or back:INTERVAL, such as back:5s");
 	return 0;
@@ -446,7 +472,8 @@ static int close_connections(struct settings *settings)
 	char *argument = strdup("--tcp-close");
 	if (!argument)
 		return -ENOMEM;
-	settings->criu_arguments[settings->restore.criu_argument_count++] = argument; /* there is room: one a word of the command line */
+	/* there is room: one a word of the command line */
+	settings->criu_arguments[settings->restore.criu_argument_count++] = argument;
 	return 0;
 }
 
@@ -460,10 +487,12 @@ static int resolve(struct settings *settings, const char *text, struct dp_err *e
 	bool uri = strstr(text, ":/");
 	int ret = uri ? 0 : commits_find(settings->restore.root, text, &note);
 	if (ret)
-		return dp_fail(err, ENOENT, "this host knows no commit of `%s`: name its pool too, such as dp://host:7400/%s", text, text);
+		return dp_fail(err, ENOENT, "this host knows no commit of `%s`: name its pool too, such as dp://host:7400/%s",
+			       text, text);
 	ret = endpoint_parse(&settings->endpoint, uri ? text : note.pool, err);
 	if (!ret && uri && !settings->endpoint.name[0])
-		ret = dp_fail(err, EINVAL, "%s names a pool only: an instance, a snapshot or a series of states belongs behind it", text);
+		ret = dp_fail(err, EINVAL,
+			      "%s names a pool only: an instance, a snapshot or a series of states belongs behind it", text);
 	if (ret)
 		return ret;
 	snprintf(key, sizeof(key), "%s", uri ? settings->endpoint.name : text);
@@ -503,7 +532,8 @@ static int take_pools(struct settings *settings, const char *name, struct dp_err
 		settings->restore.pool_count++;
 	}
 	if (!settings->restore.pool_count || settings->last_commit || settings->latest)
-		return dp_fail(err, EINVAL, "--pool takes one pool or more, such as dp://a:7400,dp://b:7400, and a REPO:TAG at the end");
+		return dp_fail(err, EINVAL,
+			       "--pool takes one pool or more, such as dp://a:7400,dp://b:7400, and a REPO:TAG at the end");
 	settings->endpoint = settings->pools[0];
 	settings->restore.pools = settings->pools;
 	return 0;

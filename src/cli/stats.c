@@ -39,19 +39,64 @@ static const char *const fault_names[FAULT_KINDS] = {
 };
 
 /* Every plain counter under its JSON name. */
-static const struct { const char *name; size_t offset; } fields[] = {
+static const struct { const char *name; size_t offset;
+} fields[] = {
 #define FIELD(name) { #name, offsetof(struct pager_stats, name) }
-	FIELD(resident_pages), FIELD(remote_pages), FIELD(staged_pages), FIELD(zero_pages), FIELD(dirty_pages),
-	FIELD(other_pages), FIELD(pss_pages), FIELD(budget_pages), FIELD(reserve_pages), FIELD(spaces), FIELD(tasks),
-	FIELD(wardens), FIELD(table_bytes), FIELD(table_pages), FIELD(events_fork), FIELD(events_remap),
-	FIELD(events_remove), FIELD(events_unmap), FIELD(bytes_in), FIELD(bytes_out),
-	FIELD(requests), FIELD(corrupt_pages), FIELD(installed_pages), FIELD(zero_filled_pages), FIELD(evicted_pages),
-	FIELD(moved_pages), FIELD(second_chance_pages), FIELD(written_back_pages), FIELD(clean_dropped_pages), FIELD(busy_pages),
-	FIELD(unshared_pages), FIELD(prefetched_pages), FIELD(prefetch_used_pages), FIELD(prefetch_wasted_pages), FIELD(stalls),
-	FIELD(copy_retries), FIELD(areas_found), FIELD(evict_cpu_ns), FIELD(pushed_pages), FIELD(pager_pid), FIELD(pools), FIELD(pools_there),
-	FIELD(pool_reconnects), FIELD(lost_since_ns), FIELD(mirror_behind_pages), FIELD(replayed_pages), FIELD(pager_restarts), FIELD(warden_restarts),
-	FIELD(migrate_state), FIELD(migrated_pages), FIELD(migrate_rate_bytes), FIELD(migrate_window_bytes), FIELD(migrate_share),
-	FIELD(migrate_backed_off), FIELD(left_ns),
+	FIELD(resident_pages),
+	FIELD(remote_pages),
+	FIELD(staged_pages),
+	FIELD(zero_pages),
+	FIELD(dirty_pages),
+	FIELD(other_pages),
+	FIELD(pss_pages),
+	FIELD(budget_pages),
+	FIELD(reserve_pages),
+	FIELD(spaces),
+	FIELD(tasks),
+	FIELD(wardens),
+	FIELD(table_bytes),
+	FIELD(table_pages),
+	FIELD(events_fork),
+	FIELD(events_remap),
+	FIELD(events_remove),
+	FIELD(events_unmap),
+	FIELD(bytes_in),
+	FIELD(bytes_out),
+	FIELD(requests),
+	FIELD(corrupt_pages),
+	FIELD(installed_pages),
+	FIELD(zero_filled_pages),
+	FIELD(evicted_pages),
+	FIELD(moved_pages),
+	FIELD(second_chance_pages),
+	FIELD(written_back_pages),
+	FIELD(clean_dropped_pages),
+	FIELD(busy_pages),
+	FIELD(unshared_pages),
+	FIELD(prefetched_pages),
+	FIELD(prefetch_used_pages),
+	FIELD(prefetch_wasted_pages),
+	FIELD(stalls),
+	FIELD(copy_retries),
+	FIELD(areas_found),
+	FIELD(evict_cpu_ns),
+	FIELD(pushed_pages),
+	FIELD(pager_pid),
+	FIELD(pools),
+	FIELD(pools_there),
+	FIELD(pool_reconnects),
+	FIELD(lost_since_ns),
+	FIELD(mirror_behind_pages),
+	FIELD(replayed_pages),
+	FIELD(pager_restarts),
+	FIELD(warden_restarts),
+	FIELD(migrate_state),
+	FIELD(migrated_pages),
+	FIELD(migrate_rate_bytes),
+	FIELD(migrate_window_bytes),
+	FIELD(migrate_share),
+	FIELD(migrate_backed_off),
+	FIELD(left_ns),
 #undef FIELD
 };
 
@@ -172,11 +217,13 @@ static void print_counters(const struct pager_stats *now, const struct pager_sta
 	       format_size((uint64_t)rate(now->bytes_out, before->bytes_out, seconds), d, sizeof(d)),
 	       (unsigned long long)now->requests);
 	if (now->pools > 1 || now->pool_reconnects || now->lost_since_ns)
-		printf("pools      %llu of %llu there   connections made again %llu   a mirror is behind by %s%s\n", (unsigned long long)now->pools_there,
-		       (unsigned long long)now->pools, (unsigned long long)now->pool_reconnects, pages_text(now->mirror_behind_pages, a),
+		printf("pools      %llu of %llu there   connections made again %llu   a mirror is behind by %s%s\n",
+		       (unsigned long long)now->pools_there, (unsigned long long)now->pools,
+		       (unsigned long long)now->pool_reconnects, pages_text(now->mirror_behind_pages, a),
 		       now->lost_since_ns ? "   NO ANSWER: faults wait" : "");
 	if (now->pager_restarts || now->warden_restarts)
-		printf("restarts   pagers %llu   wardens %llu\n", (unsigned long long)now->pager_restarts, (unsigned long long)now->warden_restarts);
+		printf("restarts   pagers %llu   wardens %llu\n", (unsigned long long)now->pager_restarts,
+		       (unsigned long long)now->warden_restarts);
 	printf("eviction   out %s   clean %s   written back %s   second chance %s\n", pages_text(now->evicted_pages, a),
 	       pages_text(now->clean_dropped_pages, b), pages_text(now->written_back_pages, c),
 	       pages_text(now->second_chance_pages, d));
@@ -188,8 +235,8 @@ static void print_counters(const struct pager_stats *now, const struct pager_sta
 	printf("installed  %s   zero-filled %s   retries %llu\n", pages_text(now->installed_pages, a),
 	       pages_text(now->zero_filled_pages, b), (unsigned long long)now->copy_retries);
 	if (now->corrupt_pages)
-		printf("corrupt    %llu page%s came damaged from the pool: a bus error there\n", (unsigned long long)now->corrupt_pages,
-		       now->corrupt_pages == 1 ? "" : "s");
+		printf("corrupt    %llu page%s came damaged from the pool: a bus error there\n",
+		       (unsigned long long)now->corrupt_pages, now->corrupt_pages == 1 ? "" : "s");
 	if (now->migrate_state)
 		printf("transfer   fetched %s (%s/s)   window %s   share %.0f %%   backed off %llu   %s\n",
 		       pages_text(now->migrated_pages, a),

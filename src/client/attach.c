@@ -41,8 +41,8 @@ bool client_can_resume(const struct client *client)
 	return client->features & HELLO_FEATURE_RESUME;
 }
 
-int client_attach(struct client *client, uint64_t instance, uint64_t epoch, uint32_t step, const uint8_t *identity, unsigned timeout_ms,
-		  struct client_attached *attached, struct dp_err *err)
+int client_attach(struct client *client, uint64_t instance, uint64_t epoch, uint32_t step, const uint8_t *identity,
+		  unsigned timeout_ms, struct client_attached *attached, struct dp_err *err)
 {
 	struct message_attach attach = { .flags = step ? ATTACH_FLAG_TAKE : 0, .step = step };
 	struct message_header request = { .type = MESSAGE_ATTACH, .object = instance, .epoch = epoch }, answer;
@@ -52,7 +52,8 @@ int client_attach(struct client *client, uint64_t instance, uint64_t epoch, uint
 
 	*attached = (struct client_attached){ 0 };
 	if (!client_can_resume(client))
-		return dp_fail(err, EPROTONOSUPPORT, "pool %s is too old to hold an instance while a connection is lost", client->text);
+		return dp_fail(err, EPROTONOSUPPORT, "pool %s is too old to hold an instance while a connection is lost",
+			       client->text);
 	if (identity)
 		memcpy(attach.identity, identity, IDENTITY_BYTES);
 	int bytes = message_attach_encode(payload, sizeof(payload), &attach);
@@ -102,8 +103,8 @@ static int choose_next(struct client_lease *lease, struct dp_err *err)
 	return 0;
 }
 
-static int raise_lease(struct client *client, struct client_lease *lease, client_note_lease *note, void *context, unsigned timeout_ms,
-		       struct client_attached *attached, struct dp_err *err)
+static int raise_lease(struct client *client, struct client_lease *lease, client_note_lease *note, void *context,
+		       unsigned timeout_ms, struct client_attached *attached, struct dp_err *err)
 {
 	int result = attach_as_noted(client, lease, timeout_ms, err);
 
@@ -114,12 +115,12 @@ static int raise_lease(struct client *client, struct client_lease *lease, client
 	result = note(context, lease);
 	if (result < 0)
 		return dp_fail_errno(err, -result, "note the lease");
-	return client_attach(client, lease->instance, lease->epoch, (uint32_t)(lease->next - lease->epoch), lease->identity, timeout_ms, attached,
-			     err);
+	return client_attach(client, lease->instance, lease->epoch, (uint32_t)(lease->next - lease->epoch), lease->identity,
+			     timeout_ms, attached, err);
 }
 
-int client_take_over(struct client *client, struct client_lease *lease, client_note_lease *note, void *context, unsigned timeout_ms,
-		     struct client_attached *attached, struct dp_err *err)
+int client_take_over(struct client *client, struct client_lease *lease, client_note_lease *note, void *context,
+		     unsigned timeout_ms, struct client_attached *attached, struct dp_err *err)
 {
 	int result = raise_lease(client, lease, note, context, timeout_ms, attached, err);
 
@@ -143,8 +144,8 @@ void client_attached_done(struct client_attached *attached)
 	*attached = (struct client_attached){ 0 };
 }
 
-int client_instance_create_resumable(struct client *client, const char *snapshot, const char *name, struct client_attached *attached,
-				     struct dp_err *err)
+int client_instance_create_resumable(struct client *client, const char *snapshot, const char *name,
+				     struct client_attached *attached, struct dp_err *err)
 {
 	uint8_t payload[1024];
 	const struct message_instance_create create = { INSTANCE_FLAG_RESUME,
@@ -158,12 +159,14 @@ int client_instance_create_resumable(struct client *client, const char *snapshot
 	if (bytes < 0)
 		return dp_fail(err, EINVAL, "the instance's name is too long");
 	if (!client_can_resume(client))
-		return dp_fail(err, EPROTONOSUPPORT, "pool %s is too old to hold an instance while a connection is lost", client->text);
-	int result = control_call(client, &request, payload, (size_t)bytes, NULL, 0, MESSAGE_INSTANCE_INFO, CONTROL_TIMEOUT_MS, &answer,
-				  &answer_payload, err);
+		return dp_fail(err, EPROTONOSUPPORT, "pool %s is too old to hold an instance while a connection is lost",
+			       client->text);
+	int result = control_call(client, &request, payload, (size_t)bytes, NULL, 0, MESSAGE_INSTANCE_INFO, CONTROL_TIMEOUT_MS,
+				  &answer, &answer_payload, err);
 
 	/* What came with it comes again with the attachment, and who the pool is. */
-	return result < 0 ? result : client_attach(client, answer.object, answer.epoch, 0, NULL, CONTROL_TIMEOUT_MS, attached, err);
+	return result < 0 ? result
+			  : client_attach(client, answer.object, answer.epoch, 0, NULL, CONTROL_TIMEOUT_MS, attached, err);
 }
 
 void client_set_sequence(struct client *client, uint64_t sequence)

@@ -134,7 +134,8 @@ static int start(const struct endpoint *endpoint, bool create, uint64_t deadline
 	return read_verdict(read_fd, deadline_ns, err);
 }
 
-int captive_connect(struct stream **stream, const struct endpoint *endpoint, bool create, uint64_t deadline_ns, struct dp_err *err)
+int captive_connect(struct stream **stream, const struct endpoint *endpoint, bool create, uint64_t deadline_ns,
+		    struct dp_err *err)
 {
 	char path[1200], text[1100];
 	struct stat status;

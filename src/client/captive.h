@@ -13,9 +13,10 @@
 /* Where the store's socket is: beside it, or, where that is too long for a socket's name, below /run/distri-proc/pools. */
 int captive_socket_path(const struct endpoint *endpoint, char *path, unsigned size);
 /* A stream to the store's pool, which is started where it does not run. create: the store too. Blocks until deadline_ns. */
-int captive_connect(struct stream **stream, const struct endpoint *endpoint, bool create, uint64_t deadline_ns, struct dp_err *err);
-/* The program to start; default /proc/self/exe. For tests, whose own program is not distri-proc. Borrowed. NULL: none is started, for who
- * may not or must not; then a pool that does not run is an error. */
+int captive_connect(struct stream **stream, const struct endpoint *endpoint, bool create, uint64_t deadline_ns,
+		    struct dp_err *err);
+/* The program to start; default /proc/self/exe. For tests, whose own program is not distri-proc. Borrowed. NULL: none is started,
+ * for who may not or must not; then a pool that does not run is an error. */
 void captive_set_program(const char *path);
 
 #endif

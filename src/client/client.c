@@ -36,7 +36,8 @@ int client_open_stream(struct client **result, struct stream *stream, const char
 	return 0;
 }
 
-static int open_endpoint(struct client **client, const struct endpoint *endpoint, bool create, unsigned timeout_ms, struct dp_err *err)
+static int open_endpoint(struct client **client, const struct endpoint *endpoint, bool create, unsigned timeout_ms,
+			 struct dp_err *err)
 {
 	uint64_t deadline_ns;
 	struct stream *stream;
@@ -89,7 +90,9 @@ int client_set_compress(struct client *client, enum client_compress mode)
 
 int client_compress_parse(const char *text, enum client_compress *mode)
 {
-	static const char *const names[] = { [CLIENT_COMPRESS_AUTO] = "auto", [CLIENT_COMPRESS_OFF] = "off", [CLIENT_COMPRESS_LZ4] = "lz4" };
+	static const char *const names[] = {
+		[CLIENT_COMPRESS_AUTO] = "auto", [CLIENT_COMPRESS_OFF] = "off", [CLIENT_COMPRESS_LZ4] = "lz4"
+	};
 
 	for (size_t i = 0; i < ARRAY_LENGTH(names); i++) {
 		if (strcmp(text, names[i]) == 0) {

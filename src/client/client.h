@@ -9,8 +9,9 @@
  * Answers to page requests that come while a control call waits are kept and delivered by the next client_receive: after a
  * control call that was made with page requests in flight, call client_receive before polling.
  *
- * Pages carry digests from whoever wrote them, and each is compared when it comes, over a connection or from near memory. One that is not
- * what it should be is asked for once more, and the pool looks at it then; what is damaged still is told by on_damaged.
+ * Pages carry digests from whoever wrote them, and each is compared when it comes, over a connection or from near memory. One
+ * that is not what it should be is asked for once more, and the pool looks at it then; what is damaged still is told by
+ * on_damaged.
  *
  * Invariants: C1 a page of a DATA reply is handed over exactly once or its request fails; C2 an answer that names an unknown
  * request, a page that was not asked for, or a length beyond the limits ends the connection with -EPROTO.
@@ -39,8 +40,8 @@ int client_open_for_writing(struct client **client, const struct endpoint *endpo
 void client_close(struct client *client);
 /* For poll/epoll; readable means client_receive has work. Borrowed. */
 int client_fd(const struct client *client);
-/* Pages may travel packed by LZ4. auto (as it opens): where that makes the link carry more, found by trying (client/compress.h); never on
- * a Unix socket. Call it before the first page request. -ENOMEM. */
+/* Pages may travel packed by LZ4. auto (as it opens): where that makes the link carry more, found by trying (client/compress.h);
+ * never on a Unix socket. Call it before the first page request. -ENOMEM. */
 enum client_compress { CLIENT_COMPRESS_AUTO, CLIENT_COMPRESS_OFF, CLIENT_COMPRESS_LZ4 };
 int client_set_compress(struct client *client, enum client_compress mode);
 /* `auto`, `off`, `lz4`. -EINVAL. */
@@ -105,7 +106,8 @@ int client_snapshot_open(struct client *client, const char *name, struct snapsho
 int client_snapshot_inspect(struct client *client, const char *name, struct snapshot_info *info, struct dp_err *err);
 void client_snapshot_info_done(struct snapshot_info *info);
 /* Reads a whole file of the skeleton into a fresh buffer (caller frees). */
-int client_file_get(struct client *client, uint64_t snapshot, const char *name, uint64_t bytes, void **content, struct dp_err *err);
+int client_file_get(struct client *client, uint64_t snapshot, const char *name, uint64_t bytes, void **content,
+		    struct dp_err *err);
 /* The same for many files at once, with few round trips: `on_file` is called once a file, in any order, with its index and its
  * content, which is valid during the call. An error of its, or of the pool, ends the client. */
 typedef int client_on_file(void *context, size_t index, const void *content, uint64_t bytes, struct dp_err *err);
@@ -160,13 +162,15 @@ struct client_attached {
 };
 bool client_can_resume(const struct client *client);
 /* A new instance that, when its connection is lost, waits for somebody to attach. This connection is attached to it. */
-int client_instance_create_resumable(struct client *client, const char *snapshot, const char *name, struct client_attached *attached,
-				     struct dp_err *err);
-/* This connection is the one that writes the instance from now on. `epoch` must be that of the lease. step: the lease is taken, the epoch rises by
- * so much, and operations that others still have under way get ESTALE; 0: not. identity: 16 bytes, the pool that must answer, or NULL. Operations carry numbers from here on: client_set_sequence before each. -ESTALE: taken by another. -ENOENT: the instance has
- * ended. -ENXIO: another pool, or one that was restarted without a store that keeps. client_attached_done frees what came. */
-int client_attach(struct client *client, uint64_t instance, uint64_t epoch, uint32_t step, const uint8_t *identity, unsigned timeout_ms,
-		  struct client_attached *attached, struct dp_err *err);
+int client_instance_create_resumable(struct client *client, const char *snapshot, const char *name,
+				     struct client_attached *attached, struct dp_err *err);
+/* This connection is the one that writes the instance from now on. `epoch` must be that of the lease. step: the lease is taken,
+ * the epoch rises by so much, and operations that others still have under way get ESTALE; 0: not. identity: 16 bytes, the pool
+ * that must answer, or NULL. Operations carry numbers from here on: client_set_sequence before each. -ESTALE: taken by another.
+ * -ENOENT: the instance has ended. -ENXIO: another pool, or one that was restarted without a store that keeps.
+ * client_attached_done frees what came. */
+int client_attach(struct client *client, uint64_t instance, uint64_t epoch, uint32_t step, const uint8_t *identity,
+		  unsigned timeout_ms, struct client_attached *attached, struct dp_err *err);
 void client_attached_done(struct client_attached *attached);
 /* A lease as it is kept where it outlives who holds it. */
 struct client_lease {
@@ -176,15 +180,17 @@ struct client_lease {
 };
 /* Saves it. 0 or -errno. */
 typedef int client_note_lease(void *context, const struct client_lease *lease);
-/* Attaches, and raises the epoch, so that nothing which the holder before still has under way is applied. Who dies in between, or does not hear
- * the answer, does it again by what `note` saved: it is called with the lease after each change of it, and before the pool is asked. No other
- * chooses that epoch, as the step is random, and nobody takes a lease back that another has taken. As client_attach, or what `note` returned. */
-int client_take_over(struct client *client, struct client_lease *lease, client_note_lease *note, void *context, unsigned timeout_ms,
-		     struct client_attached *attached, struct dp_err *err);
-/* The next operation (put, drop, move, fork, space_free, note) has this place in the sequence: it is applied once however often it is
- * sent. 0: none. A call that returns -EAGAIN has not used it. */
+/* Attaches, and raises the epoch, so that nothing which the holder before still has under way is applied. Who dies in between, or
+ * does not hear the answer, does it again by what `note` saved: it is called with the lease after each change of it, and before
+ * the pool is asked. No other chooses that epoch, as the step is random, and nobody takes a lease back that another has taken. As
+ * client_attach, or what `note` returned. */
+int client_take_over(struct client *client, struct client_lease *lease, client_note_lease *note, void *context,
+		     unsigned timeout_ms, struct client_attached *attached, struct dp_err *err);
+/* The next operation (put, drop, move, fork, space_free, note) has this place in the sequence: it is applied once however often
+ * it is sent. 0: none. A call that returns -EAGAIN has not used it. */
 void client_set_sequence(struct client *client, uint64_t sequence);
-/* GETs of the instance's spaces say under which lease they are made, and get ESTALE when it was taken by another. 0: they do not. */
+/* GETs of the instance's spaces say under which lease they are made, and get ESTALE when it was taken by another. 0: they do
+ * not. */
 void client_set_read_epoch(struct client *client, uint64_t epoch);
 /* At most 1000 bytes that are kept with the instance and given to whoever attaches. Asynchronous, as the calls below. */
 int client_note(struct client *client, uint64_t instance, uint64_t epoch, const void *note, uint32_t bytes, uint64_t cookie);
@@ -200,18 +206,22 @@ int client_get(struct client *client, enum request_class class, uint64_t space, 
  * do not overlap. */
 int client_put(struct client *client, uint64_t space, uint64_t epoch, const struct page_range *ranges, size_t count,
 	       const struct iovec *data, size_t data_count, uint64_t cookie);
-/* These pages are gone: read as zero from now on, their storage is given back. Ranges may be of any length; at most 256 ranges. */
-int client_drop(struct client *client, uint64_t space, uint64_t epoch, const struct page_range *ranges, size_t count, uint64_t cookie);
+/* These pages are gone: read as zero from now on, their storage is given back. Ranges may be of any length; at most 256
+ * ranges. */
+int client_drop(struct client *client, uint64_t space, uint64_t epoch, const struct page_range *ranges, size_t count,
+		uint64_t cookie);
 /* mremap: pages from..from+pages now live at to..; what was there before is dropped. */
 int client_move(struct client *client, uint64_t space, uint64_t epoch, uint64_t from_pgno, uint64_t to_pgno, uint64_t pages,
 		uint64_t cookie);
 /* fork: a new space of the same instance with the pages `parent` has at this point of the request stream. The caller
- * picks its id: any not in use in this instance (one that was freed may be used again) with the same upper 44 bits as the parent's id. */
+ * picks its id: any not in use in this instance (one that was freed may be used again) with the same upper 44 bits as the
+ * parent's id. */
 int client_fork(struct client *client, uint64_t parent, uint64_t epoch, uint64_t child, uint64_t cookie);
 int client_space_free(struct client *client, uint64_t space, uint64_t epoch, uint64_t cookie);
 /* Gives the instance's snapshot a recorded order, in place of the one it has; labels are the snapshot's. At most ORDER_RUNS_LIMIT
  * runs. Answered by on_done: -ENOENT where the snapshot was removed meanwhile. */
-int client_order_put(struct client *client, uint64_t instance, uint64_t epoch, const struct order_run *runs, size_t count, uint64_t cookie);
+int client_order_put(struct client *client, uint64_t instance, uint64_t epoch, const struct order_run *runs, size_t count,
+		     uint64_t cookie);
 
 struct client_handler {
 	void *context;
@@ -220,8 +230,8 @@ struct client_handler {
 	void (*on_pages)(void *context, uint64_t cookie, struct page_range range, const void *data, bool last);
 	/* The answer to put, drop, move, fork, space_free (0 or -errno), or the failure of a get. */
 	void (*on_done)(void *context, uint64_t cookie, int result);
-	/* A run of a GET's pages that this pool cannot give: what it has is not what was stored. Like on_pages, without data. NULL: such a page
-	 * ends the client with -EIO. */
+	/* A run of a GET's pages that this pool cannot give: what it has is not what was stored. Like on_pages, without data.
+	 * NULL: such a page ends the client with -EIO. */
 	void (*on_damaged)(void *context, uint64_t cookie, struct page_range range, bool last);
 };
 

@@ -1,10 +1,12 @@
 /* client/compress: whether packing pages makes this link carry more. Pure functions over numbers; one meter a direction.
  *
- * The rule of `auto`: while the link is busy (64 pages and more under way all the time), take the time of four windows of 512 pages, or
- * of what comes in 100 ms. If one of them went at 300 MB/s or more, a core that packs would be the bottleneck: nothing is tried.
+ * The rule of `auto`: while the link is busy (64 pages and more under way all the time), take the time of four windows of 512
+ * pages, or of what comes in 100 ms. If one of them went at 300 MB/s or more, a core that packs would be the bottleneck: nothing
+ * is tried.
  * Else the pages of two more windows go packed; if they shrink, and flow faster than before by a fifth, packing stays, as long as
  * no window falls to half of what it was without; if not, it does not. Either verdict holds for 64 windows, then it is measured
- * anew. So a link that is slow for want of CPU, or slow for a moment, or pages that do not shrink, leave packing off by themselves.
+ * anew. So a link that is slow for want of CPU, or slow for a moment, or pages that do not shrink, leave packing off by
+ * themselves.
  * Requests carry the meter's turn at their sending, so that a window counts only answers to requests made its own way.
  * Thread rule: the client's thread. */
 #ifndef DP_CLIENT_COMPRESS_H

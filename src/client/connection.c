@@ -260,7 +260,9 @@ static bool take_run(struct flight *flight, struct message_run run)
 static int ask_again(struct client *client, struct flight *flight, struct page_range range)
 {
 	uint8_t payload[8 + 16];
-	struct message_header header = { .type = MESSAGE_GET, .class = CLASS_DEMAND | MESSAGE_CHECKED, .object = flight->space, .epoch = client->read_epoch };
+	struct message_header header = {
+		.type = MESSAGE_GET, .class = CLASS_DEMAND | MESSAGE_CHECKED, .object = flight->space, .epoch = client->read_epoch
+	};
 	struct flight *again = connection_take_flight(client, FLIGHT_AGAIN, flight->cookie, &header.request);
 
 	if (!again || range.pages > DATA_PAGES_LIMIT)
@@ -308,7 +310,8 @@ static bool complete(struct client *client, struct flight *flight, bool last)
 	return true;
 }
 
-static int deliver_damaged(struct client *client, const struct client_handler *handler, struct flight *flight, struct page_range range, bool last)
+static int deliver_damaged(struct client *client, const struct client_handler *handler, struct flight *flight,
+			   struct page_range range, bool last)
 {
 	struct flight *whole = whole_request(client, flight);
 	uint64_t cookie = whole->cookie;
@@ -330,8 +333,8 @@ static int deliver_damaged(struct client *client, const struct client_handler *h
 }
 
 /* Pages with bytes, as many of them as are whole or as are not; `last` of this flight. */
-static int deliver_bytes(struct client *client, const struct client_handler *handler, struct flight *flight, struct page_range range,
-			 const uint8_t *pages, uint64_t damaged, bool last)
+static int deliver_bytes(struct client *client, const struct client_handler *handler, struct flight *flight,
+			 struct page_range range, const uint8_t *pages, uint64_t damaged, bool last)
 {
 	int calls = 0;
 
@@ -360,8 +363,8 @@ static int deliver_bytes(struct client *client, const struct client_handler *han
 }
 
 /* Unpacks where need be; *pages and a bit for each page that is not what was sent. */
-static int take_data(struct client *client, const struct message_header *header, const uint8_t *payload, struct message_data *data,
-		     const uint8_t **pages, uint64_t *damaged)
+static int take_data(struct client *client, const struct message_header *header, const uint8_t *payload,
+		     struct message_data *data, const uint8_t **pages, uint64_t *damaged)
 {
 	*damaged = 0;
 	if (header->class & MESSAGE_PACKED) {
@@ -435,7 +438,8 @@ static int deliver_data(struct client *client, const struct client_handler *hand
 			/* C1: the last part completes the request, and nothing before it does. */
 			if (last != (flight->range_at == flight->range_count))
 				return connection_fail(client, -EPROTO);
-			int made = deliver_run(client, handler, flight, part, pages + page * PAGE_BYTES, page < 64 ? damaged >> page : 0, last);
+			int made = deliver_run(client, handler, flight, part, pages + page * PAGE_BYTES,
+					       page < 64 ? damaged >> page : 0, last);
 
 			if (made < 0)
 				return made;
@@ -471,8 +475,8 @@ static int read_near(struct client *client, const struct page_place *places, uin
 }
 
 /* Pages of one range; `last` range of its request or not. */
-static int deliver_near_range(struct client *client, const struct client_handler *handler, struct flight *flight, struct page_range range,
-			      const struct page_place *places, bool last)
+static int deliver_near_range(struct client *client, const struct client_handler *handler, struct flight *flight,
+			      struct page_range range, const struct page_place *places, bool last)
 {
 	uint64_t run;
 	int calls = 0;
@@ -487,7 +491,8 @@ static int deliver_near_range(struct client *client, const struct client_handler
 
 		if (!zero && read_near(client, places + at, run, &damaged) < 0)
 			return client->error;
-		int made = deliver_run(client, handler, flight, part, client->near_pages, damaged, last && at + run == range.pages);
+		int made = deliver_run(client, handler, flight, part, client->near_pages, damaged,
+				       last && at + run == range.pages);
 
 		if (made < 0)
 			return made;
@@ -512,8 +517,8 @@ int connection_deliver_near(struct client *client, const struct client_handler *
 	return result < 0 ? result : calls;
 }
 
-static int deliver_places(struct client *client, const struct client_handler *handler, struct flight *flight, const uint8_t *payload,
-			  uint64_t bytes)
+static int deliver_places(struct client *client, const struct client_handler *handler, struct flight *flight,
+			  const uint8_t *payload, uint64_t bytes)
 {
 	const struct page_range asked = flight->ranges[0], located = flight->ranges[1];
 	struct page_place places[GET_PAGES_LIMIT];

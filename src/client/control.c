@@ -12,7 +12,8 @@
 
 static int wait_for_event(struct client *client, uint64_t deadline_ns, struct dp_err *err)
 {
-	struct pollfd poll_fd = { .fd = client->stream->fd, .events = (short)(POLLIN | (client_wants_write(client) ? POLLOUT : 0)) };
+	struct pollfd poll_fd = { .fd = client->stream->fd,
+				  .events = (short)(POLLIN | (client_wants_write(client) ? POLLOUT : 0)) };
 	uint64_t now = clock_now_ns();
 	int timeout_ms = -1;
 
@@ -99,8 +100,8 @@ int control_call(struct client *client, struct message_header *request, const vo
 	if (client->error)
 		return lost(client, err);
 	request->request = CONTROL_REQUEST | client->control_count++;
-	while ((result = connection_send(client, request, payload, payload_bytes, data, data ? 1 : 0, data_bytes, OUTPUT_BYTES)) ==
-	       -EAGAIN) {
+	while ((result = connection_send(client, request, payload, payload_bytes, data, data ? 1 : 0, data_bytes,
+					 OUTPUT_BYTES)) == -EAGAIN) {
 		/* Full of page requests: let the pool take some, and take its answers, or neither of us would move. */
 		result = wait_for_event(client, deadline_ns, err);
 		if (result < 0)
@@ -123,7 +124,8 @@ int control_call(struct client *client, struct message_header *request, const vo
 
 /* A call whose answer is OK. */
 static int call_ok(struct client *client, struct message_header *request, const void *payload, int payload_bytes,
-		   const struct iovec *data, size_t data_bytes, unsigned timeout_ms, struct message_header *answer, struct dp_err *err)
+		   const struct iovec *data, size_t data_bytes, unsigned timeout_ms, struct message_header *answer,
+		   struct dp_err *err)
 {
 	struct message_header unused;
 	const uint8_t *answer_payload;
@@ -141,13 +143,14 @@ static struct message_text text_of(const char *text)
 
 int control_hello(struct client *client, unsigned timeout_ms, struct dp_err *err)
 {
-	struct message_hello hello = { MESSAGE_VERSION, MESSAGE_VERSION, HELLO_FEATURE_LZ4 | HELLO_FEATURE_NEAR | HELLO_FEATURE_RESUME };
+	struct message_hello hello = { MESSAGE_VERSION, MESSAGE_VERSION,
+				       HELLO_FEATURE_LZ4 | HELLO_FEATURE_NEAR | HELLO_FEATURE_RESUME };
 	struct message_header request = { .type = MESSAGE_HELLO }, answer;
 	const uint8_t *answer_payload;
 	uint8_t payload[16];
 	int bytes = message_hello_encode(payload, sizeof(payload), &hello);
-	int result = control_call(client, &request, payload, (size_t)bytes, NULL, 0, MESSAGE_HELLO, timeout_ms, &answer, &answer_payload,
-				  err);
+	int result = control_call(client, &request, payload, (size_t)bytes, NULL, 0, MESSAGE_HELLO, timeout_ms, &answer,
+				  &answer_payload, err);
 
 	if (result == 0 && (message_hello_decode(answer_payload, answer.length, &hello) < 0 || hello.lowest > MESSAGE_VERSION ||
 			    hello.highest < MESSAGE_VERSION))
@@ -198,8 +201,8 @@ int client_snapshot_inherit(struct client *client, uint64_t draft_space, uint64_
 		struct message_header request = { .type = MESSAGE_SNAPSHOT_INHERIT, .object = draft_space };
 
 		part = DP_MIN(count - at, (size_t)DROP_RANGES_LIMIT);
-		result = call_ok(client, &request, payload, message_inherit_encode(payload, size, source, ranges + at, part), NULL, 0,
-				 CONTROL_TIMEOUT_MS, NULL, err);
+		result = call_ok(client, &request, payload, message_inherit_encode(payload, size, source, ranges + at, part),
+				 NULL, 0, CONTROL_TIMEOUT_MS, NULL, err);
 	}
 	return result;
 }
@@ -219,8 +222,8 @@ int client_snapshot_file(struct client *client, uint64_t draft, const char *name
 		const struct iovec data = { part ? (uint8_t *)content + offset : NULL, part };
 		struct message_header request = { .type = MESSAGE_SNAPSHOT_FILE, .object = draft };
 
-		result = call_ok(client, &request, head, message_file_encode(head, sizeof(head), &file), part ? &data : NULL, part,
-				 CONTROL_TIMEOUT_MS, NULL, err);
+		result = call_ok(client, &request, head, message_file_encode(head, sizeof(head), &file), part ? &data : NULL,
+				 part, CONTROL_TIMEOUT_MS, NULL, err);
 		offset += part;
 	} while (result == 0 && offset < bytes);
 	return result;
@@ -250,8 +253,8 @@ int client_remove(struct client *client, const char *name, bool force, struct dp
 	struct message_name message = { force ? NAME_FLAG_FORCE : 0, text_of(name) };
 	struct message_header request = { .type = MESSAGE_REMOVE };
 
-	return call_ok(client, &request, payload, message_name_encode(payload, sizeof(payload), &message), NULL, 0, CONTROL_TIMEOUT_MS,
-		       NULL, err);
+	return call_ok(client, &request, payload, message_name_encode(payload, sizeof(payload), &message), NULL, 0,
+		       CONTROL_TIMEOUT_MS, NULL, err);
 }
 
 /* ---- instances ---- */
@@ -282,8 +285,8 @@ int client_instance_create(struct client *client, const char *snapshot, const ch
 	*info = (struct instance_info){ 0 };
 	if (bytes < 0)
 		return dp_fail(err, EINVAL, "the instance's name is too long");
-	int result = control_call(client, &request, payload, (size_t)bytes, NULL, 0, MESSAGE_INSTANCE_INFO, CONTROL_TIMEOUT_MS, &answer,
-				  &answer_payload, err);
+	int result = control_call(client, &request, payload, (size_t)bytes, NULL, 0, MESSAGE_INSTANCE_INFO, CONTROL_TIMEOUT_MS,
+				  &answer, &answer_payload, err);
 
 	if (result < 0)
 		return result;
@@ -333,7 +336,8 @@ static int take_info(const struct message_header *answer, const uint8_t *payload
 	info->meta_json = malloc(encoded.meta.length + 1u);
 	info->files = calloc(encoded.file_count + 1u, sizeof(*info->files));
 	info->instance_list = calloc(encoded.list_count + 1u, sizeof(*info->instance_list));
-	if (!info->meta_json || !info->files || !info->instance_list || take_spaces(encoded.spaces, encoded.space_count, &info->spaces) < 0) {
+	if (!info->meta_json || !info->files || !info->instance_list ||
+	    take_spaces(encoded.spaces, encoded.space_count, &info->spaces) < 0) {
 		client_snapshot_info_done(info);
 		return -ENOMEM;
 	}
@@ -379,8 +383,8 @@ static int open_snapshot(struct client *client, const char *name, uint32_t flags
 	*info = (struct snapshot_info){ 0 };
 	if (bytes < 0)
 		return dp_fail(err, EINVAL, "the snapshot's name is too long");
-	int result = control_call(client, &request, payload, (size_t)bytes, NULL, 0, MESSAGE_SNAPSHOT_INFO, CONTROL_TIMEOUT_MS, &answer,
-				  &answer_payload, err);
+	int result = control_call(client, &request, payload, (size_t)bytes, NULL, 0, MESSAGE_SNAPSHOT_INFO, CONTROL_TIMEOUT_MS,
+				  &answer, &answer_payload, err);
 
 	if (result < 0)
 		return result;
@@ -402,7 +406,8 @@ int client_snapshot_inspect(struct client *client, const char *name, struct snap
 	return open_snapshot(client, name, NAME_FLAG_SHARING, info, err);
 }
 
-int client_file_get(struct client *client, uint64_t snapshot, const char *name, uint64_t bytes, void **content, struct dp_err *err)
+int client_file_get(struct client *client, uint64_t snapshot, const char *name, uint64_t bytes, void **content,
+		    struct dp_err *err)
 {
 	cleanup_free uint8_t *buffer = NULL;
 	uint8_t payload[256];
@@ -421,8 +426,8 @@ int client_file_get(struct client *client, uint64_t snapshot, const char *name, 
 
 		if (length < 0)
 			return dp_fail(err, ENAMETOOLONG, "file name '%.150s' is too long", name);
-		int result = control_call(client, &request, payload, (size_t)length, NULL, 0, MESSAGE_FILE_BYTES, CONTROL_TIMEOUT_MS,
-					  &answer, &part, err);
+		int result = control_call(client, &request, payload, (size_t)length, NULL, 0, MESSAGE_FILE_BYTES,
+					  CONTROL_TIMEOUT_MS, &answer, &part, err);
 
 		if (result < 0)
 			return result;
@@ -438,8 +443,8 @@ int client_file_get(struct client *client, uint64_t snapshot, const char *name, 
 }
 
 /* Queues requests for files from `from` on, at most FILES_AT_ONCE of them and as much as the connection takes. */
-static int ask_for_files(struct client *client, uint64_t snapshot, const struct snapshot_file *files, size_t count, uint64_t *first,
-			 struct dp_err *err)
+static int ask_for_files(struct client *client, uint64_t snapshot, const struct snapshot_file *files, size_t count,
+			 uint64_t *first, struct dp_err *err)
 {
 	size_t asked = 0;
 	int result = 0;
@@ -494,8 +499,8 @@ static int take_files(struct client *client, const struct snapshot_file *files, 
 		const struct snapshot_file *file = &files[at + index];
 		result = check_answer(client, &answer, content, MESSAGE_FILE_BYTES, err);
 		if (result == 0 && (seen >> index & 1 || answer.length != file->bytes))
-			result = dp_fail(err, EPROTO, "file %s: the pool sent %u bytes where %" PRIu64 " were to come", file->name,
-					 answer.length, file->bytes);
+			result = dp_fail(err, EPROTO, "file %s: the pool sent %u bytes where %" PRIu64 " were to come",
+					 file->name, answer.length, file->bytes);
 		seen |= UINT64_C(1) << index;
 		if (result == 0)
 			result = on_file(context, at + index, content, file->bytes, err);

@@ -146,8 +146,8 @@ static void lost(struct link *link, int error, const char *why)
 	}
 	link->broken = 0;
 	snprintf(link->why, sizeof(link->why), "%s", why ? why : strerror(-error));
-	log_warn("connection to the pool is lost: %s: %" PRIu64 " operations and %u requests for pages wait for the next", link->why,
-		 link->next - link->base, link->gets_used);
+	log_warn("connection to the pool is lost: %s: %" PRIu64 " operations and %u requests for pages wait for the next",
+		 link->why, link->next - link->base, link->gets_used);
 	link->bytes_in += client_bytes_received(link->client);
 	link->bytes_out += client_bytes_sent(link->client);
 	client_close(link->client);
@@ -166,7 +166,8 @@ static void lost(struct link *link, int error, const char *why)
 			link->advice[i] = 0;
 		}
 	link->lost_advices = DP_MIN(link->lost_advices, ADVICES);
-	/* The first try at once: most often it is the pool's process that was restarted. But one that breaks again and again is given time. */
+	/* The first try at once: most often it is the pool's process that was restarted. But one that breaks again and again is
+	 * given time. */
 	if (now_of(link) - link->attached_ns < LINK_BACKOFF_LIMIT_NS) {
 		plan_retry(link);
 	} else {
@@ -179,7 +180,8 @@ static void lost(struct link *link, int error, const char *why)
 
 static bool take_blocks(struct link *link, struct operation *operation, uint64_t pages, size_t ranges)
 {
-	uint64_t count = DP_MAX((pages + BLOCK_PAGES - 1) / BLOCK_PAGES, ranges > FEW_RANGES ? (ranges + BLOCK_PAGES - 1) / BLOCK_PAGES : 0);
+	uint64_t count = DP_MAX((pages + BLOCK_PAGES - 1) / BLOCK_PAGES,
+				ranges > FEW_RANGES ? (ranges + BLOCK_PAGES - 1) / BLOCK_PAGES : 0);
 
 	if (count > link->free_blocks || count > OPERATION_BLOCKS)
 		return false;
@@ -266,7 +268,8 @@ static int send_operation(struct link *link, uint64_t number, const struct opera
 		result = client_drop(link->client, space, epoch, ranges, operation->range_count, cookie);
 		break;
 	case KIND_MOVE:
-		result = client_move(link->client, space, epoch, operation->number[0], operation->number[1], operation->number[2], cookie);
+		result = client_move(link->client, space, epoch, operation->number[0], operation->number[1], operation->number[2],
+				     cookie);
 		break;
 	case KIND_FORK:
 		result = client_fork(link->client, space, epoch, space_id(link, (uint32_t)operation->number[0]), cookie);
@@ -293,8 +296,8 @@ static int send_kept(struct link *link, uint64_t number)
 }
 
 /* One new operation: into the journal, and on its way if everything before it is. */
-static int append(struct link *link, struct operation *fresh, const struct page_range *ranges, size_t range_count, const struct iovec *data,
-		  size_t data_count, uint64_t pages)
+static int append(struct link *link, struct operation *fresh, const struct page_range *ranges, size_t range_count,
+		  const struct iovec *data, size_t data_count, uint64_t pages)
 {
 	struct operation *operation = operation_at(link, link->next);
 
@@ -311,7 +314,8 @@ static int append(struct link *link, struct operation *fresh, const struct page_
 	if (usable(link) && link->sent == link->next) {
 		int result = send_operation(link, link->next, fresh, ranges, data, data_count);
 
-		if ((result == -EAGAIN && !link->config.keep_all) || result == -EINVAL || result == -EMSGSIZE || result == -ENOMEM) {
+		if ((result == -EAGAIN && !link->config.keep_all) || result == -EINVAL || result == -EMSGSIZE ||
+		    result == -ENOMEM) {
 			give_blocks(link, fresh);
 			return result;
 		}
@@ -348,7 +352,9 @@ int link_drop(struct link *link, uint32_t space, const struct page_range *ranges
 
 int link_move(struct link *link, uint32_t space, uint64_t from_pgno, uint64_t to_pgno, uint64_t pages, uint64_t cookie)
 {
-	struct operation operation = { .kind = KIND_MOVE, .space = space, .number = { from_pgno, to_pgno, pages }, .cookie = cookie };
+	struct operation operation = {
+		.kind = KIND_MOVE, .space = space, .number = { from_pgno, to_pgno, pages }, .cookie = cookie
+	};
 
 	return append(link, &operation, NULL, 0, NULL, 0, 0);
 }
@@ -391,7 +397,8 @@ int link_note(struct link *link, const void *note, uint32_t bytes, uint64_t cook
 
 bool link_has_room(const struct link *link)
 {
-	return !link->failure && !link->unsettled && link->next - link->base < SEQUENCE_WINDOW && link->free_blocks >= OPERATION_BLOCKS;
+	return !link->failure && !link->unsettled && link->next - link->base < SEQUENCE_WINDOW &&
+	       link->free_blocks >= OPERATION_BLOCKS;
 }
 
 int link_order_put(struct link *link, const struct order_run *runs, size_t count, uint64_t cookie)
@@ -518,8 +525,8 @@ int link_get(struct link *link, const struct client_handler *handler, enum reque
 
 /* ---- answers ---- */
 
-/* Takes what has come off what is still to come; the GET's cookie. Pages come in their order, but for those that came damaged and were
- * asked for again, which come later. */
+/* Takes what has come off what is still to come; the GET's cookie. Pages come in their order, but for those that came damaged and
+ * were asked for again, which come later. */
 static uint64_t moved_on(struct link *link, uint64_t cookie, struct page_range range, bool last)
 {
 	struct get *get = &link->gets[cookie];
@@ -527,7 +534,8 @@ static uint64_t moved_on(struct link *link, uint64_t cookie, struct page_range r
 
 	if (last)
 		return end_get(link, get);
-	while (at < get->count && (range.pgno < get->ranges[at].pgno || range.pgno - get->ranges[at].pgno >= get->ranges[at].pages))
+	while (at < get->count &&
+	       (range.pgno < get->ranges[at].pgno || range.pgno - get->ranges[at].pgno >= get->ranges[at].pages))
 		at++;
 	/* The client looks that nothing comes that was not asked for. */
 	assert(at < get->count && range.pages <= get->ranges[at].pages - (range.pgno - get->ranges[at].pgno));
@@ -582,7 +590,8 @@ static void on_done(void *context, uint64_t cookie, int result)
 	struct link *link = context;
 
 	if (cookie & COOKIE_OPERATION) {
-		/* Damaged on its way, or behind one that was; or an older connection of ours has come late. The pool has not counted it. */
+		/* Damaged on its way, or behind one that was; or an older connection of ours has come late. The pool has not
+		 * counted it. */
 		if (result == -EBADMSG || result == -EPROTO || result == -EBUSY) {
 			link->broken = link->broken ? link->broken : result;
 			return;
@@ -683,8 +692,10 @@ static int take_connection(struct link *link, struct client *client, struct clie
 	if (attached->applied + 1 < link->base || attached->applied >= link->next) {
 		char text[200];
 
-		snprintf(text, sizeof(text), "the pool is at operation %" PRIu64 " of the instance, and %" PRIu64 " to %" PRIu64
-			 " are possible: it was set back, or another has written", attached->applied, link->base - 1, link->next - 1);
+		snprintf(text, sizeof(text),
+			 "the pool is at operation %" PRIu64 " of the instance, and %" PRIu64 " to %" PRIu64
+			 " are possible: it was set back, or another has written",
+			 attached->applied, link->base - 1, link->next - 1);
 		client_close(client);
 		client_attached_done(attached);
 		return end(link, -EIO, text);
@@ -701,7 +712,8 @@ static int take_connection(struct link *link, struct client *client, struct clie
 	link->attached_ns = link->heard_ns;
 	link->reconnects++;
 	link->why[0] = 0;
-	log_info("attached to the pool again: it has %" PRIu64 " of %" PRIu64 " operations, %u requests for pages are asked again",
+	log_info("attached to the pool again: it has %" PRIu64 " of %" PRIu64
+		 " operations, %u requests for pages are asked again",
 		 attached->applied, link->next - 1, link->gets_unsent);
 	return 0;
 }
@@ -773,7 +785,8 @@ int link_receive(struct link *link, const struct client_handler *handler)
 	}
 	if (link->broken && !link->inside)
 		lost(link, link->broken, NULL);
-	if (usable(link) && !link->failure && (link->sent < link->next || link->gets_unsent || (link->note_waits && !link->note_sent)))
+	if (usable(link) && !link->failure &&
+	    (link->sent < link->next || link->gets_unsent || (link->note_waits && !link->note_sent)))
 		calls += pump(link);
 	return link->failure ? link->failure : calls;
 }
@@ -791,7 +804,8 @@ static uint64_t silence_limit(const struct link *link)
 	return link->config.silence_ns[class] ? link->config.silence_ns[class] : usual[class];
 }
 
-/* Something waits, and nothing has come for too long: the other side has accepted and does not answer, or a network swallows all. */
+/* Something waits, and nothing has come for too long: the other side has accepted and does not answer, or a network swallows
+ * all. */
 static void check_silence(struct link *link, uint64_t now)
 {
 	uint64_t heard = client_bytes_received(link->client);
@@ -808,7 +822,8 @@ static void check_silence(struct link *link, uint64_t now)
 static void start_try(struct link *link)
 {
 	struct dp_err err = { "" };
-	int result = link_connector_start(&link->connector, &link->config, &link->endpoint, link->instance, link->epoch, link->identity, &err);
+	int result = link_connector_start(&link->connector, &link->config, &link->endpoint, link->instance, link->epoch,
+					  link->identity, &err);
 
 	if (result < 0)
 		try_is_over(link, result, NULL, NULL, err.text);
@@ -843,7 +858,8 @@ static int prepare(struct link *link, struct dp_err *err)
 {
 	link->operations = calloc(SEQUENCE_WINDOW, sizeof(*link->operations));
 	link->gets = calloc(GETS, sizeof(*link->gets)); /* touched as needed */
-	link->blocks = mmap(NULL, sizeof(struct block) * BLOCKS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	link->blocks = mmap(NULL, sizeof(struct block) * BLOCKS, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	link->idle_fd = link_idle_fd();
 	if (link->blocks == MAP_FAILED)
 		link->blocks = NULL;
@@ -857,7 +873,8 @@ static int prepare(struct link *link, struct dp_err *err)
 	return 0;
 }
 
-int link_new_lost(struct link **result, const struct link_config *config, const struct client_attached *attached, struct dp_err *err)
+int link_new_lost(struct link **result, const struct link_config *config, const struct client_attached *attached,
+		  struct dp_err *err)
 {
 	struct link *link = calloc(1, sizeof(*link));
 
@@ -885,8 +902,8 @@ int link_new_lost(struct link **result, const struct link_config *config, const 
 	return 0;
 }
 
-int link_new(struct link **result, const struct link_config *config, struct client *client, const struct client_attached *attached,
-	     struct dp_err *err)
+int link_new(struct link **result, const struct link_config *config, struct client *client,
+	     const struct client_attached *attached, struct dp_err *err)
 {
 	int code = link_new_lost(result, config, attached, err);
 

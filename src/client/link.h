@@ -1,15 +1,18 @@
 /* client/link: the pages of one instance of a pool, over connections that come and go.
  *
- * How it works: a link owns one client at a time. What was asked for is kept until it is answered: GETs with how far their answers have
- * come, and the operations that change the instance (put, drop, move, fork, space_free) in a journal with their pages, each
- * under its number in the instance's sequence. A connection that fails, or on which a request waits longer than its class may
- * while nothing comes, is closed. A thread of its own then connects, says hello and attaches, with exponential back-off and jitter,
- * so that the caller never waits for a network, a name server or a handshake. Attached again, the pool says which operation was the last
- * that it handled: those up to it are answered from what it remembers, the others are sent again in order, and then the GETs again,
- * from where their answers broke off. So every operation is applied once, and every page of a GET is handed over once.
+ * How it works: a link owns one client at a time. What was asked for is kept until it is answered: GETs with how far their
+ * answers have come, and the operations that change the instance (put, drop, move, fork, space_free) in a journal with their
+ * pages, each under its number in the instance's sequence. A connection that fails, or on which a request waits longer than its
+ * class may while nothing comes, is closed. A thread of its own then connects, says hello and attaches, with exponential back-off
+ * and jitter, so that the caller never waits for a network, a name server or a handshake. Attached again, the pool says which
+ * operation was the last that it handled: those up to it are answered from what it remembers, the others are sent again in order,
+ * and then the GETs again, from where their answers broke off. So every operation is applied once, and every page of a GET is
+ * handed over once.
  *
- * Invariants: L1 operations reach the pool in the order of the calls, and no GET overtakes an operation that was called before it;
- * L2 an operation leaves the journal only when it was answered; L3 a pool that has forgotten an operation which it had answered, another
+ * Invariants: L1 operations reach the pool in the order of the calls, and no GET overtakes an operation that was called before
+ * it;
+ * L2 an operation leaves the journal only when it was answered; L3 a pool that has forgotten an operation which it had answered,
+ *    another
  * pool under the same name, and an instance whose lease was taken are the end of the link, never a reason to go on without.
  * A GET of a space that was freed meanwhile is answered with zeros: nobody looks at them any more.
  * Thread rule: one thread, the caller's; the connecting thread shares nothing with it but what it hands over at its end.
@@ -38,7 +41,8 @@ typedef int link_connect(void *context, struct client **client, unsigned timeout
 struct link_config {
 	const struct endpoint *endpoint; /* copied */
 	enum client_compress compress;
-	bool keep_all;                   /* operations are taken as long as the journal has room (link_has_room), also while the queue is full */
+	/* operations are taken as long as the journal has room (link_has_room), also while the queue is full */
+	bool keep_all;
 	bool near;                       /* pages may be read from the memory of a pool on this host */
 	uint64_t silence_ns[3];          /* by class: how long a request may wait while nothing comes; 0: 5, 10 and 20 s */
 	link_connect *connect;           /* NULL: the endpoint; else called in the caller's thread, from link_work */
@@ -46,20 +50,21 @@ struct link_config {
 	uint64_t (*clock)(void *context); /* with connect; NULL: clock_now_ns */
 };
 
-/* Takes a client that is attached (client_instance_create_resumable or client_attach; `attached` is borrowed). Operations are numbered from
- * attached->applied + 1. The client stays the caller's on failure. -ENOMEM. */
+/* Takes a client that is attached (client_instance_create_resumable or client_attach; `attached` is borrowed). Operations are
+ * numbered from attached->applied + 1. The client stays the caller's on failure. -ENOMEM. */
 int link_new(struct link **link, const struct link_config *config, struct client *client, const struct client_attached *attached,
 	     struct dp_err *err);
-/* A link that is not connected yet, to an instance that is known: the same as one whose connection was just lost. With LINK_UNSETTLED for
- * attached->applied, where a dead process made the operations before, its own are numbered from the first that the pool has not applied when it is
- * attached; until then none is taken (-EAGAIN). */
+/* A link that is not connected yet, to an instance that is known: the same as one whose connection was just lost. With
+ * LINK_UNSETTLED for attached->applied, where a dead process made the operations before, its own are numbered from the first that
+ * the pool has not applied when it is attached; until then none is taken (-EAGAIN). */
 #define LINK_UNSETTLED UINT64_MAX
-int link_new_lost(struct link **link, const struct link_config *config, const struct client_attached *attached, struct dp_err *err);
+int link_new_lost(struct link **link, const struct link_config *config, const struct client_attached *attached,
+		  struct dp_err *err);
 /* Takes NULL. Does not end the instance. */
 void link_free(struct link *link);
 
-/* As in client.h, but for space, which is the number of the space in its instance (the lower 20 bits of its id). 0 also where there is no
- * connection now; -EAGAIN where the journal is full or, while there is a connection, its queue is. */
+/* As in client.h, but for space, which is the number of the space in its instance (the lower 20 bits of its id). 0 also where
+ * there is no connection now; -EAGAIN where the journal is full or, while there is a connection, its queue is. */
 int link_get(struct link *link, const struct client_handler *handler, enum request_class class, uint32_t space,
 	     const struct page_range *ranges, size_t count, uint64_t cookie);
 int link_put(struct link *link, uint32_t space, const struct page_range *ranges, size_t count, const struct iovec *data,
@@ -68,7 +73,8 @@ int link_drop(struct link *link, uint32_t space, const struct page_range *ranges
 int link_move(struct link *link, uint32_t space, uint64_t from_pgno, uint64_t to_pgno, uint64_t pages, uint64_t cookie);
 int link_fork(struct link *link, uint32_t parent, uint32_t child, uint64_t cookie);
 int link_space_free(struct link *link, uint32_t space, uint64_t cookie);
-/* One at a time: -EAGAIN while one waits. Not an operation: it has no place in the sequence, and is sent until it was answered. */
+/* One at a time: -EAGAIN while one waits. Not an operation: it has no place in the sequence, and is sent until it was
+ * answered. */
 int link_note(struct link *link, const void *note, uint32_t bytes, uint64_t cookie);
 /* May any operation be appended? */
 bool link_has_room(const struct link *link);

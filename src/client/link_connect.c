@@ -57,8 +57,8 @@ static int connect_and_attach(struct link_connector *connector)
 	if (result < 0)
 		dp_fail_errno(err, -result, "room to unpack pages");
 	if (result == 0) {
-		result = client_attach(connector->client, connector->instance, connector->epoch, 0, connector->identity, LINK_CONNECT_MS,
-				       &connector->attached, err);
+		result = client_attach(connector->client, connector->instance, connector->epoch, 0, connector->identity,
+				       LINK_CONNECT_MS, &connector->attached, err);
 		connector->asked = true;
 	}
 	if (result == 0 && config->near)

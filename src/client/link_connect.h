@@ -1,5 +1,6 @@
-/* client/link_connect: one try to connect to a pool and attach to an instance, in a thread of its own. Connecting, looking up a name, a
- * handshake and a peer that accepts and never answers may each take seconds, and a pager's thread must not wait for any of them.
+/* client/link_connect: one try to connect to a pool and attach to an instance, in a thread of its own. Connecting, looking up a
+ * name, a handshake and a peer that accepts and never answers may each take seconds, and a pager's thread must not wait for any
+ * of them.
  * Thread rule: the calls below are the owner's; the thread writes its result and then says so, once. */
 #ifndef DP_CLIENT_LINK_CONNECT_H
 #define DP_CLIENT_LINK_CONNECT_H

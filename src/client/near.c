@@ -42,8 +42,8 @@ static bool proven(const struct near *near, const struct message_near *pool)
 	uint8_t seen[sizeof(pool->proof)];
 	struct iovec local = { seen, sizeof(seen) }, remote = { (void *)(uintptr_t)pool->proof_place, sizeof(seen) };
 
-	return process_vm_readv(near->pid, &local, 1, &remote, 1, 0) == (ssize_t)sizeof(seen) && memcmp(seen, pool->proof, sizeof(seen)) == 0 &&
-	       alive(near);
+	return process_vm_readv(near->pid, &local, 1, &remote, 1, 0) == (ssize_t)sizeof(seen) &&
+	       memcmp(seen, pool->proof, sizeof(seen)) == 0 && alive(near);
 }
 
 struct near *near_open(const struct message_near *pool)

@@ -87,7 +87,9 @@ int client_get_near(struct client *client, const struct client_handler *handler,
 static int locate(struct client *client, enum request_class class, uint64_t space, struct page_range range, uint64_t cookie)
 {
 	uint8_t payload[8 + 16];
-	struct message_header header = { .type = MESSAGE_LOCATE, .class = (uint8_t)class, .object = space, .epoch = client->read_epoch };
+	struct message_header header = {
+		.type = MESSAGE_LOCATE, .class = (uint8_t) class, .object = space, .epoch = client->read_epoch
+	};
 	uint64_t first = range.pgno / NEAR_BLOCK_PAGES * NEAR_BLOCK_PAGES;
 	uint64_t end = (range.pgno + range.pages + NEAR_BLOCK_PAGES - 1) / NEAR_BLOCK_PAGES * NEAR_BLOCK_PAGES;
 	const struct page_range located = end - first <= GET_PAGES_LIMIT ? (struct page_range){ first, end - first } : range;
@@ -120,7 +122,9 @@ int client_get(struct client *client, enum request_class class, uint64_t space, 
 	       uint64_t cookie)
 {
 	uint8_t payload[8 + GET_RANGES_LIMIT * 16];
-	struct message_header header = { .type = MESSAGE_GET, .class = (uint8_t)class, .object = space, .epoch = client->read_epoch };
+	struct message_header header = {
+		.type = MESSAGE_GET, .class = (uint8_t) class, .object = space, .epoch = client->read_epoch
+	};
 
 	if (client->error)
 		return client->error;
@@ -154,8 +158,8 @@ int client_get(struct client *client, enum request_class class, uint64_t space, 
 }
 
 /* A request that is answered by OK or ERROR. */
-static int send_change(struct client *client, struct message_header *header, const void *payload, int bytes, const struct iovec *data,
-		       size_t data_count, size_t data_bytes, uint64_t pages, uint64_t cookie)
+static int send_change(struct client *client, struct message_header *header, const void *payload, int bytes,
+		       const struct iovec *data, size_t data_count, size_t data_bytes, uint64_t pages, uint64_t cookie)
 {
 	if (client->error)
 		return client->error;
@@ -270,7 +274,8 @@ int client_put(struct client *client, uint64_t space, uint64_t epoch, const stru
 	return send_change(client, &header, payload, payload_bytes, data, data_count, bytes, pages, cookie);
 }
 
-int client_drop(struct client *client, uint64_t space, uint64_t epoch, const struct page_range *ranges, size_t count, uint64_t cookie)
+int client_drop(struct client *client, uint64_t space, uint64_t epoch, const struct page_range *ranges, size_t count,
+		uint64_t cookie)
 {
 	uint8_t payload[8 + 256 * 16];
 	struct message_header header = { .type = MESSAGE_DROP, .object = space, .epoch = epoch };
@@ -279,7 +284,8 @@ int client_drop(struct client *client, uint64_t space, uint64_t epoch, const str
 	if (count > 256 || pages_of(ranges, count, UINT64_MAX - 1) == UINT64_MAX)
 		return -EINVAL;
 	forget(client, space, ranges, count);
-	return send_change(client, &header, payload, message_ranges_encode(payload, sizeof(payload), ranges, count), NULL, 0, 0, 0, cookie);
+	return send_change(client, &header, payload, message_ranges_encode(payload, sizeof(payload), ranges, count), NULL, 0, 0,
+			   0, cookie);
 }
 
 int client_move(struct client *client, uint64_t space, uint64_t epoch, uint64_t from_pgno, uint64_t to_pgno, uint64_t pages,
@@ -299,7 +305,8 @@ int client_fork(struct client *client, uint64_t parent, uint64_t epoch, uint64_t
 	struct message_header header = { .type = MESSAGE_FORK, .object = parent, .epoch = epoch };
 
 	forget(client, child, &(const struct page_range){ 0, UINT64_MAX }, 1);
-	return send_change(client, &header, payload, message_number_encode(payload, sizeof(payload), child), NULL, 0, 0, 0, cookie);
+	return send_change(client, &header, payload, message_number_encode(payload, sizeof(payload), child), NULL, 0, 0, 0,
+			   cookie);
 }
 
 int client_space_free(struct client *client, uint64_t space, uint64_t epoch, uint64_t cookie)
@@ -310,7 +317,8 @@ int client_space_free(struct client *client, uint64_t space, uint64_t epoch, uin
 	return send_change(client, &header, NULL, 0, NULL, 0, 0, 0, cookie);
 }
 
-int client_order_put(struct client *client, uint64_t instance, uint64_t epoch, const struct order_run *runs, size_t count, uint64_t cookie)
+int client_order_put(struct client *client, uint64_t instance, uint64_t epoch, const struct order_run *runs, size_t count,
+		     uint64_t cookie)
 {
 	struct message_header header = { .type = MESSAGE_ORDER_PUT, .object = instance, .epoch = epoch };
 	size_t size = 8 + DP_MIN(count, (size_t)ORDER_RUNS_LIMIT) * 24;

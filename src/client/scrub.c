@@ -10,12 +10,14 @@ int client_scrub(struct client *client, const struct message_scrub *scrub, struc
 	uint8_t payload[16];
 	struct message_header request = { .type = MESSAGE_SCRUB }, answer;
 	const uint8_t *bytes;
-	int result = control_call(client, &request, payload, (size_t)message_scrub_encode(payload, sizeof(payload), scrub), NULL, 0,
-				  MESSAGE_SCRUBBED, CONTROL_TIMEOUT_MS, &answer, &bytes, err);
+	int result = control_call(client, &request, payload, (size_t)message_scrub_encode(payload, sizeof(payload), scrub), NULL,
+				  0, MESSAGE_SCRUBBED, CONTROL_TIMEOUT_MS, &answer, &bytes, err);
 
 	if (result < 0)
 		return result;
-	return message_scrubbed_decode(bytes, answer.length, scrubbed) < 0 ? dp_fail(err, EPROTO, "the pool's answer makes no sense") : 0;
+	return message_scrubbed_decode(bytes, answer.length, scrubbed) < 0
+		       ? dp_fail(err, EPROTO, "the pool's answer makes no sense")
+		       : 0;
 }
 
 int client_find_pages(struct client *client, const struct page_digest *digests, uint32_t count, uint64_t *found, uint8_t *pages,
@@ -25,9 +27,9 @@ int client_find_pages(struct client *client, const struct page_digest *digests, 
 	struct message_header request = { .type = MESSAGE_FIND }, answer;
 	const uint8_t *bytes, *from;
 	int length = message_find_encode(payload, sizeof(payload), digests, count);
-	int result = length < 0 ? dp_fail(err, EINVAL, "too many pages") :
-				  control_call(client, &request, payload, (size_t)length, NULL, 0, MESSAGE_FOUND, CONTROL_TIMEOUT_MS, &answer,
-					       &bytes, err);
+	int result = length < 0 ? dp_fail(err, EINVAL, "too many pages")
+				: control_call(client, &request, payload, (size_t)length, NULL, 0, MESSAGE_FOUND,
+					       CONTROL_TIMEOUT_MS, &answer, &bytes, err);
 
 	if (result < 0)
 		return result;
@@ -51,6 +53,6 @@ int client_repair(struct client *client, uint64_t slot, struct page_digest diges
 	struct message_header request = { .type = MESSAGE_REPAIR }, answer;
 	const uint8_t *unused;
 
-	return control_call(client, &request, payload, (size_t)message_repair_encode(payload, sizeof(payload), &repair), NULL, 0, MESSAGE_OK,
-			    CONTROL_TIMEOUT_MS, &answer, &unused, err);
+	return control_call(client, &request, payload, (size_t)message_repair_encode(payload, sizeof(payload), &repair), NULL, 0,
+			    MESSAGE_OK, CONTROL_TIMEOUT_MS, &answer, &unused, err);
 }

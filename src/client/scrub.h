@@ -1,5 +1,5 @@
-/* client/scrub: looks through what a pool stores and puts right what is damaged. All calls block. They need the right `admin` for the
- * whole pool. Thread rule: the client's thread. */
+/* client/scrub: looks through what a pool stores and puts right what is damaged. All calls block. They need the right `admin` for
+ * the whole pool. Thread rule: the client's thread. */
 #ifndef DP_CLIENT_SCRUB_H
 #define DP_CLIENT_SCRUB_H
 

@@ -172,7 +172,8 @@ static int find_note(const unsigned char *at, size_t left, unsigned char id[stat
 		memcpy(&note, at, sizeof(note));
 		at += sizeof(note);
 		left -= sizeof(note);
-		uint64_t name_bytes = ((uint64_t)note.n_namesz + 3) & ~3ull, content_bytes = ((uint64_t)note.n_descsz + 3) & ~3ull;
+		uint64_t name_bytes = ((uint64_t)note.n_namesz + 3) & ~3ull,
+			 content_bytes = ((uint64_t)note.n_descsz + 3) & ~3ull;
 		if (name_bytes + content_bytes > left)
 			return 0;
 		if (note.n_type == NT_GNU_BUILD_ID && note.n_namesz == 4 && memcmp(at, "GNU", 4) == 0 && note.n_descsz > 0 &&
@@ -196,8 +197,8 @@ int image_elf_build_id(const void *bytes, size_t length, unsigned char id[static
 		return -EBADMSG;
 	memcpy(&head, file, sizeof(head));
 	unsigned char order = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? ELFDATA2LSB : ELFDATA2MSB;
-	if (memcmp(head.e_ident, ELFMAG, SELFMAG) != 0 || head.e_ident[EI_CLASS] != ELFCLASS64 || head.e_ident[EI_DATA] != order ||
-	    head.e_phentsize != sizeof(Elf64_Phdr))
+	if (memcmp(head.e_ident, ELFMAG, SELFMAG) != 0 || head.e_ident[EI_CLASS] != ELFCLASS64 ||
+	    head.e_ident[EI_DATA] != order || head.e_phentsize != sizeof(Elf64_Phdr))
 		return -EBADMSG;
 	for (unsigned i = 0; i < head.e_phnum; i++) {
 		Elf64_Phdr part;
@@ -241,7 +242,8 @@ static bool build_id_differs(int root_fd, const struct image_file *file)
 	unsigned char id[32];
 	size_t id_bytes;
 	int found = 0;
-	for (size_t bytes = ELF_FIRST_BYTES; head && found == 0 && bytes <= ELF_HEAD_BYTES; bytes *= ELF_HEAD_BYTES / ELF_FIRST_BYTES) {
+	for (size_t bytes = ELF_FIRST_BYTES; head && found == 0 && bytes <= ELF_HEAD_BYTES;
+	     bytes *= ELF_HEAD_BYTES / ELF_FIRST_BYTES) {
 		ssize_t got = pread(fd, head, bytes, 0);
 		if (got < 0)
 			return false; /* cannot tell; CRIU will */

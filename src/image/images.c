@@ -87,8 +87,8 @@ int images_read_pstree(int images_fd, struct image_task **tasks, size_t *count, 
 
 static int take_vma(const struct image_frame *frame, const Criu__VmaEntry *entry, struct image_vma *vma, struct dp_err *err)
 {
-	if (!entry->has_start || !entry->has_end || entry->start >= entry->end || (entry->start | entry->end) & (PAGE_BYTES - 1) ||
-	    entry->end > ADDRESS_END)
+	if (!entry->has_start || !entry->has_end || entry->start >= entry->end ||
+	    (entry->start | entry->end) & (PAGE_BYTES - 1) || entry->end > ADDRESS_END)
 		return image_frame_bad(frame, err, "an area with impossible addresses");
 	*vma = (struct image_vma){.start = entry->start, .end = entry->end, .prot = entry->prot, .flags = entry->flags,
 				  .status = entry->status, .madv = entry->madv};
@@ -153,7 +153,8 @@ int images_read_mm(int images_fd, int pid, struct image_vma **vmas, size_t *coun
 
 bool image_vma_may_be_lazy(const struct image_vma *vma)
 {
-	return (vma->flags & MAP_ANONYMOUS) && (vma->flags & MAP_TYPE) == MAP_PRIVATE && !(vma->flags & (MAP_LOCKED | MAP_HUGETLB)) &&
+	return (vma->flags & MAP_ANONYMOUS) && (vma->flags & MAP_TYPE) == MAP_PRIVATE &&
+	       !(vma->flags & (MAP_LOCKED | MAP_HUGETLB)) &&
 	       !(vma->status & (VMA_STATUS_VDSO | VMA_STATUS_VVAR | VMA_STATUS_VSYSCALL | VMA_STATUS_GUARD));
 }
 
@@ -164,9 +165,10 @@ static int take_run(const struct image_frame *frame, const Criu__PagemapEntry *e
 		    uint64_t *file_page, struct dp_err *err)
 {
 	if (entry->base.n_unknown_fields > 0)
-		return image_frame_bad(frame, err,
-				       "a pagemap entry with fields this version does not know (compressed pages of CRIU 4.3 or newer?); "
-				       "dump without compression, or with CRIU 4.2");
+		return image_frame_bad(
+			frame, err,
+			"a pagemap entry with fields this version does not know (compressed pages of CRIU 4.3 or newer?); "
+			"dump without compression, or with CRIU 4.2");
 	struct image_run run = {.pages = entry->has_nr_pages ? entry->nr_pages : entry->compat_nr_pages};
 	if (entry->in_parent)
 		run.flags = PAGEMAP_PARENT;
@@ -211,7 +213,8 @@ static int take_head(struct image_frame *frame, struct image_pagemap *pagemap, s
 	if (!good)
 		return image_frame_bad(frame, err, "a head record without the number of its pages image");
 	if (!known)
-		return image_frame_bad(frame, err, "a head record with fields this version does not know (made by a newer CRIU?)");
+		return image_frame_bad(frame, err,
+				       "a head record with fields this version does not know (made by a newer CRIU?)");
 	return 0;
 }
 

@@ -1,7 +1,7 @@
 /* images: reads and writes the few CRIU images that paging concerns: pstree, mm, pagemap, inventory, files.
  *
- * Framing and fields: see the .proto files of CRIU (MIT). Field numbers are in criu.proto beside this file, packed and unpacked by
- * protobuf-c. Codecs work on bytes; the *_read functions load a file of an images directory first. Everything in an image is
+ * Framing and fields: see the .proto files of CRIU (MIT). Field numbers are in criu.proto beside this file, packed and unpacked
+ * by protobuf-c. Codecs work on bytes; the *_read functions load a file of an images directory first. Everything in an image is
  * untrusted: lengths, counts and addresses are checked (addresses page-aligned, below 2^47, ascending where the format says so).
  * Errors: -EBADMSG with the file's name and what is wrong, -ENOENT, -ENOMEM. Thread rule: none, no state. */
 #ifndef DP_IMAGE_IMAGES_H

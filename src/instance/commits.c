@@ -34,8 +34,8 @@ struct number_field {
 };
 #define TEXT(field) { #field, offsetof(struct commit_note, field), sizeof(((struct commit_note *)0)->field) }
 #define NUMBER(field) { #field, offsetof(struct commit_note, field) }
-static const struct text_field texts[] = { TEXT(id), TEXT(name), TEXT(pool), TEXT(lineage), TEXT(kind), TEXT(series), TEXT(snapshot),
-					   TEXT(error) };
+static const struct text_field texts[] = { TEXT(id),   TEXT(name),   TEXT(pool),     TEXT(lineage),
+					   TEXT(kind), TEXT(series), TEXT(snapshot), TEXT(error) };
 static const struct number_field numbers[] = { NUMBER(unix_ns), NUMBER(bytes), NUMBER(frozen_ns), NUMBER(total_ns), NUMBER(count),
 					       NUMBER(failures), NUMBER(interval_ns) };
 
@@ -46,8 +46,9 @@ static char *encode(const struct commit_note *note)
 	for (size_t i = 0; i < ARRAY_LENGTH(texts); i++)
 		json_object_object_add(object, texts[i].name, json_object_new_string((const char *)note + texts[i].offset));
 	for (size_t i = 0; i < ARRAY_LENGTH(numbers); i++)
-		json_object_object_add(object, numbers[i].name,
-				       json_object_new_uint64(*(const uint64_t *)(const void *)((const char *)note + numbers[i].offset)));
+		json_object_object_add(
+			object, numbers[i].name,
+			json_object_new_uint64(*(const uint64_t *)(const void *)((const char *)note + numbers[i].offset)));
 	const char *text = json_object_to_json_string_ext(object, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_NOSLASHESCAPE);
 	char *copy = text ? format_text("%s\n", text) : NULL;
 	json_object_put(object);
@@ -60,7 +61,8 @@ int commits_decode(const char *text, struct commit_note *note)
 	memset(note, 0, sizeof(*note));
 	int ret = object && json_object_is_type(object, json_type_object) ? 0 : -EBADMSG;
 	for (size_t i = 0; !ret && i < ARRAY_LENGTH(texts); i++) {
-		const char *word = json_object_object_get_ex(object, texts[i].name, &value) ? json_object_get_string(value) : NULL;
+		const char *word = json_object_object_get_ex(object, texts[i].name, &value) ? json_object_get_string(value)
+											    : NULL;
 		if (!word || strlen(word) >= texts[i].size)
 			ret = -EBADMSG;
 		else
@@ -147,7 +149,8 @@ int commits_find(const char *root, const char *key, struct commit_note *note)
 		struct commit_note found;
 		if (!is_note(entry->d_name) || load_file(commits_path(root, entry->d_name, path, sizeof(path)), &found))
 			continue;
-		bool fits = !strcmp(found.id, key) || !strcmp(found.name, key) || !strcmp(found.lineage, key) || !strcmp(found.series, key);
+		bool fits = !strcmp(found.id, key) || !strcmp(found.name, key) || !strcmp(found.lineage, key) ||
+			    !strcmp(found.series, key);
 		if (fits && found.snapshot[0] && (ret || found.unix_ns > note->unix_ns)) {
 			*note = found;
 			ret = 0;

@@ -1,7 +1,7 @@
 /* commits: what this host knows of the restorable states that its instances have left in their pools: one small file an instance,
- * ROOT/.commits/ID.json, replaced atomically after each commit. It outlives the instance, so that `restore --last-commit ID` finds the
- * pool after a crash, and tells `ps` and `stats` the last commit's age, bytes and frozen time. The pool's own list is what counts; this
- * is a note. Beyond COMMIT_NOTES files the oldest go. Thread rule: none, no state. */
+ * ROOT/.commits/ID.json, replaced atomically after each commit. It outlives the instance, so that `restore --last-commit ID`
+ * finds the pool after a crash, and tells `ps` and `stats` the last commit's age, bytes and frozen time. The pool's own list is
+ * what counts; this is a note. Beyond COMMIT_NOTES files the oldest go. Thread rule: none, no state. */
 #ifndef DP_INSTANCE_COMMITS_H
 #define DP_INSTANCE_COMMITS_H
 

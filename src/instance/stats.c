@@ -56,7 +56,9 @@ uint64_t histogram_quantile_ns(const struct histogram *histogram, double share)
 
 struct pager_stats *stats_map(const char *path, enum stats_mode mode, struct dp_err *err)
 {
-	static const int flags[] = { [STATS_READ] = O_RDONLY, [STATS_CREATE] = O_RDWR | O_CREAT | O_TRUNC, [STATS_GO_ON] = O_RDWR | O_CREAT };
+	static const int flags[] = {
+		[STATS_READ] = O_RDONLY, [STATS_CREATE] = O_RDWR | O_CREAT | O_TRUNC, [STATS_GO_ON] = O_RDWR | O_CREAT
+	};
 	size_t bytes = sizeof(struct pager_stats);
 	bool create = mode != STATS_READ;
 	cleanup_fd int fd = open(path, flags[mode] | O_CLOEXEC, 0644);

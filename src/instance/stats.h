@@ -102,8 +102,8 @@ struct pager_stats {
 	uint64_t corrupt_pages;      /* where a thread got a bus error: the page came damaged, and nobody has it as it was */
 };
 
-/* Maps `path`: to read it; made anew; or to go on counting in it, for a pager that follows another (anew where it is not there). Returns
- * the mapping or NULL with err set; stats_unmap ends it. */
+/* Maps `path`: to read it; made anew; or to go on counting in it, for a pager that follows another (anew where it is not there).
+ * Returns the mapping or NULL with err set; stats_unmap ends it. */
 enum stats_mode { STATS_READ, STATS_CREATE, STATS_GO_ON };
 struct pager_stats *stats_map(const char *path, enum stats_mode mode, struct dp_err *err);
 void stats_unmap(struct pager_stats *stats);

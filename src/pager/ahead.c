@@ -1,7 +1,8 @@
 /* Fetching ahead: which pages are asked for besides the one that faulted, and what became of them.
  *
- * The page that a thread waits for goes out first, alone or with its neighbours; guesses follow as requests of their own, which the
- * pool may answer later. A guess is only ever made for pages that are remote, while the budget has room, and while requests are free. */
+ * The page that a thread waits for goes out first, alone or with its neighbours; guesses follow as requests of their own, which
+ * the pool may answer later. A guess is only ever made for pages that are remote, while the budget has room, and while requests
+ * are free. */
 #include "pager/tree.h"
 
 #include <errno.h>
@@ -89,8 +90,8 @@ static bool guess_send(struct space *space, struct guess *guess)
 	return !ret;
 }
 
-/* The rest of the run is asked for when there is room, unless a fault comes first. Its first page is the trigger where none was left
- * before it. */
+/* The rest of the run is asked for when there is room, unless a fault comes first. Its first page is the trigger where none was
+ * left before it. */
 static void note_owed(struct space *space, const struct prefetch_advice *advice, const struct prefetch_run *run,
 		      const struct prefetch_asked *asked)
 {
@@ -105,8 +106,8 @@ static void note_owed(struct space *space, const struct prefetch_advice *advice,
 	space->owed_advice.owner = advice->owner;
 }
 
-/* Asks for what is remote of a run. `joined` of its pages have been asked for with the demanded page. false: there was no room for
- * all of it; the stream goes on where it was cut. */
+/* Asks for what is remote of a run. `joined` of its pages have been asked for with the demanded page. false: there was no room
+ * for all of it; the stream goes on where it was cut. */
 static bool follow_run(struct space *space, const struct prefetch_advice *advice, const struct prefetch_run *run, uint32_t joined)
 {
 	struct guess guess = { .ranges = 0 };
@@ -189,11 +190,13 @@ static uint32_t joined_pages(struct space *space, const struct prefetch_run *run
 	return pages;
 }
 
-/* A scan that is faster than pages leave waits for them here rather than page by page: with room for a chunk it faults once in 64 pages. */
+/* A scan that is faster than pages leave waits for them here rather than page by page: with room for a chunk it faults once in 64
+ * pages. */
 static bool wait_for_room(struct space *space, uint64_t pgno, uint64_t read_ns)
 {
 	uint64_t enough = DP_MIN(REQUEST_PAGES, space->tree->budget.headroom_pages / 2);
-	return room(space->tree) < enough && prefetch_follows(&space->prefetcher, pgno) && clock_now_ns() - read_ns < ROOM_WAIT_NS;
+	return room(space->tree) < enough && prefetch_follows(&space->prefetcher, pgno) &&
+	       clock_now_ns() - read_ns < ROOM_WAIT_NS;
 }
 
 int ahead_fault(struct space *space, uint64_t pgno, uint64_t read_ns)

@@ -245,8 +245,8 @@ static void export_now(struct tree *tree, const struct control_peer *peer)
 	dp_close_fd(&fd);
 }
 
-/* A moved or forked range that the source does not know of yet would be inherited as it was: with the tree frozen there is an end to changes,
- * and it is waited for, but not for ever. */
+/* A moved or forked range that the source does not know of yet would be inherited as it was: with the tree frozen there is an end
+ * to changes, and it is waited for, but not for ever. */
 static bool changes_answered(const struct tree *tree)
 {
 	return !tree->saved || tree->saved->oplog.head == tree->saved->oplog.tail;
@@ -334,8 +334,10 @@ static void refuse_damaged(struct tree *tree, uint64_t pages)
 {
 	char text[240];
 	const struct control_peer *peer = &tree->control[tree->freezer];
-	snprintf(text, sizeof(text), "%lu page%s damaged in the pool, gave the process bus errors, and cannot be stored: repair the pool "
-		 "(distri-proc pool scrub --repair-from), then try again", pages, pages == 1 ? " is" : "s are");
+	snprintf(text, sizeof(text),
+		 "%lu page%s damaged in the pool, gave the process bus errors, and cannot be stored: repair the pool "
+		 "(distri-proc pool scrub --repair-from), then try again",
+		 pages, pages == 1 ? " is" : "s are");
 	thaw(tree);
 	answer(peer, text);
 }
@@ -478,7 +480,8 @@ static int check_ranges(const struct page_range *ranges, size_t count)
 {
 	uint64_t end = 0;
 	for (size_t i = 0; i < count; i++) {
-		if (ranges[i].pgno < end || !ranges[i].pages || ranges[i].pages > PGNO_END || ranges[i].pgno > PGNO_END - ranges[i].pages)
+		if (ranges[i].pgno < end || !ranges[i].pages || ranges[i].pages > PGNO_END ||
+		    ranges[i].pgno > PGNO_END - ranges[i].pages)
 			return -EBADMSG;
 		end = ranges[i].pgno + ranges[i].pages;
 	}

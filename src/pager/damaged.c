@@ -1,7 +1,7 @@
-/* Pages that are damaged in their pool, before a checkpoint. One that nobody has touched is remote like others: the snapshot shares it, and it
- * stays known as damaged. Where a thread was given a bus error the kernel has a mark in place of the page (UFFDIO_POISON), which CRIU can
- * neither read nor keep, and must not leave out. So they are asked for once more, for the pool may have been repaired; what comes takes the
- * mark's place. */
+/* Pages that are damaged in their pool, before a checkpoint. One that nobody has touched is remote like others: the snapshot
+ * shares it, and it stays known as damaged. Where a thread was given a bus error the kernel has a mark in place of the page
+ * (UFFDIO_POISON), which CRIU can neither read nor keep, and must not leave out. So they are asked for once more, for the pool
+ * may have been repaired; what comes takes the mark's place. */
 #include "pager/tree.h"
 
 #include <unistd.h>
@@ -14,7 +14,8 @@
 static bool is_marked(const struct space *space, uint64_t pgno)
 {
 	uint64_t entry;
-	return pread(space->pagemap_fd, &entry, sizeof(entry), (off_t)(pgno * sizeof(entry))) != sizeof(entry) || (entry & PAGEMAP_SOMETHING);
+	return pread(space->pagemap_fd, &entry, sizeof(entry), (off_t)(pgno * sizeof(entry))) != sizeof(entry) ||
+	       (entry & PAGEMAP_SOMETHING);
 }
 
 static uint64_t look(struct space *space, bool ask)

@@ -92,7 +92,8 @@ static uint32_t lay_out(struct space *space, const uint64_t *victims, uint32_t c
 	while (at < count && runs < WARDEN_RUNS) {
 		uint64_t slot = (staging->head + at) % staging->capacity;
 		uint32_t pages = 1;
-		while (at + pages < count && pages < 64 && victims[at + pages] == victims[at] + pages && slot + pages < staging->capacity)
+		while (at + pages < count && pages < 64 && victims[at + pages] == victims[at] + pages &&
+		       slot + pages < staging->capacity)
 			pages++;
 		ring->run[runs++] = (struct warden_run){
 			.from = victims[at] << PAGE_SHIFT,
@@ -259,7 +260,9 @@ void evict_settle(struct space *space)
 	snprintf(path, sizeof(path), "/proc/%d/pagemap", staging_reader(space));
 	cleanup_fd int pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);
 	uint64_t start = space->warden.staging;
-	int ret = pagemap_fd < 0 ? -errno : proc_scan_present(pagemap_fd, start, start + staging->capacity * PAGE_BYTES, slots_present, &slots);
+	int ret = pagemap_fd < 0
+			  ? -errno
+			  : proc_scan_present(pagemap_fd, start, start + staging->capacity * PAGE_BYTES, slots_present, &slots);
 	if (ret)
 		log_warn("look at the staging of process %d: %s", space->pid, strerror(-ret));
 	staging->dropping = 0; /* what it did not drop is garbage now, and dropped again */
@@ -269,21 +272,24 @@ void evict_settle(struct space *space)
 
 void evict_warden_lost(struct space *space)
 {
-	/* Mostly the whole tree was killed, and its memory goes any moment. Nothing is served while that is waited for: what the last MOVE took is
-	 * not known. */
+	/* Mostly the whole tree was killed, and its memory goes any moment. Nothing is served while that is waited for: what the
+	 * last MOVE took is not known. */
 	for (unsigned ms = 0; ms < ENDING_MS && !space_memory_is_gone(space); ms++)
 		usleep(1000);
 	if (space_memory_is_gone(space)) {
 		space_lost(space);
 		return;
 	}
-	/* What it had begun is found out as after a crash of ours, for that is the way that is proven: this pager ends, another takes over
+	/* What it had begun is found out as after a crash of ours, for that is the way that is proven: this pager ends, another
+	 * takes over
 	 * (takeover.c, take_warden) and places the next warden. */
 	if (keeper_is_there(space->tree->keeper_fd)) {
-		log_warn("warden %d of process %d has died: another pager goes on, and places another", space->warden.pid, space->pid);
+		log_warn("warden %d of process %d has died: another pager goes on, and places another", space->warden.pid,
+			 space->pid);
 		kill(getpid(), SIGKILL);
 	}
-	tree_fail(space->tree, -ESRCH, "the warden of process %d has died, and nobody is left to start another pager", space->pid);
+	tree_fail(space->tree, -ESRCH, "the warden of process %d has died, and nobody is left to start another pager",
+		  space->pid);
 }
 
 int evict_watch_warden(struct space *space)
@@ -331,7 +337,8 @@ static void unshare(struct space *space)
 		uint32_t page = space->unshare_page[i];
 		if ((*table_page(&space->table, page) & PAGE_STATE_MASK) != PAGE_LOCAL)
 			continue;
-		ring->run[ring->run_count++] = (struct warden_run){ .from = table_pgno(&space->table, page) << PAGE_SHIFT, .pages = 1 };
+		ring->run[ring->run_count++] = (struct warden_run){ .from = table_pgno(&space->table, page) << PAGE_SHIFT,
+								    .pages = 1 };
 	}
 	space->unshare_count = 0;
 	if (ring->run_count && warden_unshare(&space->warden))
@@ -368,7 +375,8 @@ static void bring_warden(struct space *space, uint64_t now)
 		else
 			recover_placing(space);
 		if (!ret)
-			ret = warden_begin(&space->warden, JOB_PLACE, space->thread, space->uffd, tree->budget.staging_pages * PAGE_BYTES, &err);
+			ret = warden_begin(&space->warden, JOB_PLACE, space->thread, space->uffd,
+					   tree->budget.staging_pages * PAGE_BYTES, &err);
 	} else {
 		ret = warden_poll(&space->warden, &err);
 		if (ret == 0)
@@ -403,7 +411,8 @@ static bool did(struct tree *tree, uint64_t began_ns)
 	return true;
 }
 
-/* true: something was done, and there may be more. Pages are prepared for leaving ahead of need; they leave when room is needed. */
+/* true: something was done, and there may be more. Pages are prepared for leaving ahead of need; they leave when room is
+ * needed. */
 static bool evict_step(struct space *space, uint64_t excess, uint64_t used, uint64_t now)
 {
 	struct tree *tree = space->tree;
@@ -428,8 +437,8 @@ static bool evict_step(struct space *space, uint64_t excess, uint64_t used, uint
 			drop_out(space, DP_MIN(ready, DP_MAX(excess, MOVE_PAGES)));
 			return did(tree, began);
 		}
-		bool want = staging->held < (urgent ? ahead + excess : ahead * 3 / 4) && residency_should_stage(&tree->budget, used) &&
-			    (urgent || now >= space->stage_after_ns);
+		bool want = staging->held < (urgent ? ahead + excess : ahead * 3 / 4) &&
+			    residency_should_stage(&tree->budget, used) && (urgent || now >= space->stage_after_ns);
 		if (want && room >= MOVE_LEAST && space->table.counts[PAGE_LOCAL]) {
 			uint64_t began = cpu_now_ns();
 			move_out(space, (uint32_t)DP_MIN(DP_MIN(room, MOVE_PAGES), ahead / 4 + excess));
@@ -438,7 +447,8 @@ static bool evict_step(struct space *space, uint64_t excess, uint64_t used, uint
 			return did(tree, began);
 		}
 	}
-	bool short_of_judged = judged < (urgent ? ahead / 4 + excess : ahead / 4) && (urgent || fresh >= ahead / 2 || room < MOVE_LEAST);
+	bool short_of_judged = judged < (urgent ? ahead / 4 + excess : ahead / 4) &&
+			       (urgent || fresh >= ahead / 2 || room < MOVE_LEAST);
 	if (!short_of_judged)
 		return false;
 	uint64_t began = cpu_now_ns();
@@ -489,7 +499,8 @@ bool evict_work(struct tree *tree)
 
 /* ---- for a checkpoint: nothing staged, no warden ---- */
 
-/* Its thread could not be stopped: it ended, another traces it. The warden is there as before, and goes on; who wants the tree frozen hears of it. */
+/* Its thread could not be stopped: it ended, another traces it. The warden is there as before, and goes on; who wants the tree
+ * frozen hears of it. */
 static void not_retired(struct space *space, const char *why)
 {
 	char text[320];

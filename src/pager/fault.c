@@ -22,8 +22,8 @@ static uint64_t zero_run(struct space *space, uint64_t pgno)
 	return pages;
 }
 
-/* Without room the fault waits until pages have left; but not for ever: what cannot leave (pinned, shared, locked memory) may fill the
- * whole budget, and a process that hangs is worse than a budget that is exceeded page by page. */
+/* Without room the fault waits until pages have left; but not for ever: what cannot leave (pinned, shared, locked memory) may
+ * fill the whole budget, and a process that hangs is worse than a budget that is exceeded page by page. */
 static bool must_wait(struct space *space, uint64_t pgno, bool write, uint64_t read_ns)
 {
 	struct tree *tree = space->tree;
@@ -138,7 +138,8 @@ void fault_read(struct space *space)
 	if (got <= 0)
 		return;
 	uint64_t now = clock_now_ns();
-	/* Events first (P7): once they are read the kernel lets pages be installed again, and what the table says is older than they are. */
+	/* Events first (P7): once they are read the kernel lets pages be installed again, and what the table says is older than
+	 * they are. */
 	size_t count = (size_t)got / sizeof(messages[0]);
 	space->tree->reading_events = true;
 	for (size_t i = 0; i < count && !space->closed; i++)
@@ -152,7 +153,8 @@ void fault_read(struct space *space)
 	awake_note(&space->tree->awake, now);
 	for (size_t i = 0; i < count && !space->closed; i++)
 		if (messages[i].event == UFFD_EVENT_PAGEFAULT)
-			fault_serve(space, messages[i].arg.pagefault.address, messages[i].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE, now);
+			fault_serve(space, messages[i].arg.pagefault.address,
+				    messages[i].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE, now);
 }
 
 void fault_defer(struct space *space, uint64_t address, bool write, uint64_t read_ns)

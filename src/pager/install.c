@@ -57,7 +57,8 @@ static enum install_result install_failed(struct space *space, uint64_t pgno, in
 	}
 }
 
-enum install_result install_pages(struct space *space, uint64_t pgno, const void *data, uint64_t pages, uint8_t flags, uint64_t *installed)
+enum install_result install_pages(struct space *space, uint64_t pgno, const void *data, uint64_t pages, uint8_t flags,
+				  uint64_t *installed)
 {
 	const uint8_t *from = data;
 	uint64_t done = 0, limit = pages;
@@ -65,7 +66,8 @@ enum install_result install_pages(struct space *space, uint64_t pgno, const void
 	while (done < pages) {
 		int error;
 		uint64_t count = DP_MIN(limit, pages - done);
-		uint64_t bytes = uffd_copy(space->uffd, (pgno + done) << PAGE_SHIFT, from + done * PAGE_BYTES, count * PAGE_BYTES, &error);
+		uint64_t bytes = uffd_copy(space->uffd, (pgno + done) << PAGE_SHIFT, from + done * PAGE_BYTES, count * PAGE_BYTES,
+					   &error);
 		for (uint64_t i = 0; i < bytes / PAGE_BYTES; i++)
 			made_local(space, pgno + done + i, from + (done + i) * PAGE_BYTES, flags);
 		done += bytes / PAGE_BYTES;
@@ -83,9 +85,11 @@ enum install_result install_pages(struct space *space, uint64_t pgno, const void
 			return result;
 		}
 		if (result == INSTALL_GONE) {
-			/* Not mapped, and every event has been followed: the page is gone (a child lacks its parent's MADV_DONTFORK areas). */
+			/* Not mapped, and every event has been followed: the page is gone (a child lacks its parent's
+			 * MADV_DONTFORK areas). */
 			bool unmapped = error == -ENOENT && !space->tree->reading_events && !space_is_changing(space);
-			table_change(&space->table, table_make(&space->table, pgno + done), unmapped ? PAGE_ZERO : PAGE_REMOTE, 0, PAGE_DEMANDED);
+			table_change(&space->table, table_make(&space->table, pgno + done), unmapped ? PAGE_ZERO : PAGE_REMOTE, 0,
+				     PAGE_DEMANDED);
 		}
 		done++;
 		limit = pages;
@@ -123,7 +127,8 @@ static void request_end(struct tree *tree, struct request *request)
 }
 
 /* Takes a request and makes its pages in flight. `ahead`: all but the page that is demanded are a guess of the prefetcher. */
-static struct request *request_new(struct space *space, const struct page_range *ranges, size_t count, uint64_t read_ns, bool ahead)
+static struct request *request_new(struct space *space, const struct page_range *ranges, size_t count, uint64_t read_ns,
+				   bool ahead)
 {
 	struct tree *tree = space->tree;
 	struct request *request = &tree->request[tree->request_free[--tree->request_free_count]];
@@ -144,7 +149,11 @@ static struct request *request_new(struct space *space, const struct page_range 
 			bool demanded = read_ns && !request->pages;
 			assert(page != NO_PAGE && (*table_page(&space->table, page) & PAGE_STATE_MASK) == PAGE_REMOTE);
 			assert(request->pages < REQUEST_PAGES);
-			table_change(&space->table, page, PAGE_IN_FLIGHT, demanded ? PAGE_DEMANDED : ahead ? PAGE_PREFETCHED : 0, 0);
+			table_change(&space->table, page, PAGE_IN_FLIGHT,
+				     demanded ? PAGE_DEMANDED
+				     : ahead  ? PAGE_PREFETCHED
+					      : 0,
+				     0);
 			request->pgno[request->pages++] = pgno;
 		}
 	}
@@ -153,8 +162,8 @@ static struct request *request_new(struct space *space, const struct page_range 
 	return request;
 }
 
-static int request_ranges(struct space *space, const struct page_range *ranges, size_t count, enum request_class class, uint64_t read_ns,
-			  bool ahead)
+static int request_ranges(struct space *space, const struct page_range *ranges, size_t count, enum request_class class,
+			  uint64_t read_ns, bool ahead)
 {
 	struct tree *tree = space->tree;
 	/* A few are kept for demand. */
@@ -165,7 +174,8 @@ static int request_ranges(struct space *space, const struct page_range *ranges, 
 	int ret = tree->source->ops->get(tree->source, class, space->source_space, ranges, count, request_cookie(tree, request));
 	if (ret) {
 		for (uint32_t i = 0; i < pages; i++)
-			table_change(&space->table, table_find(&space->table, request->pgno[i]), PAGE_REMOTE, 0, PAGE_DEMANDED | PAGE_PREFETCHED);
+			table_change(&space->table, table_find(&space->table, request->pgno[i]), PAGE_REMOTE, 0,
+				     PAGE_DEMANDED | PAGE_PREFETCHED);
 		tree->in_flight -= pages;
 		request_end(tree, request);
 		return ret;
@@ -281,7 +291,8 @@ static void answer(struct request *request, uint64_t mask, const uint8_t *data)
 {
 	for (uint32_t at = 0; at < request->pages && !request->space->closed;) {
 		uint32_t run = at;
-		while (run < request->pages && (mask & request->wanted) >> run & 1 && request->pgno[run] == request->pgno[at] + run - at)
+		while (run < request->pages && (mask & request->wanted) >> run & 1 &&
+		       request->pgno[run] == request->pgno[at] + run - at)
 			request->wanted &= ~(1ull << run++);
 		if (run > at) {
 			answer_run(request, at, run - at, data ? data + (uint64_t)at * PAGE_BYTES : NULL);
@@ -338,8 +349,11 @@ static void poison_page(struct space *space, uint64_t pgno, uint32_t page, uint6
 		break;
 	case -ENOTTY:
 	case -EINVAL:
-		tree_fail(space->tree, -EIO, "page at %#" PRIx64 " of process %d is damaged in the pool, and this kernel cannot give a bus error there "
-			  "(UFFDIO_POISON, Linux 6.6)", pgno << PAGE_SHIFT, space->pid);
+		tree_fail(space->tree, -EIO,
+			  "page at %#" PRIx64
+			  " of process %d is damaged in the pool, and this kernel cannot give a bus error there "
+			  "(UFFDIO_POISON, Linux 6.6)",
+			  pgno << PAGE_SHIFT, space->pid);
 		break;
 	default:
 		install_failed(space, pgno, result);
@@ -358,7 +372,8 @@ static void take_damaged(struct request *request, uint32_t at)
 	bool demanded = *table_page(&space->table, page) & PAGE_DEMANDED;
 	table_change(&space->table, page, PAGE_DAMAGED, 0, PAGE_DEMANDED | PAGE_PREFETCHED | PAGE_HAS_COPY);
 	if (lines++ < DAMAGE_LINES)
-		log_error("page at %#" PRIx64 " of process %d is damaged in the pool%s; distri-proc pool scrub --repair-from may repair it",
+		log_error("page at %#" PRIx64
+			  " of process %d is damaged in the pool%s; distri-proc pool scrub --repair-from may repair it",
 			  pgno << PAGE_SHIFT, space->pid, demanded ? ": the process gets a bus error (SIGBUS)" : "");
 	if (demanded)
 		poison_page(space, pgno, page, request->asked_ns);

@@ -13,7 +13,8 @@
 int lazy_task_add(struct lazy_task *task, uint64_t pgno, uint64_t pages, const uint8_t *data)
 {
 	struct lazy_run *last = task->count ? &task->runs[task->count - 1] : NULL;
-	if (last && last->pgno + last->pages == pgno && (data ? last->data && last->data + last->pages * PAGE_BYTES == data : !last->data)) {
+	if (last && last->pgno + last->pages == pgno &&
+	    (data ? last->data && last->data + last->pages * PAGE_BYTES == data : !last->data)) {
 		last->pages += pages;
 		return 0;
 	}
@@ -221,7 +222,8 @@ int lazy_spaces_find(const struct lazy_spaces *spaces, uint64_t space, struct pa
 			high = middle;
 	}
 	struct moved_run moved;
-	if (low == at->count || at->runs[low].pgno > range.pgno || !cut(&at->runs[low], range.pgno, range.pgno + range.pages, &moved))
+	if (low == at->count || at->runs[low].pgno > range.pgno ||
+	    !cut(&at->runs[low], range.pgno, range.pgno + range.pages, &moved))
 		return -EINVAL;
 	const struct lazy_task *task = &spaces->tasks[at->task];
 	low = 0;

@@ -70,7 +70,8 @@ struct lazy_piece {
 	const uint8_t *data;   /* NULL with a page server */
 	const struct lazy_task *task;
 };
-/* The piece at the start of the range, as long as it is one run in the images. -EINVAL: the first page is none of the lazy ones. */
+/* The piece at the start of the range, as long as it is one run in the images. -EINVAL: the first page is none of the lazy
+ * ones. */
 int lazy_spaces_find(const struct lazy_spaces *spaces, uint64_t space, struct page_range range, struct lazy_piece *piece);
 
 #endif

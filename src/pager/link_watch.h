@@ -1,5 +1,5 @@
-/* link_watch: for a source of several links, one descriptor that stands for those of all: an epoll set that follows each link's descriptor as
- * connections come and go. */
+/* link_watch: for a source of several links, one descriptor that stands for those of all: an epoll set that follows each link's
+ * descriptor as connections come and go. */
 #ifndef DP_PAGER_LINK_WATCH_H
 #define DP_PAGER_LINK_WATCH_H
 

@@ -1,6 +1,6 @@
-/* A source that does not answer. Who faults waits meanwhile, nothing else: never a zero, never an old page. When the oldest request has
- * waited for longer than the stall timeout, the tree is stopped, killed, or left waiting, as was asked for; the source goes on
- * trying to find its pools, and the tree goes on when it has. */
+/* A source that does not answer. Who faults waits meanwhile, nothing else: never a zero, never an old page. When the oldest
+ * request has waited for longer than the stall timeout, the tree is stopped, killed, or left waiting, as was asked for; the
+ * source goes on trying to find its pools, and the tree goes on when it has. */
 #include "pager/tree.h"
 
 #include <dirent.h>
@@ -36,7 +36,8 @@ static bool is_noted(const struct lost *lost, pid_t pid)
 	return false;
 }
 
-/* A signal to the process goes to one thread, and that may wait for a page within a system call, where it stops for nobody: then none would.
+/* A signal to the process goes to one thread, and that may wait for a page within a system call, where it stops for nobody: then
+ * none would.
  * So each gets its own; SIGCONT takes them all back. */
 static void stop_threads(pid_t pid)
 {

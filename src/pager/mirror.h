@@ -1,15 +1,18 @@
-/* mirror: the inside of a mirror: source_mirror.c (changes, who is in), mirror_read.c (reading, fail-over), mirror_catch_up.c (what a member
- * missed) and mirror_resume.c (what outlives the pager, and how another goes on with it).
+/* mirror: the inside of a mirror: source_mirror.c (changes, who is in), mirror_read.c (reading, fail-over), mirror_catch_up.c
+ * (what a member missed) and mirror_resume.c (what outlives the pager, and how another goes on with it).
  *
  * What outlives a pager is struct mirror_saved. It is written such that a crash between any two stores leaves what is right:
- *   M5  a change is in the ring, with the number that it gets in each member's own sequence, before that member can see it, and stays until all
- *       that get it have answered. So who takes over knows from what each pool says it has applied which changes it lacks.
- *   M6  who is in is what the saved state says, not what a note says: the notes may be one behind. Whoever is neither in nor gone is out after
- *       a crash. One member that is in, and has all that was acknowledged, is enough; one that cannot be reached is put out.
- *   M7  what a member misses is saved before any other member is told, and given up only when it has answered. A structural change is listed and
- *       sent once (its own number in the mirror, and in the member's sequence); a block may be copied once too often.
- *   M8  after a crash nobody catches up before all changes of the dead pager are made again: a block must not be copied from a member that
- *       lacks what the other has been told already. */
+ *   M5  a change is in the ring, with the number that it gets in each member's own sequence, before that member can see it, and
+ *       stays until all that get it have answered. So who takes over knows from what each pool says it has applied which changes
+ *       it lacks.
+ *   M6  who is in is what the saved state says, not what a note says: the notes may be one behind. Whoever is neither in nor gone
+ *       is out after a crash. One member that is in, and has all that was acknowledged, is enough; one that cannot be reached is
+ *       put out.
+ *   M7  what a member misses is saved before any other member is told, and given up only when it has answered. A structural
+ *       change is listed and sent once (its own number in the mirror, and in the member's sequence); a block may be copied once
+ *       too often.
+ *   M8  after a crash nobody catches up before all changes of the dead pager are made again: a block must not be copied from a
+ *       member that lacks what the other has been told already. */
 #ifndef DP_PAGER_MIRROR_H
 #define DP_PAGER_MIRROR_H
 
@@ -185,11 +188,11 @@ int mirror_receive(struct source *source);
 uint64_t mirror_work(struct source *source);
 
 /* ---- mirror_read.c ---- */
-int mirror_get_pages(struct source *source, enum request_class class, uint64_t space, const struct page_range *ranges, size_t count,
-		     uint64_t cookie);
+int mirror_get_pages(struct source *source, enum request_class class, uint64_t space, const struct page_range *ranges,
+		     size_t count, uint64_t cookie);
 /* Asks a member for pages. */
-int mirror_ask(struct mirror *mirror, struct member *from, enum request_class class, uint32_t space, const struct page_range *ranges,
-	       size_t count, uint64_t cookie);
+int mirror_ask(struct mirror *mirror, struct member *from, enum request_class class, uint32_t space,
+	       const struct page_range *ranges, size_t count, uint64_t cookie);
 /* A member to read from, none of the mask `but`; NULL: none is there now. */
 struct member *mirror_reader(struct mirror *mirror, uint8_t but);
 /* What was asked of one that is not there, or may not be read any more, is asked of another. */
@@ -210,7 +213,8 @@ void missed_unanswered(struct mirror *mirror, struct member *member);
 void copies_follow(struct mirror *mirror, struct member *member, const struct mirrored *operation);
 /* Goes on with what it misses. */
 void catch_up_work(struct mirror *mirror, struct member *member);
-void catch_up_on_pages(struct mirror *mirror, struct member *member, uint64_t cookie, struct page_range range, const void *data, bool last);
+void catch_up_on_pages(struct mirror *mirror, struct member *member, uint64_t cookie, struct page_range range, const void *data,
+		       bool last);
 void catch_up_on_failure(struct mirror *mirror, struct member *member, uint64_t cookie, int result);
 /* Blocks on their way are missed again. */
 void catch_up_put_back(struct mirror *mirror, struct member *member);

@@ -108,7 +108,8 @@ static void set_drop_space(struct block_set *set, uint32_t space)
 static void too_much(struct mirror *mirror, struct member *member)
 {
 	if (!member->saved->spoiled)
-		log_warn("pool %u of the mirror missed too much: it does not come back while this tree runs", member_index(member));
+		log_warn("pool %u of the mirror missed too much: it does not come back while this tree runs",
+			 member_index(member));
 	mirror_give_up(mirror, member);
 }
 
@@ -117,10 +118,12 @@ static bool is_kept(const struct member *member)
 	return member->saved->state != MEMBER_GONE && !member->saved->spoiled;
 }
 
-static void missed_put(struct mirror *mirror, struct member *member, uint32_t space, const struct page_range *ranges, size_t count)
+static void missed_put(struct mirror *mirror, struct member *member, uint32_t space, const struct page_range *ranges,
+		       size_t count)
 {
 	for (size_t i = 0; i < count; i++)
-		for (uint64_t block = ranges[i].pgno / MIRROR_BLOCK_PAGES; block * MIRROR_BLOCK_PAGES < ranges[i].pgno + ranges[i].pages; block++)
+		for (uint64_t block = ranges[i].pgno / MIRROR_BLOCK_PAGES;
+		     block * MIRROR_BLOCK_PAGES < ranges[i].pgno + ranges[i].pages; block++)
 			if (is_kept(member) && !set_add(&member->blocks, space, block))
 				too_much(mirror, member);
 }
@@ -154,7 +157,8 @@ static void spread(struct mirror *mirror, struct member *member, const struct mi
 		first = DP_MAX(first, change->a);
 		end = DP_MIN(end, change->a + change->pages);
 		if (first < end)
-			missed_put(mirror, member, change->space, &(struct page_range){ first - change->a + change->b, end - first }, 1);
+			missed_put(mirror, member, change->space,
+				   &(struct page_range){ first - change->a + change->b, end - first }, 1);
 	}
 }
 
@@ -198,7 +202,8 @@ void missed_note(struct mirror *mirror, struct member *member, const struct mirr
 
 void missed_unanswered(struct mirror *mirror, struct member *member)
 {
-	for (uint64_t number = mirror->next > MIRROR_OPERATIONS ? mirror->next - MIRROR_OPERATIONS + 1 : 1; number <= mirror->next; number++) {
+	for (uint64_t number = mirror->next > MIRROR_OPERATIONS ? mirror->next - MIRROR_OPERATIONS + 1 : 1;
+	     number <= mirror->next; number++) {
 		const struct mirrored *operation = mirror_operation(mirror, number);
 		if (operation->number == number && operation->used && operation->waiting & member_bit(member))
 			missed_note(mirror, member, operation, operation->sequence[member_index(member)]);
@@ -240,7 +245,8 @@ void copies_follow(struct mirror *mirror, struct member *member, const struct mi
 	if (change->kind == MISSED_PUT || change->kind == MISSED_DROP)
 		copies_touched(member, change->space, operation->ranges, operation->count);
 	if (change->kind == MISSED_MOVE)
-		copies_touched(member, change->space, (const struct page_range[]){ { change->a, change->pages }, { change->b, change->pages } }, 2);
+		copies_touched(member, change->space,
+			       (const struct page_range[]){ { change->a, change->pages }, { change->b, change->pages } }, 2);
 	spread(mirror, member, change);
 	if (change->kind != MISSED_FREE)
 		return;
@@ -356,7 +362,8 @@ static void hand_over(struct mirror *mirror, struct member *member, struct block
 	copy->sequence = member_link(member).next_sequence - 1;
 }
 
-void catch_up_on_pages(struct mirror *mirror, struct member *member, uint64_t cookie, struct page_range range, const void *data, bool last)
+void catch_up_on_pages(struct mirror *mirror, struct member *member, uint64_t cookie, struct page_range range, const void *data,
+		       bool last)
 {
 	struct block_copy *copy = &member->copy[cookie >> 40 & 0xff];
 	if (!copy->used || copy->sent || copy->generation != (uint32_t)cookie)

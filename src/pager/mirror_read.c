@@ -1,4 +1,5 @@
-/* Reading from a mirror: from a member that is in and there; where that is lost meanwhile, the rest of the answer from another. */
+/* Reading from a mirror: from a member that is in and there; where that is lost meanwhile, the rest of the answer from
+ * another. */
 #include <errno.h>
 #include <string.h>
 
@@ -42,8 +43,8 @@ static int ask_rest(struct mirror *mirror, struct mirror_get *get, struct member
 	return ret;
 }
 
-int mirror_ask(struct mirror *mirror, struct member *from, enum request_class class, uint32_t space, const struct page_range *ranges,
-	       size_t count, uint64_t cookie)
+int mirror_ask(struct mirror *mirror, struct member *from, enum request_class class, uint32_t space,
+	       const struct page_range *ranges, size_t count, uint64_t cookie)
 {
 	struct mirror_get *get = NULL;
 	for (size_t i = 0; i < MIRROR_GETS && !get; i++)
@@ -51,7 +52,11 @@ int mirror_ask(struct mirror *mirror, struct member *from, enum request_class cl
 	if (!get)
 		return -EAGAIN;
 	uint32_t generation = get->generation;
-	*get = (struct mirror_get){ .used = true, .class = (uint8_t)class, .generation = generation, .count = (uint32_t)count, .space = space,
+	*get = (struct mirror_get){ .used = true,
+				    .class = (uint8_t) class,
+				    .generation = generation,
+				    .count = (uint32_t)count,
+				    .space = space,
 				    .cookie = cookie };
 	memcpy(get->ranges, ranges, count * sizeof(*ranges));
 	int ret = ask_rest(mirror, get, from);
@@ -60,8 +65,8 @@ int mirror_ask(struct mirror *mirror, struct member *from, enum request_class cl
 	return ret;
 }
 
-int mirror_get_pages(struct source *source, enum request_class class, uint64_t space, const struct page_range *ranges, size_t count,
-		     uint64_t cookie)
+int mirror_get_pages(struct source *source, enum request_class class, uint64_t space, const struct page_range *ranges,
+		     size_t count, uint64_t cookie)
 {
 	struct mirror *mirror = mirror_of(source);
 	if (mirror->failure)

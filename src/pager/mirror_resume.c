@@ -12,7 +12,8 @@
 
 struct mirror_saved *mirror_saved_new(void)
 {
-	void *memory = mmap(NULL, sizeof(struct mirror_saved), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *memory = mmap(NULL, sizeof(struct mirror_saved), PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	return memory == MAP_FAILED ? NULL : memory;
 }
 
@@ -41,7 +42,8 @@ static bool is_sound(const struct mirror_saved *saved)
 	for (uint32_t i = 0; i < MIRROR_MEMBERS; i++) {
 		const struct member_saved *member = &saved->member[i];
 		uint64_t room = member->table >> 1;
-		if (member->state > MEMBER_GONE || member->missed_count > MIRROR_MISSED_LIMIT || room > MIRROR_KEYS || room & (room - 1))
+		if (member->state > MEMBER_GONE || member->missed_count > MIRROR_MISSED_LIMIT || room > MIRROR_KEYS ||
+		    room & (room - 1))
 			return false;
 	}
 	return true;
@@ -120,8 +122,8 @@ static bool is_complete(struct mirror *mirror, const struct member *member, uint
 {
 	for (uint32_t i = 0; i < MIRROR_OPERATIONS; i++) {
 		const struct mirrored *operation = &mirror->saved->operation[i];
-		if (operation->used && operation->number && operation->number <= answered && operation->waiting & member_bit(member) &&
-		    !operation->sequence[member_index(member)])
+		if (operation->used && operation->number && operation->number <= answered &&
+		    operation->waiting & member_bit(member) && !operation->sequence[member_index(member)])
 			return false;
 	}
 	return true;

@@ -9,7 +9,8 @@
 #include "base/base.h"
 
 #define COOKIE_OP (1ull << 61)
-#define NO_SUCH_SPACE 0xfffffu /* the highest of the numbers that a pool's instance can give its spaces, beyond those it does give */
+#define NO_SUCH_SPACE                                                                                                            \
+	0xfffffu /* the highest of the numbers that a pool's instance can give its spaces, beyond those it does give */
 #define REPLAY_NS (60ull * 1000 * 1000 * 1000)
 
 struct oplog {
@@ -197,7 +198,8 @@ static int find_space(struct source *source, int vpid, uint64_t *space, struct d
 	return of(source)->inner->ops->find_space(of(source)->inner, vpid, space, err);
 }
 
-static int get(struct source *source, enum request_class class, uint64_t space, const struct page_range *ranges, size_t count, uint64_t cookie)
+static int get(struct source *source, enum request_class class, uint64_t space, const struct page_range *ranges, size_t count,
+	       uint64_t cookie)
 {
 	return of(source)->inner->ops->get(of(source)->inner, class, space, ranges, count, cookie);
 }
@@ -246,14 +248,39 @@ static void log_free(struct source *source)
 }
 
 static const struct source_ops log_ops = {
-	.find_space = find_space, .get = get, .put = put, .drop = drop, .move = move, .fork = fork_space, .space_free = space_free,
-	.order_put = order_put, .receive = receive, .work = work, .health = health, .fd = fd, .wants_write = wants_write, .bytes = bytes, .free = log_free,
+	.find_space = find_space,
+	.get = get,
+	.put = put,
+	.drop = drop,
+	.move = move,
+	.fork = fork_space,
+	.space_free = space_free,
+	.order_put = order_put,
+	.receive = receive,
+	.work = work,
+	.health = health,
+	.fd = fd,
+	.wants_write = wants_write,
+	.bytes = bytes,
+	.free = log_free,
 };
 
 /* What the inner source cannot, this one cannot either. */
 static const struct source_ops log_ops_without_order = {
-	.find_space = find_space, .get = get, .put = put, .drop = drop, .move = move, .fork = fork_space, .space_free = space_free,
-	.receive = receive, .work = work, .health = health, .fd = fd, .wants_write = wants_write, .bytes = bytes, .free = log_free,
+	.find_space = find_space,
+	.get = get,
+	.put = put,
+	.drop = drop,
+	.move = move,
+	.fork = fork_space,
+	.space_free = space_free,
+	.receive = receive,
+	.work = work,
+	.health = health,
+	.fd = fd,
+	.wants_write = wants_write,
+	.bytes = bytes,
+	.free = log_free,
 };
 
 int oplog_new(struct source **source, struct source *inner, struct oplog_area *area)
@@ -384,8 +411,8 @@ static int replay_all(struct oplog *log, uint64_t first, oplog_read_put *read_pu
 	return ret ? ret : log->failure;
 }
 
-int oplog_replay(struct source *source, oplog_read_put *read_put, int (*failed)(void *context, const struct op *op, int result), void *context,
-		 uint64_t patience_ns, uint64_t *replayed)
+int oplog_replay(struct source *source, oplog_read_put *read_put, int (*failed)(void *context, const struct op *op, int result),
+		 void *context, uint64_t patience_ns, uint64_t *replayed)
 {
 	struct oplog *log = of(source);
 	struct oplog_area *area = log->area;

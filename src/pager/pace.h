@@ -2,11 +2,13 @@
  *
  * Three limits, the narrowest counts:
  *   rate    what the user allows: a token bucket that holds at most 20 ms of it, and at least one chunk.
- *   window  what the link holds: bandwidth (the most delivered lately) times round trip (the shortest seen lately) plus one chunk,
- *           so that the link never idles and a fault waits behind one chunk and not more (BBR's estimate: Cardwell et al., 2016).
- *           Until the bandwidth stops growing, twice as much: a long link is filled in a few round trips. Only round trips count in which
- *           the window was full. Later one in eight is tried with a quarter more; if that brings more, it starts anew. For two milliseconds
- *           after each fault it is less by two chunks, but one at least: what the link itself holds, and nothing queued.
+ *   window  what the link holds: bandwidth (the most delivered lately) times round trip (the shortest seen lately) plus one
+ *           chunk, so that the link never idles and a fault waits behind one chunk and not more (BBR's estimate: Cardwell et al.,
+ *           2016).
+ *           Until the bandwidth stops growing, twice as much: a long link is filled in a few round trips. Only round trips count
+ *           in which the window was full. Later one in eight is tried with a quarter more; if that brings more, it starts anew.
+ *           For two milliseconds after each fault it is less by two chunks, but one at least: what the link itself holds, and
+ *           nothing queued.
  *           A chunk is an eighth of it, between two bounds: the nearer the pool, the less a fault has to wait for.
  *   share   what the faults leave: every 50 ms the mean latency of the demand faults that were served in it (four at least) is
  *           compared with the baseline, the least such mean so far (it rises by a 256th an interval, to follow a link that has

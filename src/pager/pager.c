@@ -125,7 +125,8 @@ static void kill_tree(struct tree *tree)
 static void update_stats(struct tree *tree)
 {
 	struct pager_stats *stats = tree->stats;
-	uint64_t counts[PAGE_STATES] = { 0 }, dirty = 0, present = 0, bytes = 0, spaces = 0, described = 0, tasks = 0, wardens = 0;
+	uint64_t counts[PAGE_STATES] = { 0 }, dirty = 0, present = 0, bytes = 0, spaces = 0, described = 0, tasks = 0,
+		 wardens = 0;
 	for (const struct space *space = tree->spaces; space; space = space->next) {
 		uint64_t known = 0;
 		if (space->closed)
@@ -248,7 +249,8 @@ static void watch_source(struct tree *tree, bool *writing)
 	struct epoll_event event = { .events = EPOLLIN | (wants ? EPOLLOUT : 0), .data.ptr = &tree->source_handle };
 	if (fd >= 0 && epoll_ctl(tree->epoll_fd, EPOLL_CTL_MOD, fd, &event) && errno == ENOENT)
 		epoll_ctl(tree->epoll_fd, EPOLL_CTL_ADD, fd, &event);
-	/* The one before has left by itself: it was closed, and its number may be another's; or it is one that never says anything. */
+	/* The one before has left by itself: it was closed, and its number may be another's; or it is one that never says
+	 * anything. */
 	tree->lost.watched_fd = fd;
 	tree->lost.changed = false;
 	*writing = wants;
@@ -299,12 +301,13 @@ static int prepare(struct tree *tree)
 {
 	const struct pager_config *config = tree->config;
 	tree->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	tree->buffer = mmap(NULL, MOVE_PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	tree->buffer = mmap(NULL, MOVE_PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1,
+			    0);
 	tree->zero_page = mmap(NULL, ZERO_RUN_PAGES * PAGE_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	tree->parked_data = mmap(NULL, PARKED_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	tree->deferred = calloc(DEFERRED_FAULTS, sizeof(*tree->deferred));
-	if (tree->epoll_fd < 0 || tree->buffer == MAP_FAILED || tree->zero_page == MAP_FAILED || tree->parked_data == MAP_FAILED ||
-	    !tree->deferred)
+	if (tree->epoll_fd < 0 || tree->buffer == MAP_FAILED || tree->zero_page == MAP_FAILED ||
+	    tree->parked_data == MAP_FAILED || !tree->deferred)
 		return dp_fail_errno(tree->err, errno ? errno : ENOMEM, "set up the pager");
 	for (uint32_t i = 0; i < REQUESTS; i++)
 		tree->request_free[tree->request_free_count++] = REQUESTS - 1 - i;
@@ -377,7 +380,8 @@ int pager_run(const struct pager_config *config, struct dp_err *err)
 	if (!tree)
 		return dp_fail(err, ENOMEM, "out of memory");
 	signal(SIGPIPE, SIG_IGN);
-	setpriority(PRIO_PROCESS, 0, PAGER_NICE); /* a whole tree waits for it, also on a busy machine; without the right to, it works on */
+	/* a whole tree waits for it, also on a busy machine; without the right to, it works on */
+	setpriority(PRIO_PROCESS, 0, PAGER_NICE);
 	tree->config = config;
 	tree->source = config->source;
 	tree->keeper_fd = config->keeper_fd;

@@ -26,7 +26,8 @@ struct pager_config {
 	struct source *source;    /* where remote pages are; borrowed, outlives pager_run */
 	int listen_fd;            /* listening AF_UNIX socket `lazy-pages.socket`, with SO_PASSPIDFD and SO_PASSCRED; taken */
 	int control_fd;           /* listening AF_UNIX SEQPACKET control socket, or -1; taken */
-	int keeper_fd;            /* AF_UNIX SEQPACKET: every userfaultfd and pidfd is sent here too (see keeper.h), or -1; taken */
+	/* AF_UNIX SEQPACKET: every userfaultfd and pidfd is sent here too (see keeper.h), or -1; taken */
+	int keeper_fd;
 	/* Where the instance's pages live, told to a checkpoint; 0 where it is no pool. Borrowed */
 	const char *pool_uris[4];
 	size_t pool_uri_count;

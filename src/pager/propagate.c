@@ -23,8 +23,9 @@ static void list_leaf(const struct leaf *leaf, struct list_piece *piece)
 	for (unsigned i = 0; i < LEAF_PAGES; i++) {
 		if ((leaf->page[i] & PAGE_STATE_MASK) != PAGE_LOCAL)
 			continue;
-		piece->page[piece->count++] =
-			(struct list_page){ .pgno = leaf->pgno + i, .hash = leaf->hash[i], .has_copy = !!(leaf->page[i] & PAGE_HAS_COPY) };
+		piece->page[piece->count++] = (struct list_page){ .pgno = leaf->pgno + i,
+								  .hash = leaf->hash[i],
+								  .has_copy = !!(leaf->page[i] & PAGE_HAS_COPY) };
 	}
 }
 
@@ -43,7 +44,8 @@ static void list(const struct tree *tree, uint64_t number, uint64_t at, struct l
 	at = space->number == number ? at : 0;
 	piece->space = space->number;
 	piece->pid = space->pid;
-	for (unsigned looked = 0; at < table->leaf_top && looked < LIST_LEAVES && piece->count + LEAF_PAGES <= LIST_PAGES; at++, looked++)
+	for (unsigned looked = 0; at < table->leaf_top && looked < LIST_LEAVES && piece->count + LEAF_PAGES <= LIST_PAGES;
+	     at++, looked++)
 		if (table->leaves[at].pgno != UINT64_MAX)
 			list_leaf(&table->leaves[at], piece);
 	bool whole = at >= table->leaf_top;
@@ -63,7 +65,8 @@ static void serve_list(struct tree *tree, const struct control_peer *peer, uint6
 static int make_window(struct propagation *propagation)
 {
 	cleanup_fd int fd = memfd_create("dp-push", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (fd < 0 || ftruncate(fd, sizeof(struct push_window)) || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
+	if (fd < 0 || ftruncate(fd, sizeof(struct push_window)) ||
+	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
 		return -errno;
 	void *window = mmap(NULL, sizeof(struct push_window), PROT_READ, MAP_SHARED, fd, 0);
 	if (window == MAP_FAILED)
@@ -97,7 +100,8 @@ static bool is_local(const struct table *table, uint32_t page)
 	return page != NO_PAGE && (*table_page(table, page) & PAGE_STATE_MASK) == PAGE_LOCAL;
 }
 
-/* Takes from the window what may be sent: local pages, ascending, that are not all zero. Content is copied: what is sent is what was hashed. */
+/* Takes from the window what may be sent: local pages, ascending, that are not all zero. Content is copied: what is sent is what
+ * was hashed. */
 static uint32_t take_window(struct tree *tree, const struct space *space, struct page_range *ranges)
 {
 	struct propagation *propagation = &tree->propagation;
@@ -106,7 +110,8 @@ static uint32_t take_window(struct tree *tree, const struct space *space, struct
 	uint64_t given = DP_MIN(__atomic_load_n(&window->count, __ATOMIC_ACQUIRE), PUSH_PAGES), last = 0;
 	for (uint64_t i = 0; i < given; i++) {
 		uint64_t pgno = window->pgno[i];
-		if ((count && pgno <= last) || pgno >= UINT64_MAX >> PAGE_SHIFT || !is_local(&space->table, table_find(&space->table, pgno)))
+		if ((count && pgno <= last) || pgno >= UINT64_MAX >> PAGE_SHIFT ||
+		    !is_local(&space->table, table_find(&space->table, pgno)))
 			continue;
 		uint8_t *to = tree->buffer + (uint64_t)count * PAGE_BYTES;
 		memcpy(to, window->content[i], PAGE_BYTES);
@@ -182,7 +187,8 @@ void propagate_on_done(struct tree *tree, int result)
 	for (uint32_t i = 0; space && result >= 0 && i < propagation->count; i++) {
 		uint32_t page = table_find(&space->table, propagation->pgno[i]);
 		/* Evicted and come back meanwhile, it has another hash, or a copy already. */
-		if (propagation->wanted[i] && is_local(&space->table, page) && *table_hash(&space->table, page) == propagation->hash[i])
+		if (propagation->wanted[i] && is_local(&space->table, page) &&
+		    *table_hash(&space->table, page) == propagation->hash[i])
 			table_change(&space->table, page, PAGE_LOCAL, PAGE_HAS_COPY, 0);
 	}
 	if (propagation->peer >= 0)

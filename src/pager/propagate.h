@@ -1,15 +1,17 @@
 /* propagate: changed pages go to the pool before they have to: what `commit`, `protect` and `restore --propagate back` live on.
  *
- * The kernel does not tell which pages of a restored process were written: CRIU makes the userfaultfds without WP_ASYNC, and soft-dirty
- * bits are not built into many kernels. So content decides, as it does for eviction. A committer, another process than the pager, asks
- * over the control socket for the local pages of a space with the hash of the pool's copy (`list`), reads them by process_vm_readv (it may
- * block on a page that was just given up; the pager answers that fault, so it must not be the pager who reads), and hands those that differ
- * back in a window of shared memory (`push`). Only the pager writes to the pool, on its one connection, so nothing overtakes.
+ * The kernel does not tell which pages of a restored process were written: CRIU makes the userfaultfds without WP_ASYNC, and
+ * soft-dirty bits are not built into many kernels. So content decides, as it does for eviction. A committer, another process than
+ * the pager, asks over the control socket for the local pages of a space with the hash of the pool's copy (`list`), reads them by
+ * process_vm_readv (it may block on a page that was just given up; the pager answers that fault, so it must not be the pager who
+ * reads), and hands those that differ back in a window of shared memory (`push`). Only the pager writes to the pool, on its one
+ * connection, so nothing overtakes.
  *
- * Invariants: G1 a page that is pushed is local, and stays the only authority: what the pool has of it matters only if its hash is the
- * page's when it leaves (or, in a checkpoint, that of what CRIU sends of it), so content that was already stale when it was pushed does no harm; G2 a pushed page counts as a copy only after the
- * pool's acknowledgement, and not if the range was given up or moved meanwhile; G3 nothing is pushed while a checkpoint has the tree frozen,
- * and the freeze waits for the push under way: what a snapshot inherits does not change under it; G4 one push is under way at a time.
+ * Invariants: G1 a page that is pushed is local, and stays the only authority: what the pool has of it matters only if its hash
+ * is the page's when it leaves (or, in a checkpoint, that of what CRIU sends of it), so content that was already stale when it
+ * was pushed does no harm; G2 a pushed page counts as a copy only after the pool's acknowledgement, and not if the range was
+ * given up or moved meanwhile; G3 nothing is pushed while a checkpoint has the tree frozen, and the freeze waits for the push
+ * under way: what a snapshot inherits does not change under it; G4 one push is under way at a time.
  * Client side: calls block; one thread per connection. Server side: the fault thread; a piece costs some ten microseconds. */
 #ifndef DP_PAGER_PROPAGATE_H
 #define DP_PAGER_PROPAGATE_H
@@ -51,7 +53,8 @@ struct push_window *propagate_open(int connection, struct dp_err *err);
 void propagate_close(struct push_window *window);
 /* The next piece of the list; begin with (UINT64_MAX, 0), go on with what the piece says. */
 int propagate_list(int connection, uint64_t space, uint64_t at, struct list_piece *piece, struct dp_err *err);
-/* Pushes what is in the window and waits for the pool. -EAGAIN: not now (a checkpoint is under way, a queue is full). -ENOSPC, -EIO. */
+/* Pushes what is in the window and waits for the pool. -EAGAIN: not now (a checkpoint is under way, a queue is full). -ENOSPC,
+ * -EIO. */
 int propagate_push(int connection, struct dp_err *err);
 
 /* ---- the pager's end ---- */
@@ -75,7 +78,8 @@ struct propagation {
 bool propagate_serve(struct tree *tree, struct control_peer *peer, const char *request);
 /* The pool's answer to a push. */
 void propagate_on_done(struct tree *tree, int result);
-/* Something happens to the range: a push under way of it is no copy. Returns whether the source has, or will have, anything of it. */
+/* Something happens to the range: a push under way of it is no copy. Returns whether the source has, or will have, anything of
+ * it. */
 bool propagate_forget(struct space *space, uint64_t pgno, uint64_t pages);
 void propagate_peer_gone(struct tree *tree, const struct control_peer *peer);
 void propagate_done(struct tree *tree);

@@ -90,7 +90,8 @@ static void write_trace(struct tree *tree)
 	struct record *record = &tree->record;
 	for (uint32_t i = 0; record->trace && i < record->faults; i++) {
 		const struct record_fault *fault = &record->fault[i];
-		fprintf(record->trace, "%lu %u %lx %c\n", fault->ns - tree->stats->started_ns, fault->space, fault->pgno, states[fault->state]);
+		fprintf(record->trace, "%lu %u %lx %c\n", fault->ns - tree->stats->started_ns, fault->space, fault->pgno,
+			states[fault->state]);
 	}
 	record->faults = 0;
 }

@@ -1,9 +1,10 @@
 /* record: the order in which a tree wants its pages: noted, stored with the snapshot, and replayed by the next one.
  *
- * Noting is a bit and a few numbers in memory that was set up before; a page is noted once, when it is first asked for, be it by a fault
- * or by a guess. What was noted is given to the source some seconds after the tree runs, and once more at its end.
- * A replay fetches in the recorded order from the moment on at which CRIU has put every area in its place: a little at a time once the
- * tree runs, never beyond the budget. With a gate (a FIFO that CRIU's pre-resume action reads) the tree is not resumed before all of it is there.
+ * Noting is a bit and a few numbers in memory that was set up before; a page is noted once, when it is first asked for, be it by
+ * a fault or by a guess. What was noted is given to the source some seconds after the tree runs, and once more at its end.
+ * A replay fetches in the recorded order from the moment on at which CRIU has put every area in its place: a little at a time
+ * once the tree runs, never beyond the budget. With a gate (a FIFO that CRIU's pre-resume action reads) the tree is not resumed
+ * before all of it is there.
  * Thread rule: the fault thread. */
 #ifndef DP_PAGER_RECORD_H
 #define DP_PAGER_RECORD_H

@@ -29,7 +29,8 @@ static void in_order(void)
 
 static struct range *saved_ranges_at(const struct space *space, enum saved_kind kind, uint32_t copy)
 {
-	return (struct range *)((char *)space->saved + SAVED_HEAD_BYTES + (uint64_t)kind * SAVED_KIND_BYTES) + (uint64_t)copy * SAVED_RANGES;
+	return (struct range *)((char *)space->saved + SAVED_HEAD_BYTES + (uint64_t)kind * SAVED_KIND_BYTES) +
+	       (uint64_t)copy * SAVED_RANGES;
 }
 
 static void *map_shared(int fd, uint64_t bytes)
@@ -265,7 +266,8 @@ void recover_space_complete(struct space *space, uint64_t event)
 void recover_placing(struct space *space)
 {
 	const struct warden *warden = &space->warden;
-	if (tell(space->tree, KEEPER_RING, space->number, warden->ring_fd) || tell(space->tree, KEEPER_EVENT, space->number, warden->event_fd))
+	if (tell(space->tree, KEEPER_RING, space->number, warden->ring_fd) ||
+	    tell(space->tree, KEEPER_EVENT, space->number, warden->event_fd))
 		log_warn("the supervisor does not take a warden's descriptors");
 }
 

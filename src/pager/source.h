@@ -40,12 +40,15 @@ struct source_health {
 /* What a source may keep in memory that outlives the pager. */
 #define SOURCE_SAVED_BYTES (UINT64_C(128) << 20)
 
-/* For a pager that takes over after another's crash (oplog.h): its changes have numbers, from 1 in the order of the calls that were taken. */
+/* For a pager that takes over after another's crash (oplog.h): its changes have numbers, from 1 in the order of the calls that
+ * were taken. */
 struct source_resume {
 	uint64_t highest_child;  /* no id up to this one is to be chosen for a forked space */
-	uint64_t answered, last; /* all changes up to `answered` were answered, those up to `last` were called, or were about to be */
+	/* all changes up to `answered` were answered, those up to `last` were called, or were about to be */
+	uint64_t answered, last;
 	uint64_t patience_ns;    /* how long a pool may be waited for */
-	uint64_t applied;        /* set: the last change that was made, whatever its result. The next call is number applied + 1 */
+	/* set: the last change that was made, whatever its result. The next call is number applied + 1 */
+	uint64_t applied;
 };
 
 struct source_ops {
@@ -60,10 +63,11 @@ struct source_ops {
 	/* *child: the id that the new space must have, or 0: the source chooses and says. */
 	int (*fork)(struct source *source, uint64_t parent, uint64_t *child, uint64_t cookie);
 	int (*space_free)(struct source *source, uint64_t space, uint64_t cookie);
-	/* Before the first call: SOURCE_SAVED_BYTES of memory that outlives the pager, page-aligned, borrowed: all zero, or as the source of a dead
-	 * pager left it, and then resume is called next. NULL: it needs none. */
+	/* Before the first call: SOURCE_SAVED_BYTES of memory that outlives the pager, page-aligned, borrowed: all zero, or as
+	 * the source of a dead pager left it, and then resume is called next. NULL: it needs none. */
 	void (*keep)(struct source *source, void *memory);
-	/* Says which of the dead pager's changes (put, drop, move, fork, space_free) were made; what it sent and is not among those is never made.
+	/* Says which of the dead pager's changes (put, drop, move, fork, space_free) were made; what it sent and is not among
+	 * those is never made.
 	 * May block; -ETIMEDOUT. NULL: this source cannot; the tree is killed then when its pager dies. */
 	int (*resume)(struct source *source, struct source_resume *resume);
 	/* Keeps the order in which pages were wanted with the snapshot; labels are vpids. NULL: this source cannot. */
@@ -73,7 +77,8 @@ struct source_ops {
 	uint64_t (*work)(struct source *source);
 	/* NULL: it is never lost without ending. */
 	void (*health)(const struct source *source, struct source_health *health);
-	int (*fd)(const struct source *source); /* for epoll, or -1 where every answer is immediate; another one after a connection was lost or made */
+	/* for epoll, or -1 where every answer is immediate; another one after a connection was lost or made */
+	int (*fd)(const struct source *source);
 	bool (*wants_write)(const struct source *source);
 	void (*bytes)(const struct source *source, uint64_t *in, uint64_t *out);
 	void (*free)(struct source *source);

@@ -71,7 +71,8 @@ static int flush(struct source_criu *criu)
 		uint64_t first = criu->ask_sent_bytes / sizeof(struct criu_header), count = DP_MIN(criu->ask_tail - first, 64);
 		for (uint64_t i = 0; i < count; i++) {
 			const struct ask *ask = &criu->ask[(first + i) % ASKS];
-			headers[i] = (struct criu_header){ COMMAND_GET, 0, ask->pages, ask->image_pgno << PAGE_SHIFT, (uint64_t)ask->vpid };
+			headers[i] = (struct criu_header){ COMMAND_GET, 0, ask->pages, ask->image_pgno << PAGE_SHIFT,
+							   (uint64_t)ask->vpid };
 		}
 		size_t skip = criu->ask_sent_bytes % sizeof(struct criu_header);
 		struct iovec part = { (uint8_t *)headers + skip, count * sizeof(struct criu_header) - skip };
@@ -107,7 +108,8 @@ static int get(struct source *source, enum request_class class, uint64_t space, 
 			struct lazy_piece piece;
 			ret = lazy_spaces_find(&criu->spaces, space, left, &piece);
 			if (!ret && criu->ask_tail - criu->ask_head >= ASKS - 1)
-				ret = -EAGAIN; /* one stays free for the rest of a short answer, whose own ask leaves only afterwards */
+				/* one stays free for the rest of a short answer, whose own ask leaves only afterwards */
+				ret = -EAGAIN;
 			if (ret)
 				break;
 			push(criu, (struct ask){ number, piece.task->vpid, piece.pgno, piece.image_pgno, piece.pages });

@@ -17,9 +17,9 @@
 
 /* The images say what may be asked for; images_fd is borrowed and not needed afterwards. Takes the stream, also on failure. */
 int source_criu_new(struct source **source, int images_fd, struct stream *stream, struct dp_err *err);
-/* Tells the server that everything has come, after every outstanding answer was read; the source's tasks end. Without this call the
- * session ends by a reset when the last descriptor of its socket is closed, in whatever process. Blocks, 20 seconds at most. Pages
- * are no longer served afterwards. -ETIMEDOUT, -ECONNRESET, -EPROTO where the server did not confirm. */
+/* Tells the server that everything has come, after every outstanding answer was read; the source's tasks end. Without this call
+ * the session ends by a reset when the last descriptor of its socket is closed, in whatever process. Blocks, 20 seconds at most.
+ * Pages are no longer served afterwards. -ETIMEDOUT, -ECONNRESET, -EPROTO where the server did not confirm. */
 int source_criu_end(struct source *source, struct dp_err *err);
 
 #endif

@@ -39,7 +39,8 @@ static struct source_images *of(const struct source *source)
 
 /* ---- reading the images ---- */
 
-static int map_file(struct source_images *images, unsigned generation, uint32_t id, const struct pages_file **found, struct dp_err *err)
+static int map_file(struct source_images *images, unsigned generation, uint32_t id, const struct pages_file **found,
+		    struct dp_err *err)
 {
 	for (const struct pages_file *file = images->files; file; file = file->next)
 		if (file->id == id && file->generation == generation) {
@@ -76,8 +77,8 @@ static int add_present(struct source_images *images, struct lazy_task *task, uns
 		return ret;
 	uint64_t held = file->bytes / PAGE_BYTES;
 	if (file_page > held || pages > held - file_page)
-		return dp_fail(err, EBADMSG, "pages-%u.img ends at page %lu, task %d has pages up to %lu in it: the file was cut", id, held,
-			       task->vpid, file_page + pages);
+		return dp_fail(err, EBADMSG, "pages-%u.img ends at page %lu, task %d has pages up to %lu in it: the file was cut",
+			       id, held, task->vpid, file_page + pages);
 	return lazy_task_add(task, pgno, pages, file->data + file_page * PAGE_BYTES);
 }
 
@@ -95,8 +96,8 @@ static int open_generation(struct source_images *images, unsigned generation, st
 }
 
 /* Pages that an older generation has: found there, or further back. */
-static int add_from_parent(struct source_images *images, struct lazy_task *task, unsigned generation, uint64_t pgno, uint64_t pages,
-			   struct dp_err *err)
+static int add_from_parent(struct source_images *images, struct lazy_task *task, unsigned generation, uint64_t pgno,
+			   uint64_t pages, struct dp_err *err)
 {
 	struct image_pagemap map;
 	char name[64];
@@ -123,8 +124,8 @@ static int add_from_parent(struct source_images *images, struct lazy_task *task,
 	}
 	image_pagemap_done(&map);
 	if (!ret && pgno < end)
-		ret = dp_fail(err, EBADMSG, "%s of generation %u lacks page %#lx that a later checkpoint refers to", name, generation,
-			      pgno << PAGE_SHIFT);
+		ret = dp_fail(err, EBADMSG, "%s of generation %u lacks page %#lx that a later checkpoint refers to", name,
+			      generation, pgno << PAGE_SHIFT);
 	return ret;
 }
 
@@ -160,7 +161,8 @@ static int load(const struct lazy_piece *piece)
 }
 
 /* The request is answered to its end, by pages that are not looked at. */
-static int give_up_rest(struct source_images *images, uint64_t cookie, struct page_range left, const struct page_range *ranges, size_t count)
+static int give_up_rest(struct source_images *images, uint64_t cookie, struct page_range left, const struct page_range *ranges,
+			size_t count)
 {
 	struct source_handler *handler = &images->source.handler;
 	if (left.pages)
@@ -186,8 +188,8 @@ static int get(struct source *source, enum request_class class, uint64_t space, 
 			left.pgno += piece.pages;
 			left.pages -= piece.pages;
 			images->bytes_in += piece.pages * PAGE_BYTES;
-			source->handler.on_pages(source->handler.context, cookie, (struct page_range){ piece.pgno, piece.pages }, piece.data,
-						 !left.pages && i + 1 == count);
+			source->handler.on_pages(source->handler.context, cookie, (struct page_range){ piece.pgno, piece.pages },
+						 piece.data, !left.pages && i + 1 == count);
 			if (!lazy_spaces_known(&images->spaces, space)) /* its process ended meanwhile: nobody wants the rest */
 				return give_up_rest(images, cookie, left, ranges + i + 1, count - i - 1);
 		}

@@ -50,7 +50,8 @@ static void settle(struct mirror *mirror, struct mirrored *operation, bool any)
 static void release_duty(struct mirror *mirror, struct member *member)
 {
 	member->release_owed = false;
-	for (uint64_t number = mirror->next > MIRROR_OPERATIONS ? mirror->next - MIRROR_OPERATIONS : 1; number < mirror->next; number++) {
+	for (uint64_t number = mirror->next > MIRROR_OPERATIONS ? mirror->next - MIRROR_OPERATIONS : 1; number < mirror->next;
+	     number++) {
 		struct mirrored *operation = mirror_operation(mirror, number);
 		if (!operation->used || !(operation->waiting & member_bit(member)))
 			continue;
@@ -78,7 +79,8 @@ static int write_note(const struct mirror *mirror, uint8_t *bytes, size_t size)
 		struct link_state state;
 		link_state(mirror->member[i].link, &state);
 		bytes_put_u64(&out, state.instance);
-		bytes_put_u32(&out, mirror->member[i].saved->state == MEMBER_IN || mirror->member[i].saved->state == MEMBER_JOINING);
+		bytes_put_u32(&out,
+			      mirror->member[i].saved->state == MEMBER_IN || mirror->member[i].saved->state == MEMBER_JOINING);
 		bytes_put_u32(&out, 0);
 	}
 	return out.bad ? -EMSGSIZE : (int)(out.at - out.start);
@@ -140,7 +142,8 @@ static bool has_acknowledged(struct mirror *mirror, const struct member *member)
 {
 	for (uint32_t i = 0; i < MIRROR_OPERATIONS; i++) {
 		const struct mirrored *operation = &mirror->saved->operation[i];
-		if (operation->used && operation->told && operation->number < mirror->next && operation->waiting & member_bit(member))
+		if (operation->used && operation->told && operation->number < mirror->next &&
+		    operation->waiting & member_bit(member))
 			return false;
 	}
 	return true;
@@ -157,8 +160,8 @@ static bool can_do_without(struct mirror *mirror, const struct member *member)
 	return false;
 }
 
-/* It does not answer. The last one is waited for: nobody could be told that it is out. What it has not answered is missed from now on (M7),
- * though its own link may still bring it there. */
+/* It does not answer. The last one is waited for: nobody could be told that it is out. What it has not answered is missed from
+ * now on (M7), though its own link may still bring it there. */
 static void leave(struct mirror *mirror, struct member *member)
 {
 	switch ((enum member_state)member->saved->state) {
@@ -231,7 +234,8 @@ static int feed(struct member *member, const struct change *change, uint64_t coo
 	const struct missed *what = &change->structure;
 	switch ((enum missed_kind)what->kind) {
 	case MISSED_PUT:
-		return link_put(member->link, what->space, change->ranges, change->count, change->data, change->data_count, cookie);
+		return link_put(member->link, what->space, change->ranges, change->count, change->data, change->data_count,
+				cookie);
 	case MISSED_DROP:
 		return link_drop(member->link, what->space, change->ranges, change->count, cookie);
 	case MISSED_MOVE:
@@ -340,7 +344,11 @@ static int drop(struct source *source, uint64_t space, const struct page_range *
 
 static int move(struct source *source, uint64_t space, uint64_t from_pgno, uint64_t to_pgno, uint64_t pages, uint64_t cookie)
 {
-	struct change change = { .structure = { .kind = MISSED_MOVE, .space = space_number_of(space), .a = from_pgno, .b = to_pgno, .pages = pages } };
+	struct change change = { .structure = { .kind = MISSED_MOVE,
+						.space = space_number_of(space),
+						.a = from_pgno,
+						.b = to_pgno,
+						.pages = pages } };
 	return make(mirror_of(source), &change, cookie);
 }
 
@@ -394,7 +402,8 @@ void mirror_on_done(void *context, uint64_t cookie, int result)
 				noted(mirror);
 		}
 	} else if (cookie & COOKIE_NOBODY) {
-		if (result < 0 && result != -ENOENT && member->saved->state >= MEMBER_REPLAYS) { /* such as a full store: not now */
+		/* such as a full store: not now */
+		if (result < 0 && result != -ENOENT && member->saved->state >= MEMBER_REPLAYS) {
 			log_warn("pool %u of the mirror cannot catch up: %s", member_index(member), strerror(-result));
 			mirror_give_up(mirror, member);
 		}
@@ -456,8 +465,8 @@ static void look(struct mirror *mirror, struct member *member, uint64_t now_ns)
 		member->saved->state = MEMBER_OUT;
 	mirror_settle(member);
 	/* What was under way when it was lost has arrived: it goes on from there. */
-	if (member->saved->state == MEMBER_OUT && state.attached && state.settled && state.first_unanswered == state.next_sequence &&
-	    mirror->next > mirror->held && !member->release_owed) {
+	if (member->saved->state == MEMBER_OUT && state.attached && state.settled &&
+	    state.first_unanswered == state.next_sequence && mirror->next > mirror->held && !member->release_owed) {
 		log_info("pool %u of the mirror is back: %llu changes and %llu pages were missed", member_index(member),
 			 (unsigned long long)member->saved->missed_count, (unsigned long long)catch_up_behind_pages(member));
 		member->saved->state = MEMBER_REPLAYS;
@@ -605,7 +614,8 @@ static bool same_spaces(const struct client_attached *a, const struct client_att
 	if (a->space_count != b->space_count)
 		return false;
 	for (size_t i = 0; i < a->space_count; i++)
-		if (a->spaces[i].label != b->spaces[i].label || space_number_of(a->spaces[i].space) != space_number_of(b->spaces[i].space))
+		if (a->spaces[i].label != b->spaces[i].label ||
+		    space_number_of(a->spaces[i].space) != space_number_of(b->spaces[i].space))
 			return false;
 	return true;
 }
@@ -635,7 +645,9 @@ int source_mirror_new(struct source **source, const struct mirror_member *member
 		struct link_config config = members[i].config;
 		struct member *member = &mirror->member[i];
 		if (!same_spaces(&members[0].attached, &members[i].attached)) {
-			ret = dp_fail(err, EINVAL, "pool %zu of the mirror has another snapshot under this name: copy it, then restore again", i + 1);
+			ret = dp_fail(err, EINVAL,
+				      "pool %zu of the mirror has another snapshot under this name: copy it, then restore again",
+				      i + 1);
 			break;
 		}
 		*member = (struct member){ .mirror = mirror, .saved = &mirror->saved->member[i], .settled = members[i].client };

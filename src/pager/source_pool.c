@@ -29,7 +29,8 @@ static struct client_handler handler_of(const struct source *source)
 					.on_done = source->handler.on_done, .on_damaged = source->handler.on_damaged };
 }
 
-static int get(struct source *source, enum request_class class, uint64_t space, const struct page_range *ranges, size_t count, uint64_t cookie)
+static int get(struct source *source, enum request_class class, uint64_t space, const struct page_range *ranges, size_t count,
+	       uint64_t cookie)
 {
 	struct client_handler handler = handler_of(source);
 	return link_get(of(source)->link, &handler, class, space_number_of(space), ranges, count, cookie);
@@ -150,8 +151,8 @@ static const struct source_ops pool_ops = {
 	.free = source_free,
 };
 
-int source_pool_new(struct source **source, const struct link_config *config, struct client *client, const struct client_attached *attached,
-		    struct dp_err *err)
+int source_pool_new(struct source **source, const struct link_config *config, struct client *client,
+		    const struct client_attached *attached, struct dp_err *err)
 {
 	struct source_pool *pool = calloc(1, sizeof(*pool));
 	if (!pool || space_numbers_init(&pool->numbers, attached)) {

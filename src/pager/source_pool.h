@@ -6,8 +6,8 @@
 #include "pager/source.h"
 
 /* Takes the client, which is attached, on success; it belongs to the source then. `attached` is borrowed. */
-int source_pool_new(struct source **source, const struct link_config *config, struct client *client, const struct client_attached *attached,
-		    struct dp_err *err);
+int source_pool_new(struct source **source, const struct link_config *config, struct client *client,
+		    const struct client_attached *attached, struct dp_err *err);
 /* The instance behind a source, false where it is no pool. */
 bool source_pool_instance(const struct source *source, uint64_t *instance, uint64_t *epoch);
 

@@ -260,8 +260,8 @@ static void ask_owed(struct spread *spread, struct call *call)
 	}
 }
 
-static int get_pages(struct source *source, enum request_class class, uint64_t space, const struct page_range *ranges, size_t count,
-		     uint64_t cookie)
+static int get_pages(struct source *source, enum request_class class, uint64_t space, const struct page_range *ranges,
+		     size_t count, uint64_t cookie)
 {
 	struct spread *spread = of(source);
 	struct call *call;
@@ -311,8 +311,8 @@ static void add_page(struct part *part, uint64_t pgno, uint8_t *at)
 		part->data[part->data_count++] = (struct iovec){ at, PAGE_BYTES };
 }
 
-static void divide(const struct spread *spread, struct part *parts, const struct page_range *ranges, size_t count, const struct iovec *data,
-		   size_t data_count)
+static void divide(const struct spread *spread, struct part *parts, const struct page_range *ranges, size_t count,
+		   const struct iovec *data, size_t data_count)
 {
 	size_t vector = 0, inside = 0;
 	for (unsigned pool = 0; pool < spread->count; pool++)
@@ -350,7 +350,8 @@ static int put(struct source *source, uint64_t space, const struct page_range *r
 		const struct part *part = &parts[i];
 		if (!part->range_count || !begin_part(spread, i))
 			continue;
-		link_put(spread->share[i].link, call->space, part->ranges, part->range_count, part->data, part->data_count, cookie_of(spread, call));
+		link_put(spread->share[i].link, call->space, part->ranges, part->range_count, part->data, part->data_count,
+			 cookie_of(spread, call));
 		note_asked(call);
 	}
 	end_change(spread, call);
@@ -460,12 +461,14 @@ static void finish_call(struct spread *spread, struct call *call)
 	spread->source.handler.on_done(spread->source.handler.context, call->cookie, call->result);
 }
 
-/* The next run of pages from move_at on that one pool took along and another is to have; at most FIX_PAGES. false: there is none. */
+/* The next run of pages from move_at on that one pool took along and another is to have; at most FIX_PAGES. false: there is
+ * none. */
 static bool next_fix(struct spread *spread, struct fix *fix)
 {
 	while (spread->move_at < spread->move_pages) {
 		uint64_t old = spread->move_from + spread->move_at, new = spread->move_to + spread->move_at;
-		uint64_t run = DP_MIN(SPREAD_CHUNK_PAGES - old % SPREAD_CHUNK_PAGES, SPREAD_CHUNK_PAGES - new % SPREAD_CHUNK_PAGES);
+		uint64_t run = DP_MIN(SPREAD_CHUNK_PAGES - old % SPREAD_CHUNK_PAGES,
+				      SPREAD_CHUNK_PAGES - new % SPREAD_CHUNK_PAGES);
 		fix->from = spread_place(old, spread->count);
 		fix->to = spread_place(new, spread->count);
 		run = DP_MIN(run, spread->move_pages - spread->move_at);
@@ -730,8 +733,8 @@ static bool all_settled(const struct spread *spread)
 	return true;
 }
 
-/* By all. Behind a move nothing is called before its pages are where they belong: so of moves only the last call of all may be half done; its
- * pages are fetched again from where they were taken along to. */
+/* By all. Behind a move nothing is called before its pages are where they belong: so of moves only the last call of all may be
+ * half done; its pages are fetched again from where they were taken along to. */
 static bool is_made(struct spread *spread, uint64_t number, uint64_t last)
 {
 	const struct spread_change *change = change_at(spread, number);
@@ -811,7 +814,8 @@ int source_spread_new(struct source **source, const struct mirror_member *member
 		struct link_config config = members[i].config;
 		struct share *share = &spread->share[i];
 		if (members[i].attached.space_count != members[0].attached.space_count)
-			ret = dp_fail(err, EINVAL, "pool %zu has another snapshot under this name: copy it, then restore again", i + 1);
+			ret = dp_fail(err, EINVAL, "pool %zu has another snapshot under this name: copy it, then restore again",
+				      i + 1);
 		*share = (struct share){ .spread = spread };
 		config.keep_all = true;
 		if (!ret && config.near && members[i].client)

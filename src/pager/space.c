@@ -1,13 +1,16 @@
 /* One address space: its descriptors, its table, its end.
  *
  * How the end of a process is told from what only looks like it (tests/unit/test_ends.c has it all as tests):
- *   E1 A userfaultfd answers ESRCH as soon as nobody has the memory any more. That is the only proof, and nothing else closes a descriptor of memory
- *      in which anything is missing: whoever runs on there would be fed zeros.
- *   E2 A pidfd is readable when all threads have ended. The memory may live on in others: the warden, a vfork's child, whoever shares it.
- *   E3 A thread that ends lets go of its memory before it is a zombie. From then on, by its number, the kernel says: no memory, and another memory
- *      than anyone's (kcmp). The first thread's number is the process's, and it may end long before the others (pthread_exit).
+ *   E1 A userfaultfd answers ESRCH as soon as nobody has the memory any more. That is the only proof, and nothing else closes a
+ *      descriptor of memory in which anything is missing: whoever runs on there would be fed zeros.
+ *   E2 A pidfd is readable when all threads have ended. The memory may live on in others: the warden, a vfork's child, whoever
+ *      shares it.
+ *   E3 A thread that ends lets go of its memory before it is a zombie. From then on, by its number, the kernel says: no memory,
+ *      and another memory than anyone's (kcmp). The first thread's number is the process's, and it may end long before the others
+ *      (pthread_exit).
  *   E4 execve gives the process another memory: kcmp says so of a thread and the warden, while both still have one.
- * So what ends for certain (E2) or has gone elsewhere (E4) loses its warden, which may be the last to hold the memory, and then E1 is waited for. */
+ * So what ends for certain (E2) or has gone elsewhere (E4) loses its warden, which may be the last to hold the memory, and then
+ * E1 is waited for. */
 #include "pager/tree.h"
 
 #include <errno.h>
@@ -262,7 +265,8 @@ static void memory_stays(struct space *space)
 	uint64_t since_ns = clock_now_ns() - space->left_ns;
 	if (!space->warden_killed || since_ns < LEFT_NS)
 		return;
-	/* Somebody has it who shares it and was not found. What the warden had begun is found out as after a crash of ours (evict_warden_lost). */
+	/* Somebody has it who shares it and was not found. What the warden had begun is found out as after a crash of ours
+	 * (evict_warden_lost). */
 	if (tree->keeper_fd >= 0) {
 		log_warn("memory that its process has left is still in use: another pager goes on");
 		kill(getpid(), SIGKILL);

@@ -1,5 +1,6 @@
-/* space_numbers: the spaces of an instance by number, which is the lower 20 bits of an id: those that the snapshot has, found by their task, and
- * those that are made by fork. The number of a space that was freed is given again: the pool has forgotten it when it gets the next request. */
+/* space_numbers: the spaces of an instance by number, which is the lower 20 bits of an id: those that the snapshot has, found by
+ * their task, and those that are made by fork. The number of a space that was freed is given again: the pool has forgotten it
+ * when it gets the next request. */
 #ifndef DP_PAGER_SPACE_NUMBERS_H
 #define DP_PAGER_SPACE_NUMBERS_H
 

@@ -1,6 +1,7 @@
 /* The staging area of a space: a ring of slots between local and away. Pages come in at the head; from the head towards the tail
  * each is compared with the copy that the source has, sent if it differs, and given back at the tail once the source has it.
- * The comparison comes late on purpose: most pages that were wrongly taken for cold are back by then, and cost no read, no hash, no message. */
+ * The comparison comes late on purpose: most pages that were wrongly taken for cold are back by then, and cost no read, no hash,
+ * no message. */
 #include "pager/tree.h"
 
 #include <assert.h>
@@ -32,7 +33,8 @@ void staging_done(struct staging *staging)
 
 pid_t staging_reader(const struct space *space)
 {
-	return space->warden.pid > 0 ? space->warden.pid : space->thread; /* the warden's memory stays the same also when the process execs */
+	/* the warden's memory stays the same also when the process execs */
+	return space->warden.pid > 0 ? space->warden.pid : space->thread;
 }
 
 bool staging_read(struct space *space, const struct iovec *to, const struct iovec *from, size_t pieces)
@@ -166,8 +168,10 @@ static int send_gathered(struct space *space, struct gathering *gathering, struc
 		*batch = (struct write_batch){ .space = space, .first_slot = space->staging.written, .slots = (uint32_t)slots };
 		tree->stats->written_back_pages += gathering->puts;
 		oplog_next_put(tree->source, space->number, gathering->where, gathering->puts);
-		size_t ranges = join_ranges(gathering->put, gathering->puts), data = join_data(gathering->data, gathering->data_count);
-		ret = insist(tree, space, gathering->put, ranges, gathering->data, data, COOKIE_WRITE | (uint64_t)(batch - tree->batch));
+		size_t ranges = join_ranges(gathering->put, gathering->puts),
+		       data = join_data(gathering->data, gathering->data_count);
+		ret = insist(tree, space, gathering->put, ranges, gathering->data, data,
+			     COOKIE_WRITE | (uint64_t)(batch - tree->batch));
 	}
 	if (!ret && gathering->zeros) {
 		size_t ranges = join_ranges(gathering->zero, gathering->zeros);
@@ -237,8 +241,8 @@ static void write_failed(struct space *space, struct write_batch *batch, int err
 		tree_fail(space->tree, error, "write pages back");
 		return;
 	}
-	log_error("%s: nothing of process %d is evicted for a second", error == -EDQUOT ? "the pool's quota is used up" : "the pool is full",
-		  space->pid);
+	log_error("%s: nothing of process %d is evicted for a second",
+		  error == -EDQUOT ? "the pool's quota is used up" : "the pool is full", space->pid);
 	for (uint64_t at = DP_MAX(batch->first_slot, staging->tail); at < batch->first_slot + batch->slots; at++) {
 		uint64_t slot = at % staging->capacity;
 		uint32_t page = staging->page[slot];

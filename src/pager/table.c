@@ -253,7 +253,8 @@ static void each_leaf(struct table *table, uint64_t pgno, uint64_t pages,
 		uint32_t leaf = low[number & (INDEX_LOW - 1)] - 1;
 		uint64_t next = (number + 1) * LEAF_PAGES;
 		if (leaf != NO_PAGE)
-			each(table, leaf, (uint32_t)(pgno % LEAF_PAGES), (uint32_t)(DP_MIN(end, next) - number * LEAF_PAGES), context);
+			each(table, leaf, (uint32_t)(pgno % LEAF_PAGES), (uint32_t)(DP_MIN(end, next) - number * LEAF_PAGES),
+			     context);
 		pgno = next;
 	}
 }
@@ -271,7 +272,8 @@ static void pages_of_leaf(struct table *table, uint32_t leaf, uint32_t from, uin
 			call->each(call->context, leaf * LEAF_PAGES + i, table->leaves[leaf].pgno + i);
 }
 
-void table_each(struct table *table, uint64_t pgno, uint64_t pages, void (*each)(void *context, uint32_t page, uint64_t pgno), void *context)
+void table_each(struct table *table, uint64_t pgno, uint64_t pages, void (*each)(void *context, uint32_t page, uint64_t pgno),
+		void *context)
 {
 	each_leaf(table, pgno, pages, pages_of_leaf, &(struct each_page){ each, context });
 }
@@ -369,8 +371,10 @@ int table_relocate_copy(struct table *table, uint64_t from, uint64_t to, uint64_
 	struct relocation relocation = { .distance = to - from };
 	struct rangeset *bare = &relocation.bare;
 	int ret = table_clear(table, to, pages, false);
-	for (size_t i = rangeset_find(&table->initial, from); !ret && i < table->initial.count && table->initial.ranges[i].start < from + pages; i++)
-		ret = rangeset_add(bare, DP_MAX(table->initial.ranges[i].start, from), DP_MIN(table->initial.ranges[i].end, from + pages));
+	for (size_t i = rangeset_find(&table->initial, from);
+	     !ret && i < table->initial.count && table->initial.ranges[i].start < from + pages; i++)
+		ret = rangeset_add(bare, DP_MAX(table->initial.ranges[i].start, from),
+				   DP_MIN(table->initial.ranges[i].end, from + pages));
 	/* Before the first new leaf is made: it may hold pages of the old range too. */
 	each_leaf(table, from, pages, leave_out_leaf, &relocation);
 	if (!ret && !relocation.ret)
@@ -479,7 +483,8 @@ int table_fork(struct table *child, const struct table *parent)
 
 uint64_t table_bytes(const struct table *table)
 {
-	return (uint64_t)table->leaf_count * sizeof(struct leaf) + table->index_bytes + table->initial.count * sizeof(struct range);
+	return (uint64_t)table->leaf_count * sizeof(struct leaf) + table->index_bytes +
+	       table->initial.count * sizeof(struct range);
 }
 
 /* The stretch from `at` on in which all pages are in one state: one page where there is a leaf, else as far as `initial` says the

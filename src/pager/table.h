@@ -6,12 +6,14 @@
  * Two queues (small, main) run through the leaves as linked lists of page indexes; a queued page that is no longer
  * local stays linked until it comes to the head.
  *
- * The leaves of a live pager lie in shared memory that outlives it (pager/recover.h): a new pager makes the rest from them (table_recover).
- * For that, T4: at any instant the leaves' page numbers and states, the slots of staged pages (link) and the saved `initial` say the truth; a
- * leaf counts from the store of its pgno on, and whatever makes `initial` smaller is saved before a leaf that covers it goes.
+ * The leaves of a live pager lie in shared memory that outlives it (pager/recover.h): a new pager makes the rest from them
+ * (table_recover).
+ * For that, T4: at any instant the leaves' page numbers and states, the slots of staged pages (link) and the saved `initial` say
+ * the truth; a leaf counts from the store of its pgno on, and whatever makes `initial` smaller is saved before a leaf that covers
+ * it goes.
  *
- * Invariants (asserted): T1 counts[] are the numbers of pages in each state; T2 a staged page is in no queue; T3 a leaf is freed only when
- * all its pages are zero and none is queued. Thread rule: the fault thread. */
+ * Invariants (asserted): T1 counts[] are the numbers of pages in each state; T2 a staged page is in no queue; T3 a leaf is freed
+ * only when all its pages are zero and none is queued. Thread rule: the fault thread. */
 #ifndef DP_PAGER_TABLE_H
 #define DP_PAGER_TABLE_H
 
@@ -37,7 +39,8 @@ enum page_state {
 #define PAGE_DEMANDED 0x80u   /* in flight and waited for */
 
 /* heat[]: evidence of use, outlives evictions as long as the leaf does */
-#define HEAT_TOUCHED 0x01u /* touched when it was last staged: skips a round of the main queue (pager/heat.h has the other bits) */
+#define HEAT_TOUCHED                                                                                                             \
+	0x01u /* touched when it was last staged: skips a round of the main queue (pager/heat.h has the other bits) */
 
 #define LEAF_PAGES 64u
 #define NO_PAGE UINT32_MAX
@@ -79,10 +82,11 @@ struct table {
 #define TABLE_LEAVES_BYTES ((uint64_t)(1u << 24) * sizeof(struct leaf))
 
 int table_init(struct table *table);
-/* The same with the caller's memory for the leaves (TABLE_LEAVES_BYTES, zero where it was never written), which outlives the table. */
+/* The same with the caller's memory for the leaves (TABLE_LEAVES_BYTES, zero where it was never written), which outlives the
+ * table. */
 int table_init_at(struct table *table, void *leaves, uint32_t *saved_top, void (*initial_changed)(void *context), void *context);
-/* Makes the index, counts and free list from leaves that another pager left, `initial` being set already. No page is in flight or queued
- * afterwards. 0 or -ENOMEM. */
+/* Makes the index, counts and free list from leaves that another pager left, `initial` being set already. No page is in flight or
+ * queued afterwards. 0 or -ENOMEM. */
 int table_recover(struct table *table);
 /* The copy that the source has of this page may be another than its hash says. */
 void table_doubt_hash(struct table *table, uint32_t page);
@@ -130,12 +134,15 @@ void table_enqueue(struct table *table, uint32_t page, enum queue_kind kind);
 uint32_t table_dequeue(struct table *table, enum queue_kind kind);
 
 /* Calls `each` for every page of the range that has a leaf and is not zero. `each` may change the page. */
-void table_each(struct table *table, uint64_t pgno, uint64_t pages, void (*each)(void *context, uint32_t page, uint64_t pgno), void *context);
+void table_each(struct table *table, uint64_t pgno, uint64_t pages, void (*each)(void *context, uint32_t page, uint64_t pgno),
+		void *context);
 /* Forgets the range: everything in it is zero afterwards, but with keep_local local pages stay so, their copies forgotten.
- * Staged slots, requests and the source are the caller's to tell first. 0 or -ENOMEM (older bytes could come back: end the tree). */
+ * Staged slots, requests and the source are the caller's to tell first. 0 or -ENOMEM (older bytes could come back: end the
+ * tree). */
 int table_clear(struct table *table, uint64_t pgno, uint64_t pages, bool keep_local);
-/* The first half of an mremap: what is known of from.. is known of to.. too, and what was known of that before is forgotten. The old range is still
- * as it was, and is to be cleared next; may be repeated until then. In-flight and staged pages must have been made remote by the caller.
+/* The first half of an mremap: what is known of from.. is known of to.. too, and what was known of that before is forgotten. The
+ * old range is still as it was, and is to be cleared next; may be repeated until then. In-flight and staged pages must have been
+ * made remote by the caller.
  * 0 or -ENOMEM. */
 int table_relocate_copy(struct table *table, uint64_t from, uint64_t to, uint64_t pages);
 /* Bytes of metadata in use. */

@@ -1,4 +1,5 @@
-/* The taking half of recover.h: from what a dead pager left to where it was. Every step may be repeated, should this one die too. */
+/* The taking half of recover.h: from what a dead pager left to where it was. Every step may be repeated, should this one die
+ * too. */
 #include "pager/takeover.h"
 
 #include <errno.h>
@@ -76,7 +77,8 @@ static void take_drop(struct space *space)
 	const struct space_saved *saved = space->saved;
 	const struct warden_ring *ring = space->warden.ring;
 	uint64_t slots = saved->drop_tail - saved->tail;
-	if (!ring || saved->drop_posted != ring->posted || ring->command != WARDEN_DROP || !slots || slots > staging->head - staging->tail)
+	if (!ring || saved->drop_posted != ring->posted || ring->command != WARDEN_DROP || !slots ||
+	    slots > staging->head - staging->tail)
 		return;
 	for (uint64_t at = staging->tail; at < saved->drop_tail; at++) {
 		uint64_t slot = at % staging->capacity;
@@ -131,13 +133,15 @@ static void take_job(struct space *space)
 	struct tree *tree = space->tree;
 	const struct warden_job *job = &space->saved->job;
 	uint32_t state = __atomic_load_n(&job->state, __ATOMIC_ACQUIRE);
-	bool booked = job->kind == JOB_PLACE && state == JOB_DONE && space->warden.state == WARDEN_READY && space->warden.pid == job->pid;
+	bool booked = job->kind == JOB_PLACE && state == JOB_DONE && space->warden.state == WARDEN_READY &&
+		      space->warden.pid == job->pid;
 	if (state == JOB_NONE || state == JOB_UNWANTED)
 		return;
 	if (booked)
 		warden_job_over(&space->warden);
 	else
-		warden_adopt_job(&space->warden, take_fd(tree, KEEPER_RING, space->number), take_fd(tree, KEEPER_EVENT, space->number));
+		warden_adopt_job(&space->warden, take_fd(tree, KEEPER_RING, space->number),
+				 take_fd(tree, KEEPER_EVENT, space->number));
 }
 
 static int take_warden(struct space *space)
@@ -159,7 +163,8 @@ static int take_warden(struct space *space)
 	warden->area_bytes = saved->area_bytes;
 	warden->staging = saved->staging;
 	warden->staging_bytes = saved->staging_bytes;
-	int ret = warden_adopt(warden, take_fd(tree, KEEPER_RING, space->number), take_fd(tree, KEEPER_EVENT, space->number), pidfd);
+	int ret = warden_adopt(warden, take_fd(tree, KEEPER_RING, space->number), take_fd(tree, KEEPER_EVENT, space->number),
+			       pidfd);
 	if (ret)
 		return ret;
 	warden->pid = saved->warden_pid;
@@ -295,7 +300,9 @@ static void replay(struct tree *tree)
 		return;
 	doubt_pushes(tree);
 	const struct pager_config *config = tree->config;
-	uint64_t patience_ns = config->on_lost == ON_LOST_FREEZE ? UINT64_MAX / 2 : config->stall_timeout_ns ? config->stall_timeout_ns : STALL_TIMEOUT_NS;
+	uint64_t patience_ns = config->on_lost == ON_LOST_FREEZE ? UINT64_MAX / 2
+			       : config->stall_timeout_ns	 ? config->stall_timeout_ns
+								 : STALL_TIMEOUT_NS;
 	int ret = tree->source == config->source ? -ENOSYS
 						 : oplog_replay(tree->source, read_put, put_failed, tree, patience_ns, &replayed);
 	if (ret == -ENOSYS)
@@ -307,8 +314,8 @@ static void replay(struct tree *tree)
 
 /* ---- events ---- */
 
-/* The userfaultfd of a fork's message: in the dead pager's table, which the holder shares (R1); or the keeper has it already, for a child
- * that did not come to be complete. */
+/* The userfaultfd of a fork's message: in the dead pager's table, which the holder shares (R1); or the keeper has it already, for
+ * a child that did not come to be complete. */
 static int forked_uffd(struct tree *tree, int number)
 {
 	const struct pager_inheritance *inherited = tree->config->inherited;

@@ -13,14 +13,17 @@
  *
  * Invariants (architecture.md section 6 has 1..9; these are the pager's own):
  *   P1 No userfaultfd is read between posting a MOVE and its end: every event read later happened after that move.
- *   P2 What MOVE took is on its way to the source before a fork or a remap is followed (staging_flush), so the source sees them in order.
+ *   P2 What MOVE took is on its way to the source before a fork or a remap is followed (staging_flush), so the source sees them
+ *      in order.
  *   P3 A request's page is installed only if nothing happened to it since it was asked for (`wanted` bit).
  *   P4 Only slots that MOVE filled are read from staging (a missing page would block the reader on itself).
  *   P5 A page becomes LOCAL in the table only after the kernel installed it.
  *   P6 A fault that was read is answered, deferred, or its thread woken: none is lost.
  *   P7 Events that were read are followed before any page is installed or moved (answers that come meanwhile are parked).
- *   P8 Only pages of areas that this very descriptor is known to watch are moved out: with no event unread, the kernel took a page there.
- *   P9 What a look at the process shows counts only if no event is unread after it (space_is_changing): mremap may just have taken pages away.
+ *   P8 Only pages of areas that this very descriptor is known to watch are moved out: with no event unread, the kernel took a
+ *      page there.
+ *   P9 What a look at the process shows counts only if no event is unread after it (space_is_changing): mremap may just have
+ *      taken pages away.
  *   P10 Of a range that is being given up nothing is moved out until it is gone (watch_in_doubt).
  * Thread rule: one thread runs all of it. */
 #ifndef DP_PAGER_TREE_H
@@ -58,7 +61,17 @@
 #define PAGER_NICE (-15)
 #define ZERO_RUN_PAGES 16u  /* zero pages given at once to a process that grows */
 
-enum handle_kind { HANDLE_UFFD = 1, HANDLE_WARDEN, HANDLE_PIDFD, HANDLE_SOURCE, HANDLE_LISTEN, HANDLE_CRIU, HANDLE_CONTROL_LISTEN, HANDLE_CONTROL, HANDLE_KINDS };
+enum handle_kind {
+	HANDLE_UFFD = 1,
+	HANDLE_WARDEN,
+	HANDLE_PIDFD,
+	HANDLE_SOURCE,
+	HANDLE_LISTEN,
+	HANDLE_CRIU,
+	HANDLE_CONTROL_LISTEN,
+	HANDLE_CONTROL,
+	HANDLE_KINDS
+};
 
 /* epoll carries a pointer to one of these. */
 struct handle {
@@ -82,7 +95,8 @@ enum slot_state {
 	SLOT_GARBAGE, /* the page went back or was given up; the copy is still there */
 };
 
-/* The staging area of one space as a ring of slots: filled at head, compared up to `written`, dropped at tail, all counted without end. */
+/* The staging area of one space as a ring of slots: filled at head, compared up to `written`, dropped at tail, all counted
+ * without end. */
 struct staging {
 	uint64_t capacity, head, written, tail, dropping; /* dropping: slots in the DROP under way */
 	uint64_t present;                        /* slots that hold memory */
@@ -98,8 +112,10 @@ struct space {
 	bool closed;     /* freed at the end of this turn of the loop */
 	bool shared;     /* forked, or forked from: memory may be shared with relatives */
 	int vpid;        /* as CRIU named it, 0 for a forked child */
-	pid_t pid, parent_pid; /* in the pager's namespace; 0 while a forked child's is unknown, or its process has left the memory */
-	pid_t thread;          /* of the process: the one through which its memory is looked at; the first, unless that has ended */
+	/* in the pager's namespace; 0 while a forked child's is unknown, or its process has left the memory */
+	pid_t pid, parent_pid;
+	/* of the process: the one through which its memory is looked at; the first, unless that has ended */
+	pid_t thread;
 	int uffd, pidfd, statm_fd, pagemap_fd;
 	uint64_t source_space;
 	struct table table;
@@ -200,7 +216,8 @@ struct tree {
 	bool serving_deferred;
 	bool reading_events; /* events that were read are still to be followed */
 	uint64_t in_flight; /* pages asked for */
-	uint64_t copied_pages, sampled_faults, sampled_installs; /* guess of pages copied after fork since the last sample, and from what */
+	/* guess of pages copied after fork since the last sample, and from what */
+	uint64_t copied_pages, sampled_faults, sampled_installs;
 	uint64_t drift_pages; /* real minus tracked pages at the last sample; signed, modulo 2^64 */
 	struct request request[REQUESTS];
 	uint32_t request_free[REQUESTS], request_free_count;
@@ -235,13 +252,14 @@ struct space *space_again(struct tree *tree, int uffd, uint32_t number);
 int space_set_pid(struct space *space, pid_t pid, int pidfd);
 /* Sees to it that space->thread is one that has the memory. false: none has any more, or none is known. */
 bool space_find_thread(struct space *space);
-/* Its process has ended, or has other memory: goes over to another that shares the memory, or is closed when the memory has gone (space.c, E1). */
+/* Its process has ended, or has other memory: goes over to another that shares the memory, or is closed when the memory has gone
+ * (space.c, E1). */
 void space_leave(struct space *space);
 void space_close(struct space *space);
 void space_free(struct space *space);
-/* Something that cannot fail while process and warden live has failed. Closes the space if its memory has gone; follows its process's or its warden's end;
- * while these are under way it does nothing, and the caller tries again. If none of them explains it, the tree is stopped: closing the descriptor of
- * live memory would feed it zeros (invariant 1). */
+/* Something that cannot fail while process and warden live has failed. Closes the space if its memory has gone; follows its
+ * process's or its warden's end; while these are under way it does nothing, and the caller tries again. If none of them explains
+ * it, the tree is stopped: closing the descriptor of live memory would feed it zeros (invariant 1). */
 void space_lost(struct space *space);
 /* Does its process have another mm now (execve)? Never true because of a warden or a thread that ends. */
 bool space_was_replaced(struct space *space);
@@ -259,7 +277,8 @@ void fault_defer(struct space *space, uint64_t address, bool write, uint64_t rea
 void fault_serve_deferred(struct tree *tree);
 
 /* ---- ahead.c ---- */
-/* Asks for a remote page that a thread waits for, and for what the prefetcher expects next. -EAGAIN: no request free; or an error. */
+/* Asks for a remote page that a thread waits for, and for what the prefetcher expects next. -EAGAIN: no request free; or an
+ * error. */
 int ahead_fault(struct space *space, uint64_t pgno, uint64_t read_ns);
 /* Asks for what there was no room for, as far as there is some now. */
 void ahead_work(struct tree *tree);
@@ -272,7 +291,8 @@ void ahead_wasted(struct space *space, uint32_t page);
 /* ---- install.c ---- */
 enum install_result { INSTALL_DONE, INSTALL_AGAIN, INSTALL_GONE };
 /* Puts pages into the space and marks them local; stops at the first that must be tried again. *installed counts. */
-enum install_result install_pages(struct space *space, uint64_t pgno, const void *data, uint64_t pages, uint8_t flags, uint64_t *installed);
+enum install_result install_pages(struct space *space, uint64_t pgno, const void *data, uint64_t pages, uint8_t flags,
+				  uint64_t *installed);
 enum install_result install_zeros(struct space *space, uint64_t pgno, uint64_t pages, bool write);
 /* Asks for a run of remote pages. -EAGAIN: no request or room free. */
 int install_request(struct space *space, uint64_t pgno, uint64_t pages, enum request_class class, uint64_t read_ns);
@@ -300,7 +320,8 @@ void events_handle(struct space *space, const struct uffd_msg *message);
 int staging_init(struct staging *staging, uint64_t capacity);
 /* The process through which staging can be read. */
 pid_t staging_reader(const struct space *space);
-/* Reads staged pages as process_vm_readv does. false: the space is closed, or it is not yet known what became of its process: to be tried again. */
+/* Reads staged pages as process_vm_readv does. false: the space is closed, or it is not yet known what became of its process: to
+ * be tried again. */
 bool staging_read(struct space *space, const struct iovec *to, const struct iovec *from, size_t pieces);
 void staging_done(struct staging *staging);
 /* A page of the space is staged in this slot; it goes back or away, the slot becomes garbage. */
@@ -340,7 +361,8 @@ void evict_on_done(struct tree *tree, uint64_t cookie, int result);
 /* ---- watch.c ---- */
 /* Housekeeping that is due. Returns ns until the next. */
 uint64_t watch_work(struct tree *tree, uint64_t now_ns);
-/* Looks at which pages of a byte range are present and sets the table right. false: not now (P9). stopped: all its threads stand still, and every event of theirs was read. */
+/* Looks at which pages of a byte range are present and sets the table right. false: not now (P9). stopped: all its threads stand
+ * still, and every event of theirs was read. */
 bool watch_reconcile(struct space *space, uint64_t start, uint64_t end, bool stopped);
 void watch_note_doubt(struct space *space, uint64_t start, uint64_t end, bool removed);
 /* May it be given up at any moment (P10)? */
@@ -349,7 +371,8 @@ bool watch_in_doubt(const struct space *space, uint64_t pgno);
 /* ---- lost.c ---- */
 /* What the source has to do by the clock, and what is to be done where it does not answer. Returns ns until the next time. */
 uint64_t lost_work(struct tree *tree, uint64_t now_ns);
-/* Receives from the source on behalf of one who cannot go on without; waits a moment where nothing comes. As source_ops.receive. */
+/* Receives from the source on behalf of one who cannot go on without; waits a moment where nothing comes. As
+ * source_ops.receive. */
 int lost_receive(struct tree *tree);
 /* The source has ended with this error: so does the tree, and says why. */
 void lost_fail(struct tree *tree, int error);

@@ -70,8 +70,9 @@ static int look_at_gap(void *context, const struct proc_area *area)
 	return 0;
 }
 
-/* In the middle of the widest gap, far from all that the target has: the kernel's own choice would be the first gap that is wide enough, and that
- * may be one into which another thread is just about to put back what it took out (mremap, or munmap and mmap with MAP_FIXED). */
+/* In the middle of the widest gap, far from all that the target has: the kernel's own choice would be the first gap that is wide
+ * enough, and that may be one into which another thread is just about to put back what it took out (mremap, or munmap and mmap
+ * with MAP_FIXED). */
 static uint64_t lonely_address(pid_t pid, uint64_t bytes)
 {
 	struct gap gap = { .end = LONELY_FROM };
@@ -86,7 +87,8 @@ static long map_target(struct injection *target, uint64_t bytes, int protection)
 	uint64_t lonely = lonely_address(target->thread, bytes);
 	long address = -ENOMEM;
 	if (lonely)
-		address = inject_call(target, SYS_mmap, lonely, bytes, (uint64_t)protection, flags | MAP_FIXED_NOREPLACE, (uint64_t)-1, 0);
+		address = inject_call(target, SYS_mmap, lonely, bytes, (uint64_t)protection, flags | MAP_FIXED_NOREPLACE,
+				      (uint64_t)-1, 0);
 	if (address < 0) /* no such gap, or just taken */
 		address = inject_call(target, SYS_mmap, 0, bytes, (uint64_t)protection, flags, (uint64_t)-1, 0);
 	if (address < 0)
@@ -212,7 +214,8 @@ static int furnish(struct warden *warden, struct injection *child, int uffd, int
 		ret = receive_in_warden(child, scratch, numbers);
 	if (ret)
 		return (int)ret;
-	ret = inject_call(child, SYS_mmap, warden->area + CODE_BYTES, RING_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, (uint64_t)numbers[1], 0);
+	ret = inject_call(child, SYS_mmap, warden->area + CODE_BYTES, RING_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+			  (uint64_t)numbers[1], 0);
 	if (ret < 0)
 		return (int)ret;
 	inject_call(child, SYS_madvise, warden->area + CODE_BYTES, RING_BYTES, MADV_DONTFORK, 0, 0, 0);
@@ -416,7 +419,8 @@ static void retire(struct warden *warden, int uffd, struct injection *target)
 		proc_pidfd_kill(warden->pidfd, SIGKILL);
 	/* It is a child of the target and ends any moment; only a wait with __WALL sees it. */
 	for (int i = 0; i < 2000; i++) {
-		long reaped = inject_call(target, SYS_wait4, (uint64_t)warden->own_pid, 0, (uint64_t)(unsigned)__WALL | WNOHANG, 0, 0, 0);
+		long reaped = inject_call(target, SYS_wait4, (uint64_t)warden->own_pid, 0, (uint64_t)(unsigned)__WALL | WNOHANG,
+					  0, 0, 0);
 		if (reaped != 0)
 			break;
 		usleep(50);
@@ -451,7 +455,8 @@ static int place(struct warden *warden, pid_t target, int uffd, uint64_t staging
 	if (ret && warden->area)
 		inject_call(&warden->injection, SYS_munmap, warden->area, warden->area_bytes, 0, 0, 0, 0);
 	if (ret && fresh && warden->staging)
-		inject_call(&warden->injection, SYS_munmap, warden->staging - PAGE_BYTES, warden->staging_bytes + 2 * PAGE_BYTES, 0, 0, 0, 0);
+		inject_call(&warden->injection, SYS_munmap, warden->staging - PAGE_BYTES, warden->staging_bytes + 2 * PAGE_BYTES,
+			    0, 0, 0, 0);
 	return ret ? dp_fail_errno(err, -ret, "place the warden in process %d", target) : 0;
 }
 
@@ -467,12 +472,14 @@ static void publish(struct warden *warden, int ret, const struct dp_err *err)
 	job->staging_bytes = warden->staging_bytes;
 	snprintf(job->text, sizeof(job->text), "%s", err->text);
 	uint32_t running = JOB_RUNNING;
-	bool wanted = __atomic_compare_exchange_n(&job->state, &running, ret < 0 ? JOB_FAILED : JOB_DONE, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+	bool wanted = __atomic_compare_exchange_n(&job->state, &running, ret < 0 ? JOB_FAILED : JOB_DONE, false, __ATOMIC_ACQ_REL,
+						  __ATOMIC_ACQUIRE);
 	if (!wanted && warden->pidfd >= 0)
 		proc_pidfd_kill(warden->pidfd, SIGKILL);
 }
 
-static void inject(struct warden *warden, enum job_kind kind, pid_t thread, int uffd, uint64_t staging_bytes) __attribute__((noreturn));
+static void inject(struct warden *warden, enum job_kind kind, pid_t thread, int uffd, uint64_t staging_bytes)
+	__attribute__((noreturn));
 static void inject(struct warden *warden, enum job_kind kind, pid_t thread, int uffd, uint64_t staging_bytes)
 {
 	struct warden_job *job = warden->job;
@@ -567,7 +574,8 @@ int warden_poll(struct warden *warden, struct dp_err *err)
 	const struct warden_job *job = warden->job;
 	struct pollfd ended = { .fd = warden->injector_fd, .events = POLLIN };
 	bool dead = warden->injector_fd < 0 || poll(&ended, 1, 0) > 0;
-	uint32_t state = __atomic_load_n(&job->state, __ATOMIC_ACQUIRE); /* after its death is looked at: it says before it dies */
+	/* after its death is looked at: it says before it dies */
+	uint32_t state = __atomic_load_n(&job->state, __ATOMIC_ACQUIRE);
 	if (state != JOB_DONE && state != JOB_FAILED && !dead)
 		return 0;
 	if (state != JOB_DONE) {
@@ -596,7 +604,8 @@ static void end(struct warden *warden)
 {
 	if (warden->pidfd >= 0)
 		proc_pidfd_kill(warden->pidfd, SIGKILL);
-	else if (warden->state == WARDEN_STOPPING_TARGET && __atomic_exchange_n(&warden->job->state, JOB_UNWANTED, __ATOMIC_ACQ_REL) == JOB_DONE)
+	else if (warden->state == WARDEN_STOPPING_TARGET &&
+		 __atomic_exchange_n(&warden->job->state, JOB_UNWANTED, __ATOMIC_ACQ_REL) == JOB_DONE)
 		kill(warden->job->pid, SIGKILL); /* it was placed a moment ago */
 }
 

@@ -1,7 +1,8 @@
 /* warden: the pager's hand inside one target's memory (the code that runs there is warden_code.c).
  *
- * How it works: injected once into one thread of the target by ptrace, which a process forked for it does (the injector), so that a pager that dies
- * leaves no thread with registers of ours: the injector ends what it has begun, and says in shared memory (struct warden_job) what came of it.
+ * How it works: injected once into one thread of the target by ptrace, which a process forked for it does (the injector), so that
+ * a pager that dies leaves no thread with registers of ours: the injector ends what it has begun, and says in shared memory
+ * (struct warden_job) what came of it.
  * Should it be killed itself in the middle, the kernel kills the target. It maps a page of code, a small stack and the staging
  * area there (none of them inherited by fork), clones the warden (CLONE_VM, exit signal 0, own session, all signals
  * blocked, no descriptor of the target's left open) and hands it a duplicate of the userfaultfd over a socket pair. From then
@@ -64,7 +65,8 @@ int warden_prepare(struct warden *warden);
 int warden_begin(struct warden *warden, enum job_kind kind, pid_t thread, int uffd, uint64_t staging_bytes, struct dp_err *err);
 /* Takes over a job that a pager left which died: ring and eventfd (taken) are those of warden_prepare. false: there is none. */
 bool warden_adopt_job(struct warden *warden, int ring_fd, int event_fd);
-/* Takes one over from a pager that died: its ring, eventfd and pidfd (all taken, also where this fails), what else is set already. READY, or
+/* Takes one over from a pager that died: its ring, eventfd and pidfd (all taken, also where this fails), what else is set
+ * already. READY, or
  * LOST where it is dead. -errno. */
 int warden_adopt(struct warden *warden, int ring_fd, int event_fd, int pidfd);
 /* Waits for the end of a MOVE that another pager posted, or for the warden's. */
@@ -74,8 +76,8 @@ bool warden_is_dead(const struct warden *warden);
 void warden_lose(struct warden *warden);
 /* Kills it, or the one that a job is about to place: LOST, or ABSENT where there is no staging. */
 void warden_kill(struct warden *warden);
-/* While STOPPING_TARGET or LEAVING: 1 when the warden is READY, or gone (ABSENT); 0 not yet; or an error: things are as they were before. Does
- * not wait. */
+/* While STOPPING_TARGET or LEAVING: 1 when the warden is READY, or gone (ABSENT); 0 not yet; or an error: things are as they were
+ * before. Does not wait. */
 int warden_poll(struct warden *warden, struct dp_err *err);
 /* What the job said was noted: the next may come. */
 void warden_job_over(struct warden *warden);
@@ -88,8 +90,8 @@ int warden_drop(struct warden *warden, uint64_t start, uint64_t bytes);
 bool warden_finished(struct warden *warden);
 /* Takes what made event_fd readable. */
 void warden_hear(struct warden *warden);
-/* Forgets a warden whose target has ended or changed its memory by execve: it is killed. A job under way ends by itself: there is no memory
- * any more in which it could place one. */
+/* Forgets a warden whose target has ended or changed its memory by execve: it is killed. A job under way ends by itself: there is
+ * no memory any more in which it could place one. */
 void warden_discard(struct warden *warden);
 /* Is this address range the warden's, not the target's? */
 bool warden_owns(const struct warden *warden, uint64_t start, uint64_t end);

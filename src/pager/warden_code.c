@@ -19,7 +19,10 @@ ALWAYS_INLINE long call6(long number, long a, long b, long c, long d, long e, lo
 	register long r10 __asm__("r10") = d;
 	register long r8 __asm__("r8") = e;
 	register long r9 __asm__("r9") = f;
-	__asm__ volatile("syscall" : "=a"(ret) : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9) : "rcx", "r11", "memory");
+	__asm__ volatile("syscall"
+			 : "=a"(ret)
+			 : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+			 : "rcx", "r11", "memory");
 	return ret;
 }
 
@@ -80,8 +83,8 @@ IN_WARDEN void warden_loop(struct warden_ring *ring, const struct warden_argumen
 		if (posted == seen) {
 			struct timespec limit = { 0, 200 * 1000 * 1000 };
 			long ret = call6(SYS_futex, (long)&ring->posted, FUTEX_WAIT, seen, (long)&limit, 0, 0);
-			/* The process it serves has ended and nobody said so: nothing is left to do. Not at once: a forked child may need what lies in
-			 * staging, and the pager may be one that is about to follow another. */
+			/* The process it serves has ended and nobody said so: nothing is left to do. Not at once: a forked child
+			 * may need what lies in staging, and the pager may be one that is about to follow another. */
 			if (ret == -ETIMEDOUT && call6(SYS_getppid, 0, 0, 0, 0, 0, 0) != parent && ++orphaned == ORPHAN_TURNS)
 				call6(SYS_exit_group, 0, 0, 0, 0, 0, 0);
 			continue;
@@ -103,7 +106,8 @@ IN_WARDEN void warden_loop(struct warden_ring *ring, const struct warden_argumen
 			}
 			ring->runs_tried = i;
 		} else if (command == WARDEN_DROP) {
-			ring->drop_error = (int32_t)call6(SYS_madvise, (long)ring->drop_start, (long)ring->drop_bytes, MADV_DONTNEED, 0, 0, 0);
+			ring->drop_error = (int32_t)call6(SYS_madvise, (long)ring->drop_start, (long)ring->drop_bytes,
+							  MADV_DONTNEED, 0, 0, 0);
 		}
 		__atomic_store_n(&ring->done, seen, __ATOMIC_RELEASE);
 		call6(SYS_futex, (long)&ring->done, FUTEX_WAKE, 1, 0, 0, 0);

@@ -135,7 +135,8 @@ static void settle_doubts(struct space *space, uint64_t now)
 				continue;
 			doubt.next_ns = now + (now - doubt.noted_ns); /* less and less often */
 		} else if (now >= doubt.next_ns) {
-			doubt.noted_ns = now; /* its thread may not have run since, on a busy machine: its time begins when it has */
+			/* its thread may not have run since, on a busy machine: its time begins when it has */
+			doubt.noted_ns = now;
 		}
 		space->doubt[kept++] = doubt;
 	}
@@ -173,15 +174,17 @@ static int note_area(void *context, const struct proc_area *area)
 	return 0;
 }
 
-/* The kernel passes over holes without a word when it registers a range, and a hole may have been filled by a new, unwatched area since, of
- * which nobody will tell. So each area is asked for afterwards: a page of zeros where none is yet changes nothing, and is refused where the
- * descriptor does not watch, or while an event is unread. If it is taken, the whole area was watched when it was listed, and has not been
- * changed since; every later change will come as an event. */
+/* The kernel passes over holes without a word when it registers a range, and a hole may have been filled by a new, unwatched area
+ * since, of which nobody will tell. So each area is asked for afterwards: a page of zeros where none is yet changes nothing, and
+ * is refused where the descriptor does not watch, or while an event is unread. If it is taken, the whole area was watched when it
+ * was listed, and has not been changed since; every later change will come as an event. */
 static int prove_area(void *context, const struct proc_area *area)
 {
 	struct area_search *search = context;
-	for (size_t i = rangeset_find(&search->fresh, area->start); i < search->fresh.count && search->fresh.ranges[i].start < area->end; i++) {
-		uint64_t start = DP_MAX(area->start, search->fresh.ranges[i].start), end = DP_MIN(area->end, search->fresh.ranges[i].end);
+	for (size_t i = rangeset_find(&search->fresh, area->start);
+	     i < search->fresh.count && search->fresh.ranges[i].start < area->end; i++) {
+		uint64_t start = DP_MAX(area->start, search->fresh.ranges[i].start),
+			 end = DP_MIN(area->end, search->fresh.ranges[i].end);
 		int error = -ENOENT;
 		if (area->anonymous)
 			uffd_zero(search->space->uffd, start, PAGE_BYTES, &error);
@@ -225,7 +228,8 @@ static void find_areas(struct space *space, uint64_t now)
 	struct area_search search = { .space = space };
 	int ret = proc_each_area(space->thread, note_area, &search);
 	for (size_t i = 0; !ret && i < search.fresh.count; i++) /* refused: gone again, or of a kind that cannot be watched */
-		uffd_register(space->uffd, search.fresh.ranges[i].start, search.fresh.ranges[i].end - search.fresh.ranges[i].start);
+		uffd_register(space->uffd, search.fresh.ranges[i].start,
+			      search.fresh.ranges[i].end - search.fresh.ranges[i].start);
 	if (!ret && search.fresh.count)
 		ret = proc_each_area(space->thread, prove_area, &search);
 	for (size_t i = 0; !ret && i < search.watched.count; i++)
@@ -271,7 +275,8 @@ static bool owns(struct space *space, pid_t thread)
 	cleanup_fd int pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);
 	unsigned proofs = 0, probes = 0;
 	for (size_t i = space->registered.count; pagemap_fd >= 0 && i-- > 0 && probes < PROBES;) {
-		uint64_t pgno = space->registered.ranges[i].start >> PAGE_SHIFT, end = space->registered.ranges[i].end >> PAGE_SHIFT;
+		uint64_t pgno = space->registered.ranges[i].start >> PAGE_SHIFT,
+			 end = space->registered.ranges[i].end >> PAGE_SHIFT;
 		for (; table_next_run(&space->table, PAGE_ZERO, &pgno, DP_MIN(end, pgno + 4096), 1) && probes < PROBES; pgno++) {
 			if (page_present(pagemap_fd, pgno))
 				continue;
@@ -375,7 +380,8 @@ static uint64_t fault_count(const struct tree *tree)
 	return total;
 }
 
-/* Between samples: every fault of relatives that we did not resolve may have copied a page that fork had shared. false: there are none. */
+/* Between samples: every fault of relatives that we did not resolve may have copied a page that fork had shared. false: there are
+ * none. */
 static bool estimate_copies(struct tree *tree)
 {
 	bool shared = false;

@@ -69,15 +69,18 @@ static int parse_rule(struct rule *rule, char *line, unsigned number, struct dp_
 
 	*rule = (struct rule){ .line = line, .identity = identity, .quota_bytes = NO_QUOTA };
 	if (!identity_good(identity))
-		return dp_fail(err, EINVAL, "line %u: '%.80s' is no identity; write cn:NAME, psk:NAME, uid:N, anonymous or *", number, identity);
+		return dp_fail(err, EINVAL, "line %u: '%.80s' is no identity; write cn:NAME, psk:NAME, uid:N, anonymous or *",
+			       number, identity);
 	if (!rights || parse_rights(rights, &rule->rights) < 0)
-		return dp_fail(err, EINVAL, "line %u: the rights of %.80s are read, write, admin joined by commas, or none", number, identity);
+		return dp_fail(err, EINVAL, "line %u: the rights of %.80s are read, write, admin joined by commas, or none",
+			       number, identity);
 	for (char *word; (word = strtok_r(NULL, " \t\r", &save));) {
 		if (strncmp(word, "quota=", 6) == 0) {
 			if (parse_size(word + 6, &rule->quota_bytes) < 0)
 				return dp_fail(err, EINVAL, "line %u: '%.80s' is no size; write quota=20G", number, word);
 		} else if (rule->glob_count == WORDS_LIMIT) {
-			return dp_fail(err, EINVAL, "line %u: more than %d repositories; write several rules", number, WORDS_LIMIT);
+			return dp_fail(err, EINVAL, "line %u: more than %d repositories; write several rules", number,
+				       WORDS_LIMIT);
 		} else {
 			rule->globs[rule->glob_count++] = word;
 		}
@@ -133,7 +136,9 @@ int access_read(struct access **access, const char *path, struct dp_err *err)
 	if (!S_ISREG(info.st_mode) || info.st_size > FILE_LIMIT)
 		return dp_fail(err, EINVAL, "read rights %s: not a file of rights", path);
 	if ((info.st_mode & 0022) || (info.st_uid != geteuid() && info.st_uid != 0))
-		return dp_fail(err, EACCES, "read rights %s: others may change it; chmod go-w it, and give it to who runs the pool or root", path);
+		return dp_fail(err, EACCES,
+			       "read rights %s: others may change it; chmod go-w it, and give it to who runs the pool or root",
+			       path);
 	text = calloc(1, (size_t)info.st_size + 1);
 	if (!text)
 		return dp_fail_errno(err, ENOMEM, "read rights %s", path);
@@ -209,7 +214,8 @@ bool access_names_users(const struct access *access, unsigned uid)
 	for (size_t i = 0; access && i < access->count; i++) {
 		const char *identity = access->rules[i].identity;
 
-		if (strncmp(identity, "uid:", 4) == 0 && strcmp(identity, own) != 0 && strcmp(identity, "uid:0") != 0 && access->rules[i].rights)
+		if (strncmp(identity, "uid:", 4) == 0 && strcmp(identity, own) != 0 && strcmp(identity, "uid:0") != 0 &&
+		    access->rules[i].rights)
 			return true;
 	}
 	return false;

@@ -5,8 +5,8 @@
  *   RIGHTS    read, write, admin joined by commas, or none
  *   GLOB      of repositories (the name before the ':'), where * matches / too; none given: all
  *   quota=    how many bytes pages and files that this identity stored may take; the first rule that names one counts
- * Rules add up: a right is had if any rule whose identity and glob match gives it. Whoever no rule matches has none. Root and the user
- * who runs the pool, over a Unix socket, have every right: they could read the pool's memory and its store.
+ * Rules add up: a right is had if any rule whose identity and glob match gives it. Whoever no rule matches has none. Root and the
+ * user who runs the pool, over a Unix socket, have every right: they could read the pool's memory and its store.
  * Without a file: every right for those whose certificate or key was accepted, for that user and root, and for plain TCP.
  *
  *   read    list and open snapshots, fetch their pages, run instances of them (an instance belongs to the identity that made it)
@@ -37,7 +37,8 @@ int access_read(struct access **access, const char *path, struct dp_err *err);
 /* Takes NULL. */
 void access_free(struct access *access);
 
-/* The rights of an identity to a repository ("redis", or a snapshot's name: what follows ':' does not count). access NULL: no file. */
+/* The rights of an identity to a repository ("redis", or a snapshot's name: what follows ':' does not count). access NULL: no
+ * file. */
 unsigned access_rights(const struct access *access, const char *identity, const char *repository);
 /* Has it any right to anything? */
 bool access_knows(const struct access *access, const char *identity);

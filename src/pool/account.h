@@ -1,8 +1,8 @@
 /* pool/account: what each identity has stored, and how much of it and of the whole pool may be.
  *
  * A page is charged to the identity that stored it first, until nothing refers to it any more: not an instance, not a snapshot of
- * somebody else who inherited it, not an answer on its way. Files of skeletons are charged to whoever sends them. Bytes are counted before
- * a store packs them. Who stored a snapshot is kept beside it in a persistent store.
+ * somebody else who inherited it, not an answer on its way. Files of skeletons are charged to whoever sends them. Bytes are
+ * counted before a store packs them. Who stored a snapshot is kept beside it in a persistent store.
  * Invariant A1: the sum of all accounts is what the pool's own account says, but for what nobody is charged with.
  * Thread rule: the server's thread. */
 #ifndef DP_POOL_ACCOUNT_H

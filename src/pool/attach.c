@@ -53,8 +53,8 @@ int request_sequence_check(struct request *request, struct object **instance, bo
 		return dp_fail(&request->err, ENOENT, "there is no such instance");
 	if ((*instance)->epoch != header->epoch)
 		return dp_fail(&request->err, ESTALE, "the lease of instance %s was taken by another", (*instance)->name);
-	/* What an older connection still had under way comes again over the new one, or has come. Not ESTALE: an attachment that was under
-	 * way on an older connection of the same writer may have come late, and he attaches again. */
+	/* What an older connection still had under way comes again over the new one, or has come. Not ESTALE: an attachment that
+	 * was under way on an older connection of the same writer may have come late, and he attaches again. */
 	if ((*instance)->owner != request->connection)
 		return dp_fail(&request->err, EBUSY, "instance %s is held by another connection", (*instance)->name);
 	if (sequence > (*instance)->applied + 1)
@@ -124,8 +124,9 @@ int request_handle_attach(struct request *request)
 	if (message_attach_decode(request->payload, request->header->length, &attach) < 0)
 		return request_malformed(request);
 	if (memcmp(attach.identity, any, IDENTITY_BYTES) && memcmp(attach.identity, request->pool->identity, IDENTITY_BYTES))
-		return dp_fail(&request->err, ENXIO, "this is another pool than the one that holds the instance, or it was restarted without a "
-						     "store that keeps");
+		return dp_fail(&request->err, ENXIO,
+			       "this is another pool than the one that holds the instance, or it was restarted without a "
+			       "store that keeps");
 	struct object *instance = pool_object(request->pool, request->header->object, OBJECT_INSTANCE);
 
 	if (!instance)
@@ -137,7 +138,8 @@ int request_handle_attach(struct request *request)
 	forget_old_failures(instance);
 	if (take) {
 		uint64_t epoch;
-		int result = pool_lease_take(request->pool, request->connection, instance->id, DP_MAX(attach.step, 1u), &epoch, &request->err);
+		int result = pool_lease_take(request->pool, request->connection, instance->id, DP_MAX(attach.step, 1u), &epoch,
+					     &request->err);
 
 		if (result < 0)
 			return result;
@@ -179,5 +181,6 @@ int request_handle_note(struct request *request)
 		request->connection->broken = true;
 		return dp_fail(&request->err, EBUSY, "instance %s is held by another connection", instance->name);
 	}
-	return pool_note(request->pool, request->header->object, request->header->epoch, request->payload, request->header->length);
+	return pool_note(request->pool, request->header->object, request->header->epoch, request->payload,
+			 request->header->length);
 }

@@ -59,7 +59,8 @@ static void *work(void *context)
 		job->result = committer->store->ops->sync(committer->store);
 		pthread_mutex_lock(&committer->lock);
 		push(&committer->done, job);
-		/* Full means that it is readable already. After any other failure again: nobody else tells that the job is done. */
+		/* Full means that it is readable already. After any other failure again: nobody else tells that the job is
+		 * done. */
 		for (unsigned tries = 0; tries < 1000 && write(committer->event_fd, &one, sizeof(one)) < 0 && errno != EAGAIN;)
 			tries++;
 	}

@@ -58,12 +58,13 @@ void connection_shared_done(struct connection_shared *shared)
 	shared->access = NULL;
 }
 
-void connection_queue(struct connection *connection, struct reply *reply, const struct message_header *request, enum message_type type,
-		      uint8_t class, uint64_t object, uint64_t epoch)
+void connection_queue(struct connection *connection, struct reply *reply, const struct message_header *request,
+		      enum message_type type, uint8_t class, uint64_t object, uint64_t epoch)
 {
 	bool bulk = (class & MESSAGE_CLASS_MASK) != CLASS_DEMAND;
 	struct reply_queue *queue = bulk ? &connection->bulk : &connection->urgent;
-	uint64_t payload = reply->head_bytes - MESSAGE_HEADER_BYTES + (uint64_t)reply->slot_count * PAGE_BYTES + reply->extra_bytes;
+	uint64_t payload = reply->head_bytes - MESSAGE_HEADER_BYTES + (uint64_t)reply->slot_count * PAGE_BYTES +
+			   reply->extra_bytes;
 
 	assert(reply->head_bytes >= MESSAGE_HEADER_BYTES && payload <= MESSAGE_PAYLOAD_LIMIT);
 	struct message_header header = { .length = (uint32_t)payload,
@@ -274,9 +275,11 @@ static int handle_input(struct connection *connection)
 	while (!connection->broken && !connection->committing && connection->queued_bytes <= OUTPUT_HIGH_BYTES) {
 		missing = bytes_missing(connection, &header);
 		if (missing < 0) {
-			/* The stream is out of step, nothing behind can be understood: answer what can be answered, then close. */
+			/* The stream is out of step, nothing behind can be understood: answer what can be answered, then
+			 * close. */
 			request_fail(connection, &(struct message_header){ .request = 0 }, (int)-missing,
-				     missing == -EPROTONOSUPPORT ? "this pool speaks protocol version 2" : "this is not a message");
+				     missing == -EPROTONOSUPPORT ? "this pool speaks protocol version 2"
+								 : "this is not a message");
 			connection->broken = true;
 			break;
 		}
@@ -287,7 +290,8 @@ static int handle_input(struct connection *connection)
 		connection->input_start += MESSAGE_HEADER_BYTES + header.length;
 		connection->shared->requests++;
 		if (!message_check_good(&header, payload)) {
-			/* Whatever it was to say, it was something else: nothing of it is done, and the sender must begin anew. */
+			/* Whatever it was to say, it was something else: nothing of it is done, and the sender must begin
+			 * anew. */
 			request_fail(connection, &(struct message_header){ .request = 0 }, EBADMSG, "a message arrived damaged");
 			connection->broken = true;
 			break;
@@ -317,8 +321,8 @@ static int make_room(struct connection *connection, uint64_t missing)
 	}
 	if (connection->input_size - have >= missing)
 		return 0;
-	/* Grows with what has come, not with what was announced: many peers that announce much and send little cost little. The whole is
-	 * bounded: the header was checked. */
+	/* Grows with what has come, not with what was announced: many peers that announce much and send little cost little. The
+	 * whole is bounded: the header was checked. */
 	size_t size = have + DP_MIN(missing, DP_MAX((uint64_t)have, (uint64_t)INPUT_SMALL_BYTES));
 
 	if (size <= connection->input_size)

@@ -95,8 +95,8 @@ void connection_shared_done(struct connection_shared *shared);
 struct reply *reply_new(struct connection_shared *shared);
 void reply_free(struct connection_shared *shared, struct reply *reply);
 /* Encodes the header, the payload's length being what is in the reply, and queues it. */
-void connection_queue(struct connection *connection, struct reply *reply, const struct message_header *request, enum message_type type,
-		      uint8_t class, uint64_t object, uint64_t epoch);
+void connection_queue(struct connection *connection, struct reply *reply, const struct message_header *request,
+		      enum message_type type, uint8_t class, uint64_t object, uint64_t epoch);
 /* Handles one message, answers it. Negative: the connection cannot go on. */
 int request_handle(struct connection *connection, const struct message_header *header, const uint8_t *payload);
 /* A commit of this connection has been synced: finishes and answers it, goes on with what waited. Negative: close. */

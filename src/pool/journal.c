@@ -24,7 +24,17 @@
 #define BOOT_BYTES 36
 #define SUFFIX ".journal"
 
-enum record { RECORD_BEGIN = 1, RECORD_SPACE, RECORD_PAGES, RECORD_DROP, RECORD_MOVE, RECORD_FORK, RECORD_FREE, RECORD_NOTE, RECORD_LEASE };
+enum record {
+	RECORD_BEGIN = 1,
+	RECORD_SPACE,
+	RECORD_PAGES,
+	RECORD_DROP,
+	RECORD_MOVE,
+	RECORD_FORK,
+	RECORD_FREE,
+	RECORD_NOTE,
+	RECORD_LEASE
+};
 
 struct journal {
 	int fd;
@@ -287,8 +297,8 @@ void journal_begin(struct pool *pool, struct object *instance)
 	}
 	instance->journal = open_journal(pool, instance->id, SUFFIX);
 	if (!instance->journal) {
-		log_warn("instance %s would not survive a restart of the pool: make a journal in %s: %s", instance->name, pool->store->beside,
-			 strerror(errno));
+		log_warn("instance %s would not survive a restart of the pool: make a journal in %s: %s", instance->name,
+			 pool->store->beside, strerror(errno));
 		return;
 	}
 	result = write_first(instance->journal, instance, base);
@@ -375,7 +385,8 @@ static int read_begin(struct pool *pool, const uint8_t *bytes, uint32_t length, 
 		return -EBADMSG;
 	memcpy(&begin, bytes, sizeof(begin));
 	if (!memchr(begin.base_name, 0, sizeof(begin.base_name)) || !memchr(begin.name, 0, sizeof(begin.name)) ||
-	    begin.next_number >> SPACE_NUMBER_BITS > 1 || begin.id >> (64 - SPACE_NUMBER_BITS) || pool_object(pool, begin.id, OBJECT_INSTANCE))
+	    begin.next_number >> SPACE_NUMBER_BITS > 1 || begin.id >> (64 - SPACE_NUMBER_BITS) ||
+	    pool_object(pool, begin.id, OBJECT_INSTANCE))
 		return -EBADMSG;
 	if (!boot_id(boot) || memcmp(boot, begin.boot, BOOT_BYTES))
 		return -ESTALE; /* the machine has been down: what was answered may not be on the disk */
@@ -406,8 +417,9 @@ static int read_begin(struct pool *pool, const uint8_t *bytes, uint32_t length, 
 
 static int read_space(struct pool *pool, struct object *instance, const uint64_t *numbers)
 {
-	struct space *space = numbers[0] >> SPACE_NUMBER_BITS == instance->id ?
-				      object_add_space(pool, instance, numbers[0] & ((1u << SPACE_NUMBER_BITS) - 1), numbers[1]) : NULL;
+	struct space *space = numbers[0] >> SPACE_NUMBER_BITS == instance->id
+				      ? object_add_space(pool, instance, numbers[0] & ((1u << SPACE_NUMBER_BITS) - 1), numbers[1])
+				      : NULL;
 	const struct object *base = instance->base ? pool_object(pool, instance->base, OBJECT_SNAPSHOT) : NULL;
 
 	if (!space)
@@ -467,7 +479,8 @@ static int read_record(struct pool *pool, struct object **instance, uint32_t kin
 	if (!space || length % 8)
 		return -EBADMSG;
 	if (kind == RECORD_PAGES)
-		return length % PAGE_RECORD_BYTES == 8 ? read_pages(pool, space, bytes + 8, length / PAGE_RECORD_BYTES) : -EBADMSG;
+		return length % PAGE_RECORD_BYTES == 8 ? read_pages(pool, space, bytes + 8, length / PAGE_RECORD_BYTES)
+						       : -EBADMSG;
 	if (kind == RECORD_DROP && length == 24)
 		return pagemap_drop(&space->map, numbers[1], numbers[2]);
 	if (kind == RECORD_MOVE && length == 32)
@@ -500,7 +513,8 @@ static size_t whole_frame(const uint8_t *at, size_t left)
 		return 0;
 	size_t length = bytes_load_u32(at + 4);
 
-	if (length < FRAME_HEAD_BYTES || length > left || XXH3_64bits_withSeed(at + 16, length - 16, length) != bytes_load_u64(at + 8))
+	if (length < FRAME_HEAD_BYTES || length > left ||
+	    XXH3_64bits_withSeed(at + 16, length - 16, length) != bytes_load_u64(at + 8))
 		return 0;
 	return length;
 }

@@ -194,7 +194,8 @@ int manifest_next_run(struct manifest_reader *reader, struct manifest_run *run)
 		return -EBADMSG;
 	if (run->pages == 0)
 		return 0;
-	if (run->pgno < reader->next_pgno || run->pgno > PGNO_END - run->pages || run->slot == 0 || run->slot > UINT64_MAX - run->pages)
+	if (run->pgno < reader->next_pgno || run->pgno > PGNO_END - run->pages || run->slot == 0 ||
+	    run->slot > UINT64_MAX - run->pages)
 		return -EBADMSG;
 	run->digests = reader->version > 1 ? bytes_take(&reader->in, (uint64_t)run->pages * DIGEST_BYTES) : NULL;
 	if (reader->in.bad)

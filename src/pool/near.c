@@ -16,7 +16,8 @@ static bool may_read_us(const struct connection *connection)
 	socklen_t length = sizeof(peer);
 
 	return !stream_is_network(connection->stream) &&
-	       getsockopt(connection->stream->fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 && (peer.uid == 0 || peer.uid == geteuid());
+	       getsockopt(connection->stream->fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 &&
+	       (peer.uid == 0 || peer.uid == geteuid());
 }
 
 int request_handle_near(struct request *request)
@@ -70,7 +71,8 @@ int request_handle_locate(struct request *request)
 		places[i] = (struct page_place){ 0 };
 		if (!slots[i])
 			continue;
-		places[i] = (struct page_place){ (uintptr_t)store->ops->page(store, slots[i]), request->pool->slots.digests[slots[i]] };
+		places[i] = (struct page_place){ (uintptr_t)store->ops->page(store, slots[i]),
+						 request->pool->slots.digests[slots[i]] };
 		if (!places[i].address)
 			return -EIO;
 	}

@@ -219,7 +219,8 @@ uint64_t object_stored_bytes(const struct pool *pool, const struct object *objec
 
 #define IDENTITY_BLOB "identity"
 
-/* Who this pool is: kept with a store that keeps, so that a client that comes back knows whom it has found. Written when it is first needed. */
+/* Who this pool is: kept with a store that keeps, so that a client that comes back knows whom it has found. Written when it is
+ * first needed. */
 static int find_identity(struct pool *pool, struct dp_err *err)
 {
 	struct store *store = pool->store;

@@ -1,6 +1,6 @@
 /* Recorded orders: advice that comes with a snapshot. In a persistent store a blob of its own, named after the snapshot:
- * "DPORDER1", u64 XXH3 of all that follows, u64 created (the snapshot's, so that the order of one that was replaced is not taken for
- * this one's), then the order as it travels (wire/order.h). */
+ * "DPORDER1", u64 XXH3 of all that follows, u64 created (the snapshot's, so that the order of one that was replaced is not taken
+ * for this one's), then the order as it travels (wire/order.h). */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,6 +1,6 @@
-/* Who stored a snapshot, so that he is charged with it after a restart of the pool too. In a persistent store a blob of its own, named after
- * the snapshot: "DPOWNER1", u64 created (the snapshot's, so that the owner of one that was replaced is not taken for this one's), then
- * the identity as text. One that is missing or damaged charges nobody. */
+/* Who stored a snapshot, so that he is charged with it after a restart of the pool too. In a persistent store a blob of its own,
+ * named after the snapshot: "DPOWNER1", u64 created (the snapshot's, so that the owner of one that was replaced is not taken for
+ * this one's), then the identity as text. One that is missing or damaged charges nobody. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +22,8 @@ int owner_save(struct pool *pool, const struct object *snapshot)
 	char blob[POOL_BLOB_NAME_LIMIT];
 
 	/* Root's and those of plain TCP are not worth a write that is waited for. */
-	if (!pool->store->persistent || !snapshot->account || strcmp(identity, "uid:0") == 0 || strcmp(identity, "anonymous") == 0)
+	if (!pool->store->persistent || !snapshot->account || strcmp(identity, "uid:0") == 0 ||
+	    strcmp(identity, "anonymous") == 0)
 		return 0;
 	bytes_put(&out, OWNER_MAGIC, 8);
 	bytes_put_u64(&out, snapshot->created_unix_ns);

@@ -49,7 +49,8 @@ static void check_slots(struct request *request, const struct reply *reply, cons
 	struct store *store = request->pool->store;
 
 	for (uint32_t i = 0; i < reply->slot_count; i++) {
-		const void *page = reply->extra ? reply->extra + (size_t)i * PAGE_BYTES : store->ops->page(store, reply->slots[i]);
+		const void *page = reply->extra ? reply->extra + (size_t)i * PAGE_BYTES
+						: store->ops->page(store, reply->slots[i]);
 
 		if (!(*damaged >> i & 1) && page_digest_known(digests[i]) && !page_digest_same(page_digest(page), digests[i]))
 			*damaged |= UINT64_C(1) << i;
@@ -77,12 +78,14 @@ static void leave_out(struct parts *parts, struct page_digest *digests, uint64_t
 				runs[count++] = (struct message_run){ .pgno = run.pgno + at, .damaged = bad };
 			runs[count - 1].pages++;
 			if (bad) {
-				pool_note_damage(parts->request->pool, reply->slots[page], run.pgno + at, parts->request->header->object);
+				pool_note_damage(parts->request->pool, reply->slots[page], run.pgno + at,
+						 parts->request->header->object);
 				slots_release(&parts->request->pool->slots, reply->slots[page]);
 				continue;
 			}
 			if (reply->extra && kept != page)
-				memmove(reply->extra + (size_t)kept * PAGE_BYTES, reply->extra + (size_t)page * PAGE_BYTES, PAGE_BYTES);
+				memmove(reply->extra + (size_t)kept * PAGE_BYTES, reply->extra + (size_t)page * PAGE_BYTES,
+					PAGE_BYTES);
 			digests[kept] = digests[page];
 			reply->slots[kept++] = reply->slots[page];
 		}
@@ -129,10 +132,12 @@ static int parts_flush(struct parts *parts, bool more)
 	if (damaged)
 		leave_out(parts, digests, damaged);
 	uint8_t *head = reply->head + MESSAGE_HEADER_BYTES;
-	uint32_t runs_bytes = (uint32_t)message_data_encode(head, REPLY_HEAD_BYTES - MESSAGE_HEADER_BYTES, parts->runs, parts->run_count);
+	uint32_t runs_bytes = (uint32_t)message_data_encode(head, REPLY_HEAD_BYTES - MESSAGE_HEADER_BYTES, parts->runs,
+							    parts->run_count);
 
 	reply->head_bytes = MESSAGE_HEADER_BYTES + runs_bytes +
-			    (uint32_t)message_digests_encode(head + runs_bytes, DATA_PAGES_LIMIT * DIGEST_BYTES, digests, reply->slot_count);
+			    (uint32_t)message_digests_encode(head + runs_bytes, DATA_PAGES_LIMIT * DIGEST_BYTES, digests,
+							     reply->slot_count);
 	if (result == 0 && packed) {
 		result = pack_reply(request, reply);
 	} else if (reply->extra) {
@@ -154,7 +159,8 @@ static int parts_add(struct parts *parts, uint64_t pgno, uint64_t slot)
 	struct message_run *last = parts->run_count ? &parts->runs[parts->run_count - 1] : NULL;
 	bool joins = last && last->zero == (slot == 0) && last->pgno + last->pages == pgno;
 
-	if (parts->reply && ((slot && parts->reply->slot_count == DATA_PAGES_LIMIT) || (!joins && parts->run_count == PART_RUNS_LIMIT))) {
+	if (parts->reply &&
+	    ((slot && parts->reply->slot_count == DATA_PAGES_LIMIT) || (!joins && parts->run_count == PART_RUNS_LIMIT))) {
 		int result = parts_flush(parts, true);
 
 		if (result < 0)
@@ -253,8 +259,8 @@ int request_handle_put(struct request *request)
 	}
 	for (uint32_t i = 0; i < put.ranges.count; i++)
 		ranges[i] = message_range_at(&put.ranges, i);
-	result = pool_put(request->pool, request->connection, request->header->object, request->header->epoch, ranges, put.ranges.count,
-			  put.pages, put.digests);
+	result = pool_put(request->pool, request->connection, request->header->object, request->header->epoch, ranges,
+			  put.ranges.count, put.pages, put.digests);
 	return result == -EBADMSG ? dp_fail(&request->err, EBADMSG, "a page arrived damaged") : result;
 }
 

@@ -217,7 +217,8 @@ int pagemap_set(struct pagemap *map, uint64_t pgno, uint64_t slot)
 }
 
 /* Drops what lies in [from, end) below *link, whose first page is base. Adds to *dropped, also on failure. */
-static int drop_below(struct slots *slots, struct pagemap_node **link, uint64_t base, uint64_t from, uint64_t end, uint64_t *dropped)
+static int drop_below(struct slots *slots, struct pagemap_node **link, uint64_t base, uint64_t from, uint64_t end,
+		      uint64_t *dropped)
 {
 	struct pagemap_node *node = *link;
 	unsigned level = node->level;
@@ -304,7 +305,8 @@ static int copy_below(const struct copy *copy, struct pagemap_node *node, uint64
 	uint64_t low = DP_MAX(copy->from, base), high = DP_MIN(copy->end, base + span);
 	int result = 0;
 
-	/* A graft replaces all that map has there; with the destination dropped first, or pages in both, that must not lose any. */
+	/* A graft replaces all that map has there; with the destination dropped first, or pages in both, that must not lose
+	 * any. */
 	if (low == base && high == base + span && copy->shift % span == 0) {
 		const struct pagemap_node *there = copy->map->root;
 		uint64_t to = base + copy->shift;

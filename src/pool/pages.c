@@ -60,8 +60,8 @@ static bool put_undamaged(const struct page_range *ranges, size_t count, const u
 }
 
 /* Sorts the pages into those of zeros (dropped at once, P4), those written in place and those that need a slot. */
-static int put_plan(struct space *space, const struct page_range *ranges, size_t count, const uint8_t *pages, const uint8_t *digests,
-		    bool in_place, struct put *put)
+static int put_plan(struct space *space, const struct page_range *ranges, size_t count, const uint8_t *pages,
+		    const uint8_t *digests, bool in_place, struct put *put)
 {
 	const uint8_t *first = pages;
 
@@ -91,10 +91,10 @@ static int put_plan(struct space *space, const struct page_range *ranges, size_t
 	return 0;
 }
 
-/* Plans, and takes the slots that are needed. What a journal tells of is not written over before it tells of what replaces it, unless
- * there is no other room: after a crash in between the old digest would find the new page damaged. */
-static int put_prepare(struct pool *pool, struct space *space, const struct page_range *ranges, size_t count, const uint8_t *pages,
-		       const uint8_t *digests, struct put *put)
+/* Plans, and takes the slots that are needed. What a journal tells of is not written over before it tells of what replaces it,
+ * unless there is no other room: after a crash in between the old digest would find the new page damaged. */
+static int put_prepare(struct pool *pool, struct space *space, const struct page_range *ranges, size_t count,
+		       const uint8_t *pages, const uint8_t *digests, struct put *put)
 {
 	bool in_place = !space->object->journal;
 	int result;
@@ -149,7 +149,8 @@ void pool_note_damage(struct pool *pool, uint64_t slot, uint64_t pgno, uint64_t 
 	const struct space *space = pool_space(pool, id);
 
 	if (++pool->damaged_pages <= DAMAGE_LINES)
-		log_error("page at %#" PRIx64 " of %s is damaged in the store (slot %" PRIu64 "); repair it with distri-proc pool scrub --repair-from%s",
+		log_error("page at %#" PRIx64 " of %s is damaged in the store (slot %" PRIu64
+			  "); repair it with distri-proc pool scrub --repair-from%s",
 			  pgno << PAGE_SHIFT, space ? space->object->name : "what was removed", slot,
 			  pool->damaged_pages == DAMAGE_LINES ? "; further ones are only counted" : "");
 }

@@ -110,7 +110,9 @@ static int load_files(struct manifest_reader *reader, struct object *snapshot, u
 		snapshot->files = files;
 		struct pool_file *file = &files[snapshot->file_count++];
 
-		*file = (struct pool_file){ .total = content.length, .filled = content.length, .content = malloc(content.length + 1) };
+		*file = (struct pool_file){ .total = content.length,
+					    .filled = content.length,
+					    .content = malloc(content.length + 1) };
 		if (!file->content)
 			return -ENOMEM;
 		memcpy(file->content, content.at, content.length);
@@ -123,7 +125,8 @@ static int load_files(struct manifest_reader *reader, struct object *snapshot, u
 /* Two snapshots that share a page must say the same of it. */
 static bool load_digest(struct slots *slots, uint64_t slot, struct page_digest digest)
 {
-	if (page_digest_known(slots->digests[slot]) && page_digest_known(digest) && !page_digest_same(slots->digests[slot], digest))
+	if (page_digest_known(slots->digests[slot]) && page_digest_known(digest) &&
+	    !page_digest_same(slots->digests[slot], digest))
 		return false;
 	if (page_digest_known(digest))
 		slots->digests[slot] = digest;
@@ -214,7 +217,8 @@ static int load_blob(struct load *load, const char *blob)
 	free(bytes);
 	if (result == -EBADMSG)
 		return dp_fail(load->err, EBADMSG,
-			       "%s is damaged; move it out of the store to open the rest (its pages are then lost for good)", blob);
+			       "%s is damaged; move it out of the store to open the rest (its pages are then lost for good)",
+			       blob);
 	return result < 0 ? dp_fail_errno(load->err, -result, "read %s", blob) : 0;
 }
 

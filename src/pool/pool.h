@@ -118,7 +118,8 @@ uint64_t pool_expire(struct pool *pool);
 /* ---- pages ---- */
 struct space *pool_space(const struct pool *pool, uint64_t id);
 /* `pages` holds the ranges' pages, one after another, `digests` what the writer says of each (message_digest_at), or NULL.
- * -EBADMSG where a page is not what its digest says: nothing has changed. -ENOENT, -ESTALE, -EROFS, -EPERM, -ENOSPC, -EIO, -ENOMEM. */
+ * -EBADMSG where a page is not what its digest says: nothing has changed. -ENOENT, -ESTALE, -EROFS, -EPERM, -ENOSPC, -EIO,
+ * -ENOMEM. */
 int pool_put(struct pool *pool, const void *owner, uint64_t space, uint64_t epoch, const struct page_range *ranges, size_t count,
 	     const uint8_t *pages, const uint8_t *digests);
 int pool_drop(struct pool *pool, const void *owner, uint64_t space, uint64_t epoch, struct page_range range);
@@ -133,8 +134,10 @@ void pool_note_damage(struct pool *pool, uint64_t slot, uint64_t pgno, uint64_t 
 /* Names are normalised: "repo:tag". */
 struct object *pool_snapshot(const struct pool *pool, const char *name);
 struct object *pool_object(const struct pool *pool, uint64_t id, enum object_kind kind);
-int pool_snapshot_begin(struct pool *pool, const void *owner, const char *name, bool replace, uint64_t *draft, struct dp_err *err);
-int pool_snapshot_space(struct pool *pool, const void *owner, uint64_t draft, uint64_t label, uint64_t *space, struct dp_err *err);
+int pool_snapshot_begin(struct pool *pool, const void *owner, const char *name, bool replace, uint64_t *draft,
+			struct dp_err *err);
+int pool_snapshot_space(struct pool *pool, const void *owner, uint64_t draft, uint64_t label, uint64_t *space,
+			struct dp_err *err);
 int pool_snapshot_inherit(struct pool *pool, const void *owner, uint64_t draft_space, uint64_t source, struct page_range range,
 			  struct dp_err *err);
 /* Parts of a file come in order; offset 0 starts it (anew). */
@@ -155,7 +158,8 @@ uint64_t object_stored_bytes(const struct pool *pool, const struct object *objec
 
 /* ---- recorded orders (order.c) ---- */
 /* Of an instance's snapshot; `bytes` have been checked. Durable where the store is. -ENOENT, -ESTALE, -ENOMEM, or the store's. */
-int pool_order_put(struct pool *pool, uint64_t instance, uint64_t epoch, const uint8_t *bytes, uint32_t length, struct dp_err *err);
+int pool_order_put(struct pool *pool, uint64_t instance, uint64_t epoch, const uint8_t *bytes, uint32_t length,
+		   struct dp_err *err);
 /* The snapshot, of itself or of an instance, if it has an order; else NULL. */
 const struct object *pool_order_get(const struct pool *pool, uint64_t id);
 

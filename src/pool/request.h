@@ -39,13 +39,13 @@ int request_handle_drop(struct request *request);
 int request_handle_move(struct request *request);
 int request_handle_fork(struct request *request);
 int request_handle_space_free(struct request *request);
-/* The space that is to be read: -ENOENT; -ESTALE where the reader says a lease that is not the instance's any more: what he would get may
- * have been written by another since. */
+/* The space that is to be read: -ENOENT; -ESTALE where the reader says a lease that is not the instance's any more: what he would
+ * get may have been written by another since. */
 int request_space_to_read(const struct request *request, const struct space **space);
 int request_handle_attach(struct request *request);
 int request_handle_note(struct request *request);
-/* An operation with a place in its instance's sequence: 0: it is the next; 1: a repeat that was applied well; or what it failed with, or why it is
- * refused. */
+/* An operation with a place in its instance's sequence: 0: it is the next; 1: a repeat that was applied well; or what it failed
+ * with, or why it is refused. */
 int request_sequence_check(struct request *request, struct object **instance, bool *refused);
 int request_handle_scrub(struct request *request);
 int request_handle_find(struct request *request);

@@ -44,7 +44,8 @@ static struct reply *reply_with_buffer(struct request *request, uint64_t bytes)
 	return reply;
 }
 
-void request_answer(struct request *request, struct reply *reply, enum message_type type, uint8_t class, uint64_t object, uint64_t epoch)
+void request_answer(struct request *request, struct reply *reply, enum message_type type, uint8_t class, uint64_t object,
+		    uint64_t epoch)
 {
 	connection_queue(request->connection, reply, request->header, type, class, object, epoch);
 	request->answered = true;
@@ -114,8 +115,8 @@ static int handle_snapshot_begin(struct request *request)
 
 	if (result < 0)
 		return result;
-	return pool_snapshot_begin(request->pool, request->connection, name, message.flags & NAME_FLAG_REPLACE, &request->ok_object,
-				   &request->err);
+	return pool_snapshot_begin(request->pool, request->connection, name, message.flags & NAME_FLAG_REPLACE,
+				   &request->ok_object, &request->err);
 }
 
 static int handle_snapshot_space(struct request *request)
@@ -124,7 +125,8 @@ static int handle_snapshot_space(struct request *request)
 
 	if (message_number_decode(request->payload, request->header->length, &label) < 0)
 		return request_malformed(request);
-	return pool_snapshot_space(request->pool, request->connection, request->header->object, label, &request->ok_object, &request->err);
+	return pool_snapshot_space(request->pool, request->connection, request->header->object, label, &request->ok_object,
+				   &request->err);
 }
 
 static int handle_snapshot_inherit(struct request *request)
@@ -149,8 +151,8 @@ static int handle_snapshot_file(struct request *request)
 	if (message_file_decode(request->payload, request->header->length, &message) < 0)
 		return request_malformed(request);
 	message_text_copy(message.name, name, sizeof(name));
-	return pool_snapshot_file(request->pool, request->connection, request->header->object, name, message.total, message.offset,
-				  message.content.at, message.content.length, &request->err);
+	return pool_snapshot_file(request->pool, request->connection, request->header->object, name, message.total,
+				  message.offset, message.content.at, message.content.length, &request->err);
 }
 
 static int handle_snapshot_commit(struct request *request)
@@ -161,7 +163,8 @@ static int handle_snapshot_commit(struct request *request)
 		return request_malformed(request);
 	uint64_t draft = request->header->object;
 	struct connection_shared *shared = request->connection->shared;
-	int result = pool_snapshot_commit_begin(request->pool, request->connection, draft, meta, request->header->length, &request->err);
+	int result = pool_snapshot_commit_begin(request->pool, request->connection, draft, meta, request->header->length,
+						&request->err);
 
 	if (result < 0)
 		return result;
@@ -218,7 +221,8 @@ static int answer_info(struct request *request, const struct object *snapshot, b
 				     .meta = { snapshot->meta, snapshot->meta_length } };
 
 	if (size > MESSAGE_PAYLOAD_LIMIT)
-		return dp_fail(&request->err, EMSGSIZE, "snapshot %s has too many files, spaces or instances for one message", snapshot->name);
+		return dp_fail(&request->err, EMSGSIZE, "snapshot %s has too many files, spaces or instances for one message",
+			       snapshot->name);
 	struct reply *reply = reply_with_buffer(request, size);
 
 	if (!reply)
@@ -243,7 +247,8 @@ static int answer_info(struct request *request, const struct object *snapshot, b
 		used += (uint64_t)message_info_instance_encode(reply->extra + used, size - used, &instance);
 	}
 	reply->extra_bytes = used;
-	request_answer(request, reply, MESSAGE_SNAPSHOT_INFO, more ? CLASS_PREFETCH | MESSAGE_MORE : CLASS_DEMAND, snapshot->id, 0);
+	request_answer(request, reply, MESSAGE_SNAPSHOT_INFO, more ? CLASS_PREFETCH | MESSAGE_MORE : CLASS_DEMAND, snapshot->id,
+		       0);
 	return 0;
 }
 
@@ -310,7 +315,8 @@ static int handle_file_get(struct request *request)
 	const struct pool_file *file = snapshot ? pool_file_find(snapshot, name) : NULL;
 
 	if (!file)
-		return dp_fail(&request->err, ENOENT, snapshot ? "the snapshot has no file %s" : "the snapshot of file %s is gone", name);
+		return dp_fail(&request->err, ENOENT,
+			       snapshot ? "the snapshot has no file %s" : "the snapshot of file %s is gone", name);
 	if (message.offset > file->total)
 		return dp_fail(&request->err, EINVAL, "file %s is shorter", name);
 	uint64_t bytes = DP_MIN(message.bytes, file->total - message.offset);
@@ -345,8 +351,8 @@ static int handle_order_put(struct request *request)
 
 	if (message_order_decode(request->payload, request->header->length, &order) < 0)
 		return request_malformed(request);
-	return pool_order_put(request->pool, request->header->object, request->header->epoch, request->payload, request->header->length,
-			      &request->err);
+	return pool_order_put(request->pool, request->header->object, request->header->epoch, request->payload,
+			      request->header->length, &request->err);
 }
 
 static int handle_order_get(struct request *request)
@@ -428,7 +434,8 @@ static int handle_lease_take(struct request *request)
 	request->ok_object = request->header->object;
 	const struct object *instance = pool_object(request->pool, request->header->object, OBJECT_INSTANCE);
 	const struct connection *before = instance ? instance->owner : NULL;
-	int result = pool_lease_take(request->pool, request->connection, request->header->object, 1, &request->ok_epoch, &request->err);
+	int result = pool_lease_take(request->pool, request->connection, request->header->object, 1, &request->ok_epoch,
+				     &request->err);
 
 	/* Whoever had it learns of it at once, not only when he asks for something: he attaches again, and is refused. */
 	if (result == 0 && before && before != request->connection)
@@ -512,7 +519,8 @@ void request_committed(struct connection *connection, const struct commit_job *j
 		connection->broken = true; /* an answer is owed that there is no memory for */
 }
 
-/* Operations of an instance: each once, in the order of their numbers where they have any; on the journal before they are answered. */
+/* Operations of an instance: each once, in the order of their numbers where they have any; on the journal before they are
+ * answered. */
 static bool is_operation(unsigned type)
 {
 	return (type >= MESSAGE_PUT && type <= MESSAGE_SPACE_FREE) || type == MESSAGE_NOTE;

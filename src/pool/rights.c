@@ -71,8 +71,8 @@ static int refuse(struct request *request, const char *right, const char *what)
 	if (refusal_may_be_logged(request->connection->shared))
 		log_warn("refused %s (%s): %s needs the right %s for %s", peer->place, peer->identity,
 			 message_type_name(request->header->type), right, what);
-	return dp_fail(&request->err, EACCES, "%s has no right to %s %s; a rule of the pool's --access file can give it", peer->identity,
-		       right, what);
+	return dp_fail(&request->err, EACCES, "%s has no right to %s %s; a rule of the pool's --access file can give it",
+		       peer->identity, right, what);
 }
 
 /* ---- who ---- */
@@ -100,8 +100,10 @@ static int identify(struct request *request)
 	if (!connection->trusted && !(shared->access && access_knows(shared->access, peer->identity))) {
 		if (refusal_may_be_logged(shared))
 			log_warn("refused %s (%s): %s", peer->place, peer->identity,
-				 shared->access ? "no rule of the --access file gives it a right" : "only root and our own user may connect");
-		return dp_fail(&request->err, EACCES, "%s has no right to use this pool; a rule of the pool's --access file can give it one",
+				 shared->access ? "no rule of the --access file gives it a right"
+						: "only root and our own user may connect");
+		return dp_fail(&request->err, EACCES,
+			       "%s has no right to use this pool; a rule of the pool's --access file can give it one",
 			       peer->identity);
 	}
 	connection->account = accounts_open(accounts, peer->identity);
@@ -121,8 +123,9 @@ static unsigned rights_of_name(const struct request *request, const char *name)
 	return connection->trusted ? RIGHTS_ALL : access_rights(connection->shared->access, connection->peer.identity, name);
 }
 
-/* Instances and drafts belong to whoever made them; for others they are as good as the right to write the repository: an instance's memory
- * may hold what its snapshot does not. An instance whose maker is not known any more (the pool was restarted) is for whoever may read. */
+/* Instances and drafts belong to whoever made them; for others they are as good as the right to write the repository: an
+ * instance's memory may hold what its snapshot does not. An instance whose maker is not known any more (the pool was restarted)
+ * is for whoever may read. */
 static bool made_by(const struct object *object, uint16_t account)
 {
 	return account && account < ACCOUNTS_LIMIT - 1 && object->account == account;
@@ -130,7 +133,8 @@ static bool made_by(const struct object *object, uint16_t account)
 
 static unsigned rights_of_object(const struct request *request, const struct object *object)
 {
-	const struct object *base = object->kind == OBJECT_INSTANCE ? pool_object(request->pool, object->base, OBJECT_SNAPSHOT) : object;
+	const struct object *base = object->kind == OBJECT_INSTANCE ? pool_object(request->pool, object->base, OBJECT_SNAPSHOT)
+								    : object;
 	unsigned rights = rights_of_name(request, base ? base->name : "");
 
 	if (object->kind == OBJECT_SNAPSHOT)
@@ -158,8 +162,8 @@ int request_right_object(struct request *request, uint64_t id, unsigned right)
 
 	if (connection->trusted)
 		return 0;
-	/* The same object again and again: pages. An id never means another object, and its rights do not change but for a draft that
-	 * becomes a snapshot. */
+	/* The same object again and again: pages. An id never means another object, and its rights do not change but for a draft
+	 * that becomes a snapshot. */
 	object = idmap_find(&request->pool->objects, id);
 	if (!object)
 		return 0; /* the handler says that there is none */

@@ -1,5 +1,5 @@
-/* Looking at every page that is stored, and putting right what is damaged. A client asks for a few slots at a time, so that others are
- * served in between and the pool keeps no state of it. */
+/* Looking at every page that is stored, and putting right what is damaged. A client asks for a few slots at a time, so that
+ * others are served in between and the pool keeps no state of it. */
 #include <endian.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -52,7 +52,8 @@ static void note_damaged(struct pool *pool, struct message_scrubbed *scrubbed, u
 }
 
 /* Compares up to BATCH slots, which are in use. */
-static int check_batch(struct pool *pool, const uint64_t *slots, size_t count, bool add, uint8_t *memory, struct message_scrubbed *scrubbed)
+static int check_batch(struct pool *pool, const uint64_t *slots, size_t count, bool add, uint8_t *memory,
+		       struct message_scrubbed *scrubbed)
 {
 	void *pages[BATCH];
 	bool read;
@@ -212,7 +213,8 @@ int request_handle_repair(struct request *request)
 	if (result == 0)
 		result = pool->store->ops->read(pool->store, &repair.slot, back, 1);
 	if (result == 0 && !page_digest_same(page_digest(page), repair.digest))
-		return dp_fail(&request->err, EIO, "the store does not keep what is written to slot %" PRIu64 "; look at its disk", repair.slot);
+		return dp_fail(&request->err, EIO,
+			       "the store does not keep what is written to slot %" PRIu64 "; look at its disk", repair.slot);
 	if (result == 0)
 		log_info("slot %" PRIu64 " was repaired", repair.slot);
 	return result;

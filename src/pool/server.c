@@ -54,7 +54,8 @@ int server_open(struct server **result, struct pool *pool, struct dp_err *err)
 
 	int code = 0;
 
-	if (server->epoll_fd < 0 || server->stop_fd < 0 || epoll_ctl(server->epoll_fd, EPOLL_CTL_ADD, server->stop_fd, &event) < 0)
+	if (server->epoll_fd < 0 || server->stop_fd < 0 ||
+	    epoll_ctl(server->epoll_fd, EPOLL_CTL_ADD, server->stop_fd, &event) < 0)
 		code = -errno;
 	if (code == 0 && pool->store->persistent)
 		code = committer_new(&server->shared.committer, pool->store);
@@ -171,10 +172,14 @@ static void log_stranger(struct server *server, const struct connection *connect
 {
 	const char *why = stream_why(connection->stream);
 
-	if (connection->hello || connection->broken || (result == -EPIPE && !*why && !connection->stream->ops->why) || !refusal_may_be_logged(&server->shared))
+	if (connection->hello || connection->broken || (result == -EPIPE && !*why && !connection->stream->ops->why) ||
+	    !refusal_may_be_logged(&server->shared))
 		return;
 	log_warn("refused %s: %s", connection->peer.place,
-		 *why ? why : result == -ETIMEDOUT ? "it did not say hello in time" : result == -EPIPE ? "it left in the handshake" : strerror(-result));
+		 *why			? why
+		 : result == -ETIMEDOUT ? "it did not say hello in time"
+		 : result == -EPIPE	? "it left in the handshake"
+					: strerror(-result));
 }
 
 static void drop_connection(struct server *server, struct connection *connection)
@@ -198,13 +203,14 @@ static void drop_connection(struct server *server, struct connection *connection
 /* Tells epoll what the connection waits for now. */
 static int update_events(struct server *server, struct connection *connection)
 {
-	uint32_t wanted = (connection_wants_read(connection) ? EPOLLIN : 0u) | (connection_wants_write(connection) ? EPOLLOUT : 0u);
+	uint32_t wanted = (connection_wants_read(connection) ? EPOLLIN : 0u) |
+			  (connection_wants_write(connection) ? EPOLLOUT : 0u);
 	struct epoll_event event = { .events = wanted, .data.ptr = connection };
 
 	if (wanted == connection->events)
 		return 0;
-	if (epoll_ctl(server->epoll_fd, connection->events == UINT32_MAX ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, connection->stream->fd, &event) <
-	    0)
+	if (epoll_ctl(server->epoll_fd, connection->events == UINT32_MAX ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, connection->stream->fd,
+		      &event) < 0)
 		return -errno;
 	connection->events = wanted;
 	return 0;
@@ -258,10 +264,12 @@ static void serve_connection(struct server *server, struct connection *connectio
 			result = connection_readable(connection);
 	}
 	/* What the stream has already read; also what it had when we stopped reading for want of room for answers. */
-	for (int i = 0; i < PENDING_ROUNDS && result == 0 && connection_wants_read(connection) && stream_pending(connection->stream); i++)
+	for (int i = 0;
+	     i < PENDING_ROUNDS && result == 0 && connection_wants_read(connection) && stream_pending(connection->stream); i++)
 		result = connection_readable(connection);
 	server->strangers -= connection->hello && !hello;
-	server->pending = server->pending || (result == 0 && connection_wants_read(connection) && stream_pending(connection->stream));
+	server->pending = server->pending ||
+			  (result == 0 && connection_wants_read(connection) && stream_pending(connection->stream));
 	if (result == 0)
 		result = update_events(server, connection);
 	if (result < 0) {
@@ -415,7 +423,8 @@ int server_run(struct server *server)
 			finish_commits(server);
 		if (server->pending)
 			serve_pending(server);
-		bool late = (server->shared.pool->lost_count || server->strangers) && clock_now_ns() - server->ticked_ns > TICK_MS * UINT64_C(1000000);
+		bool late = (server->shared.pool->lost_count || server->strangers) &&
+			    clock_now_ns() - server->ticked_ns > TICK_MS * UINT64_C(1000000);
 
 		if (count <= 0 || late)
 			tick(server);

@@ -1,8 +1,8 @@
-/* pool/slots: how often each page slot of a store is referred to, and the digest of what is in it. Page maps and answers that wait
- * to be sent hold references; a slot that loses its last one is given back to the store, in batches.
+/* pool/slots: how often each page slot of a store is referred to, and the digest of what is in it. Page maps and answers that
+ * wait to be sent hold references; a slot that loses its last one is given back to the store, in batches.
  * Each slot is charged to whoever pays when it gets its first reference (account.h).
- * A digest goes with the content, not with the place in a map: however many snapshots and instances share a page, it costs 16 bytes
- * once. All zero: not known (a store of an earlier version). Thread rule: one thread. */
+ * A digest goes with the content, not with the place in a map: however many snapshots and instances share a page, it costs 16
+ * bytes once. All zero: not known (a store of an earlier version). Thread rule: one thread. */
 #ifndef DP_POOL_SLOTS_H
 #define DP_POOL_SLOTS_H
 

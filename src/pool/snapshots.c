@@ -33,7 +33,8 @@ static int find_open_draft(struct pool *pool, const void *owner, uint64_t id, st
 {
 	int result = find_draft(pool, owner, id, draft, err);
 
-	return result == 0 && (*draft)->committing ? dp_fail(err, EROFS, "the draft of %s was committed", (*draft)->name) : result;
+	return result == 0 && (*draft)->committing ? dp_fail(err, EROFS, "the draft of %s was committed", (*draft)->name)
+						   : result;
 }
 
 static int name_taken(const char *name, struct dp_err *err)
@@ -253,7 +254,8 @@ int pool_snapshot_remove(struct pool *pool, const char *name, bool force, struct
 	if (!snapshot)
 		return dp_fail(err, ENOENT, "there is no snapshot %s", name);
 	if (snapshot->instances && !force)
-		return dp_fail(err, EBUSY, "snapshot %s has %u live instance%s; stop them, or use --force (they keep their pages)", name,
+		return dp_fail(err, EBUSY,
+			       "snapshot %s has %u live instance%s; stop them, or use --force (they keep their pages)", name,
 			       snapshot->instances, snapshot->instances == 1 ? "" : "s");
 	int result = release_base(pool, snapshot);
 

@@ -1,5 +1,5 @@
-/* A table of delta transitions, learned as the program runs: after the last two deltas, which came next? It foretells what no single
- * stride can: records of which some pages are touched, walks that alternate. */
+/* A table of delta transitions, learned as the program runs: after the last two deltas, which came next? It foretells what no
+ * single stride can: records of which some pages are touched, walks that alternate. */
 #include "prefetch/inside.h"
 
 #include "base/base.h"

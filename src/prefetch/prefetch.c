@@ -162,7 +162,8 @@ void prefetch_asked(struct prefetcher *prefetcher, const struct prefetch_advice 
 		stream->asked[run->chunk] += asked->pages;
 		if (asked->trigger != UINT64_MAX && run->chunk)
 			stream->trigger = asked->trigger;
-		if (asked->cut != UINT64_MAX) { /* its fault goes on with the stream, and so does the trigger's, if there is one before it */
+		/* its fault goes on with the stream, and so does the trigger's, if there is one before it */
+		if (asked->cut != UINT64_MAX) {
 			stream->front = (int64_t)asked->cut;
 			if (!run->chunk || asked->trigger == UINT64_MAX)
 				stream->trigger = asked->cut;
@@ -172,8 +173,8 @@ void prefetch_asked(struct prefetcher *prefetcher, const struct prefetch_advice 
 	}
 }
 
-void prefetch_went_on(struct prefetcher *prefetcher, const struct prefetch_advice *advice, const struct prefetch_run *run, uint32_t steps,
-		      uint32_t pages)
+void prefetch_went_on(struct prefetcher *prefetcher, const struct prefetch_advice *advice, const struct prefetch_run *run,
+		      uint32_t steps, uint32_t pages)
 {
 	if (advice->stream < 0)
 		return;

@@ -1,18 +1,19 @@
 /* prefetch: which pages to ask for besides the one that faulted. Pure functions over the history of faults; no I/O, no clock.
  *
- * A touched page that is there makes no fault, so the history sees misses only. Whoever fetches ahead must therefore leave something
- * to fault: the first page of each chunk, its *trigger*, is not fetched; the fault in it says that the chunk before it was used, and
- * orders the chunk after it while the program works on its own. A growing window makes triggers rare: one page in 64.
+ * A touched page that is there makes no fault, so the history sees misses only. Whoever fetches ahead must therefore leave
+ * something to fault: the first page of each chunk, its *trigger*, is not fetched; the fault in it says that the chunk before it
+ * was used, and orders the chunk after it while the program works on its own. A growing window makes triggers rare: one page in
+ * 64.
  *
- * The parts: detectors find a stride in the faults that nothing explains (detect.c: sequential, stride; trend.c: Leap's majority vote;
- * learned.c: a table of delta transitions); a stream follows it with a window that doubles (stream.c). The adaptive policy asks all
- * detectors in turn. It gives each a *patience*, the faults in a row that a stream must explain before anything is fetched for it, and
- * moves that by what became of the streams; a detector whose streams always end at once falls silent.
+ * The parts: detectors find a stride in the faults that nothing explains (detect.c: sequential, stride; trend.c: Leap's majority
+ * vote; learned.c: a table of delta transitions); a stream follows it with a window that doubles (stream.c). The adaptive policy
+ * asks all detectors in turn. It gives each a *patience*, the faults in a row that a stream must explain before anything is
+ * fetched for it, and moves that by what became of the streams; a detector whose streams always end at once falls silent.
  * The order of an earlier run ("recorded") needs no history: who drives this replays it (order.h).
  *
- * Invariants: Q1 no advice names a page outside [0, PREFETCH_PGNO_END) or the faulting page; Q2 at most PREFETCH_ADVICE_PAGES pages
- * in at most PREFETCH_RUNS runs; Q3 equal histories give equal advice. A prefetcher of zero bytes but for `policy` is ready for use; its
- * tables are touched only as they are needed. Thread rule: the owner's. */
+ * Invariants: Q1 no advice names a page outside [0, PREFETCH_PGNO_END) or the faulting page; Q2 at most PREFETCH_ADVICE_PAGES
+ * pages in at most PREFETCH_RUNS runs; Q3 equal histories give equal advice. A prefetcher of zero bytes but for `policy` is ready
+ * for use; its tables are touched only as they are needed. Thread rule: the owner's. */
 #ifndef DP_PREFETCH_PREFETCH_H
 #define DP_PREFETCH_PREFETCH_H
 
@@ -110,7 +111,8 @@ struct prefetch_run {
 struct prefetch_advice {
 	uint32_t runs;
 	struct prefetch_run run[PREFETCH_RUNS]; /* most urgent first */
-	struct prefetch_run proven;             /* pages asked for earlier that this fault shows to have been used; pages may be 0 */
+	/* pages asked for earlier that this fault shows to have been used; pages may be 0 */
+	struct prefetch_run proven;
 	enum prefetch_policy owner;             /* who advises */
 	int stream;                             /* for prefetch_asked; -1: none */
 };
@@ -129,9 +131,10 @@ struct prefetch_asked {
 /* Runs are told in order, until one was cut. */
 void prefetch_asked(struct prefetcher *prefetcher, const struct prefetch_advice *advice, const struct prefetch_run *run,
 		    const struct prefetch_asked *asked);
-/* The run's pages [0, steps), which had been cut off, were looked at after all, and `pages` of them asked for; no fault came since. */
-void prefetch_went_on(struct prefetcher *prefetcher, const struct prefetch_advice *advice, const struct prefetch_run *run, uint32_t steps,
-		      uint32_t pages);
+/* The run's pages [0, steps), which had been cut off, were looked at after all, and `pages` of them asked for; no fault came
+ * since. */
+void prefetch_went_on(struct prefetcher *prefetcher, const struct prefetch_advice *advice, const struct prefetch_run *run,
+		      uint32_t steps, uint32_t pages);
 /* A page was touched while it was on its way: its stream is faster than the pages come. */
 void prefetch_late(struct prefetcher *prefetcher, uint64_t pgno);
 /* Pages that were fetched ahead turned out to be used, or left untouched. */

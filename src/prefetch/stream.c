@@ -13,7 +13,8 @@ uint32_t run_clamp(int64_t start, int64_t stride, uint32_t pages)
 {
 	if (start < 0 || start >= (int64_t)PREFETCH_PGNO_END)
 		return 0;
-	uint64_t room = stride > 0 ? (PREFETCH_PGNO_END - 1 - (uint64_t)start) / (uint64_t)stride : (uint64_t)start / (uint64_t)-stride;
+	uint64_t room = stride > 0 ? (PREFETCH_PGNO_END - 1 - (uint64_t)start) / (uint64_t)stride
+				   : (uint64_t)start / (uint64_t)-stride;
 	return (uint32_t)DP_MIN((uint64_t)pages, room + 1);
 }
 
@@ -39,8 +40,8 @@ int stream_match(const struct prefetcher *prefetcher, uint64_t pgno)
 		if (!stream->stride)
 			continue;
 		int64_t steps = steps_to(stream, (int64_t)pgno), front = steps_to(stream, stream->front);
-		/* What lies between trigger and front was asked for, if there was room. Where all of it was there already the program
-		 * may be well beyond. */
+		/* What lies between trigger and front was asked for, if there was room. Where all of it was there already the
+		 * program may be well beyond. */
 		int64_t slack = !stream->window ? 0 : stream->ahead && !stream->asked[1] ? stream->window : 1;
 		if (steps >= 1 && steps >= steps_to(stream, (int64_t)stream->trigger) && steps <= front + slack &&
 		    (best < 0 || stream->hits > prefetcher->stream[best].hits))
@@ -78,8 +79,13 @@ int stream_begin(struct prefetcher *prefetcher, enum prefetch_policy owner, uint
 {
 	struct prefetch_stream *stream = choose_slot(prefetcher);
 	settle(prefetcher, stream);
-	*stream = (struct prefetch_stream){ .stride = stride, .low = (uint64_t)((int64_t)pgno - stride), .front = (int64_t)pgno, .trigger = pgno,
-					    .hits = hits - 1, .owner = (uint8_t)owner, .used = prefetcher->clock };
+	*stream = (struct prefetch_stream){ .stride = stride,
+					    .low = (uint64_t)((int64_t)pgno - stride),
+					    .front = (int64_t)pgno,
+					    .trigger = pgno,
+					    .hits = hits - 1,
+					    .owner = (uint8_t)owner,
+					    .used = prefetcher->clock };
 	return (int)(stream - prefetcher->stream);
 }
 
@@ -117,7 +123,8 @@ void stream_advance(struct prefetcher *prefetcher, int index, uint64_t pgno, str
 	stream->low = pgno;
 	stream->hits++;
 	stream->used = prefetcher->clock;
-	if (prefetcher->policy == PREFETCH_ADAPTIVE && (detector_is_silent(prefetcher, stream->owner) || guesses_are_wasted(prefetcher)))
+	if (prefetcher->policy == PREFETCH_ADAPTIVE &&
+	    (detector_is_silent(prefetcher, stream->owner) || guesses_are_wasted(prefetcher)))
 		least = STREAM_PROOF_FAULTS;
 	if (stream->hits < least) {
 		stream->front = (int64_t)pgno + stride;

@@ -1,6 +1,6 @@
-/* Leap's trend (Al Maruf and Chowdhury, ATC'20): the majority of the last deltas between faults, by Boyer and Moore's vote, first over
- * few of them, then over twice as many until one is found. Leap keeps a history per process; here there is one per area, as the
- * userfaultfd that CRIU makes does not tell threads apart. */
+/* Leap's trend (Al Maruf and Chowdhury, ATC'20): the majority of the last deltas between faults, by Boyer and Moore's vote, first
+ * over few of them, then over twice as many until one is found. Leap keeps a history per process; here there is one per area, as
+ * the userfaultfd that CRIU makes does not tell threads apart. */
 #include "prefetch/inside.h"
 
 #define FIRST_DELTAS 8u

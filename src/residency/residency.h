@@ -2,8 +2,9 @@
  *
  * Shape of S3-FIFO (Yang et al., SOSP'23): new pages enter a small queue; a page that is touched while it waits in staging has
  * shown that it is wanted and comes back through the main queue; a page that was evicted not long ago enters the main queue
- * at once; a page that was touched in staging is left alone for one round of the main queue. Small queue 5 %, memory of evicted pages half of
- * what is local: docs/policies.md says why. Staging takes the part of the "accessed" bit, which user space does not have. */
+ * at once; a page that was touched in staging is left alone for one round of the main queue. Small queue 5 %, memory of evicted
+ * pages half of what is local: docs/policies.md says why. Staging takes the part of the "accessed" bit, which user space does not
+ * have. */
 #ifndef DP_RESIDENCY_RESIDENCY_H
 #define DP_RESIDENCY_RESIDENCY_H
 
@@ -18,8 +19,8 @@ struct residency_budget {
 	uint64_t staging_pages;  /* room in a space's staging: more than that, since the way to the source takes its time */
 };
 
-/* How many pages wait in staging ahead of need. Where nearly all that are staged are touched there, none of them is cold, and each costs a
- * fault: then fewer are staged, and not so often; more again when pages stay untouched. */
+/* How many pages wait in staging ahead of need. Where nearly all that are staged are touched there, none of them is cold, and
+ * each costs a fault: then fewer are staged, and not so often; more again when pages stay untouched. */
 struct residency_ahead {
 	uint32_t pages, returned, left; /* returned, left: since it was last thought about */
 };

@@ -22,7 +22,9 @@ static void start(struct committer_process *committer, const struct restore_opti
 	char interval[32], root[PATH_MAX];
 	snprintf(interval, sizeof(interval), "%llums", (unsigned long long)(options->commit_interval_ns / 1000000u));
 	snprintf(root, sizeof(root), "%s", options->root);
-	char *const arguments[] = { "distri-proc", "commit", "--every", interval, "--root", root, "--", (char *)(uintptr_t)instance->id, NULL };
+	char *const arguments[] = { "distri-proc", "commit", "--every", interval,
+				    "--root",	   root,     "--",	(char *)(uintptr_t)instance->id,
+				    NULL };
 	pid_t pid = fork();
 	if (pid == 0) {
 		sigset_t none;

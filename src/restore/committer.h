@@ -1,5 +1,6 @@
-/* committer: the process that `restore --propagate back:INTERVAL` keeps beside an instance: `distri-proc commit --every INTERVAL`, a child of
- * the supervisor. It ends by itself when the tree does, also where the supervisor was killed; one that failed is started again.
+/* committer: the process that `restore --propagate back:INTERVAL` keeps beside an instance: `distri-proc commit --every
+ * INTERVAL`, a child of the supervisor. It ends by itself when the tree does, also where the supervisor was killed; one that
+ * failed is started again.
  * Thread rule: the supervisor's one thread; forks. */
 #ifndef DP_RESTORE_COMMITTER_H
 #define DP_RESTORE_COMMITTER_H

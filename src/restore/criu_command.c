@@ -25,7 +25,8 @@ static bool needs_root(const struct restore_plan *plan)
 static bool needs_libraries(const struct restore_options *options)
 {
 	for (size_t i = 0; i < options->criu_argument_count; i++)
-		if (!strncmp(options->criu_arguments[i], "--tcp-", 6) || !strncmp(options->criu_arguments[i], "--network-lock", 14))
+		if (!strncmp(options->criu_arguments[i], "--tcp-", 6) ||
+		    !strncmp(options->criu_arguments[i], "--network-lock", 14))
 			return true;
 	return false;
 }

@@ -32,7 +32,8 @@ static bool find_libraries(char *preload, size_t size, time_t *built)
 		for (size_t j = 0; j < ARRAY_LENGTH(libraries) && used < size; j++) {
 			struct stat info;
 			size_t start = used + (j > 0);
-			used += (size_t)snprintf(preload + used, size - used, "%s%s/%s/%s", j ? ":" : "", program, places[i], libraries[j]);
+			used += (size_t)snprintf(preload + used, size - used, "%s%s/%s/%s", j ? ":" : "", program, places[i],
+						 libraries[j]);
 			found += used < size && !stat(preload + start, &info) && S_ISREG(info.st_mode);
 			*built = DP_MAX(*built, info.st_mtime);
 		}
@@ -58,8 +59,8 @@ void criu_libraries_prepare(const char *criu_path, char *preload, size_t size)
 		return;
 	}
 	/* The file's length is the answer: 1 for yes. */
-	snprintf(path, sizeof(path), "%s/.criu-%llx-%llx-%llx.libraries", criu_cache_directory(), (unsigned long long)info.st_mtim.tv_sec,
-		 (unsigned long long)info.st_size, (unsigned long long)built);
+	snprintf(path, sizeof(path), "%s/.criu-%llx-%llx-%llx.libraries", criu_cache_directory(),
+		 (unsigned long long)info.st_mtim.tv_sec, (unsigned long long)info.st_size, (unsigned long long)built);
 	bool known = !lstat(path, &kept) && S_ISREG(kept.st_mode) && kept.st_uid == geteuid();
 	bool fit = known ? kept.st_size == 1 : do_fit(criu_path, preload);
 	if (!known && io_write_file(path, "y", fit, 0600))

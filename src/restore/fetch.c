@@ -218,7 +218,8 @@ int plan_begin(const struct restore_options *options, struct restore_plan *plan,
 		return ret;
 	endpoint_pool_text(options->endpoint, plan->instance.pool, sizeof(plan->instance.pool));
 	plan->own_pid_namespace = plan->instance.own_pid_namespace = !options->host_pid_namespace;
-	/* With the host's pids, a CRIU that is here before they are known may have one of them; and a terminal cannot be given twice. */
+	/* With the host's pids, a CRIU that is here before they are known may have one of them; and a terminal cannot be given
+	 * twice. */
 	plan->early = !options->host_pid_namespace && !options->shell_job;
 	plan->last_pid = read_pid_max() - CRIU_PID_ROOM - 2;
 	return 0;

@@ -1,8 +1,8 @@
 /* gate: CRIU starts while its images are still on their way.
  *
  * Of the ~12 ms that CRIU takes, the first 4 (its libraries, what it asks the kernel again at each start) need nothing of the
- * snapshot. inventory.img is the first image it reads, by plain open and read until the end; so a FIFO in its place holds it up there
- * and nowhere else. We keep the FIFO open for writing, so its open never waits, and its read waits for us. */
+ * snapshot. inventory.img is the first image it reads, by plain open and read until the end; so a FIFO in its place holds it up
+ * there and nowhere else. We keep the FIFO open for writing, so its open never waits, and its read waits for us. */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>

@@ -3,12 +3,12 @@
  * By default it is pid 1 of a PID namespace made for the tree, in a mount namespace whose only difference is /proc. It starts
  * `criu restore` as its child, reaps whatever ends below it, passes every signal it gets on to the root task, and exits with
  * the root's code; the kernel ends the rest of the namespace with it. With the host's pids, or where CRIU makes the
- * snapshot's own namespace, it is a subreaper that does the same. Mostly it is there before the skeleton is; what it has to know of
- * that, and the pager to watch, come by an order of the supervisor's.
+ * snapshot's own namespace, it is a subreaper that does the same. Mostly it is there before the skeleton is; what it has to know
+ * of that, and the pager to watch, come by an order of the supervisor's.
  *
  * It is deliberately small: one thread, no allocation after start, blocked signals read from a signalfd. Should the
- * supervisor be killed, it goes on alone (R4): then it also watches the pager and ends the tree if that one dies, while the pager's holder keeps
- * the userfaultfds (pager/recover.h). */
+ * supervisor be killed, it goes on alone (R4): then it also watches the pager and ends the tree if that one dies, while the
+ * pager's holder keeps the userfaultfds (pager/recover.h). */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -73,7 +73,8 @@ static void say_why(const char *why)
 {
 	const struct instance *instance = &self.config->plan->instance;
 	char path[PATH_MAX];
-	int fd = open(instance_path(instance, "supervisor.log", path, sizeof(path)), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+	int fd = open(instance_path(instance, "supervisor.log", path, sizeof(path)), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC,
+		      0600);
 	if (fd >= 0) {
 		log_setup(fd, LOG_LEVEL_INFO, "init");
 		log_error("%s", why);
@@ -254,9 +255,10 @@ static void watch(void)
 	 * running yet when the supervisor went is nobody's. */
 	if (self.channel_fd < 0 && (self.pager_gone || !self.root)) {
 		reap(); /* a pager also ends when the tree has */
-		say_why(self.root ? "the supervisor was killed, and the pager has ended: nobody can serve the tree's memory any more; it was stopped rather "
-				    "than fed zeros"
-				  : "the supervisor was killed before the tree ran");
+		say_why(self.root
+				? "the supervisor was killed, and the pager has ended: nobody can serve the tree's memory any more; it was stopped rather "
+				  "than fed zeros"
+				: "the supervisor was killed before the tree ran");
 		end_tree(128 + SIGKILL);
 	}
 	if (polls[0].revents)

@@ -71,15 +71,17 @@ static void lease_forget(const struct instance *instance)
 	unlink(instance_path(instance, LEASE_FILE, path, sizeof(path)));
 }
 
-/* What an earlier run recorded, and whether this one is to record. That there is none is no failure, nor that it does not come: it is
- * speed that is lost. */
-static void get_order(const struct restore_options *options, struct client *client, uint64_t instance, struct pager_config *config)
+/* What an earlier run recorded, and whether this one is to record. That there is none is no failure, nor that it does not come:
+ * it is speed that is lost. */
+static void get_order(const struct restore_options *options, struct client *client, uint64_t instance,
+		      struct pager_config *config)
 {
 	struct dp_err err;
 	int ret = client_order_get(client, instance, &config->order, &config->order_runs, &err);
 	if (ret && ret != -ENOENT)
 		log_warn("recorded order: %s", err.text);
-	config->record = options->record == RECORD_ALWAYS || (options->record == RECORD_WHERE_NONE_IS && ret == -ENOENT && !options->migrate);
+	config->record = options->record == RECORD_ALWAYS ||
+			 (options->record == RECORD_WHERE_NONE_IS && ret == -ENOENT && !options->migrate);
 	if (!prefetch_policy_replays(options->prefetch_policy) && !options->working_set)
 		config->order_runs = 0;
 	config->order_runs = order_arrange(config->order, config->order_runs);
@@ -175,8 +177,8 @@ static int note_lease(void *context, const struct client_lease *lease)
 }
 
 /* One try. */
-static int attach_again(const struct restore_plan *plan, struct client_lease *lease, struct client **client, struct client_attached *attached,
-			struct dp_err *err)
+static int attach_again(const struct restore_plan *plan, struct client_lease *lease, struct client **client,
+			struct client_attached *attached, struct dp_err *err)
 {
 	int ret = open_client(plan->options, 0, client, err);
 	if (ret)
@@ -190,11 +192,14 @@ static int attach_again(const struct restore_plan *plan, struct client_lease *le
 /* Is it the pool's last word, or only a connection that did not come about? */
 static bool is_final(int error)
 {
-	return error == -ESTALE || error == -ENOENT || error == -ENXIO || error == -EACCES || error == -EPERM || error == -EPROTONOSUPPORT;
+	return error == -ESTALE || error == -ENOENT || error == -ENXIO || error == -EACCES || error == -EPERM ||
+	       error == -EPROTONOSUPPORT;
 }
 
-/* Each pool is attached to by the source itself, when it knows from what the dead pager left which of them count (source_ops.resume). */
-static int several_again(const struct restore_plan *plan, const struct client_lease *leases, size_t count, struct source **source, struct dp_err *err)
+/* Each pool is attached to by the source itself, when it knows from what the dead pager left which of them count
+ * (source_ops.resume). */
+static int several_again(const struct restore_plan *plan, const struct client_lease *leases, size_t count, struct source **source,
+			 struct dp_err *err)
 {
 	const struct restore_options *options = plan->options;
 	struct mirror_member members[MIRROR_MEMBERS] = { { .client = NULL } };
@@ -203,7 +208,9 @@ static int several_again(const struct restore_plan *plan, const struct client_le
 	for (size_t i = 0; i < count; i++) {
 		struct client_attached *attached = &members[i].attached;
 		members[i].config = link_config_of(options, i);
-		*attached = (struct client_attached){ .instance = leases[i].instance, .epoch = leases[i].epoch, .applied = LINK_UNSETTLED };
+		*attached = (struct client_attached){ .instance = leases[i].instance,
+						      .epoch = leases[i].epoch,
+						      .applied = LINK_UNSETTLED };
 		memcpy(attached->identity, leases[i].identity, sizeof(attached->identity));
 	}
 	return options->spread ? source_spread_new(source, members, count, err)
@@ -223,7 +230,8 @@ int pool_source_take_over(const struct restore_plan *plan, struct source **sourc
 		return several_again(plan, leases, (size_t)ret, source, err);
 	if (ret < 0)
 		return ret;
-	/* The pool, too, may have died just now. The tree's faults wait meanwhile, as they would have done with the pager that died. */
+	/* The pool, too, may have died just now. The tree's faults wait meanwhile, as they would have done with the pager that
+	 * died. */
 	while ((ret = attach_again(plan, &leases[0], &client, &attached, err)) < 0) {
 		if (is_final(ret) || (options->on_lost != ON_LOST_FREEZE && clock_now_ns() - began_ns > wait_ns))
 			return ret;

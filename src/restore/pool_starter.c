@@ -47,7 +47,8 @@ static void start_all(const struct restore_options *options)
 	for (size_t i = 0; i < pool_count(options); i++) {
 		struct dp_err err;
 		struct stream *stream; /* stays open until this process ends */
-		if (is_captive(pool_at(options, i)) && captive_connect(&stream, pool_at(options, i), false, clock_now_ns() + START_NS, &err))
+		if (is_captive(pool_at(options, i)) &&
+		    captive_connect(&stream, pool_at(options, i), false, clock_now_ns() + START_NS, &err))
 			log_warn("start the pool again: %s", err.text);
 	}
 	sleep(LINGER_S);

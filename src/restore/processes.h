@@ -17,8 +17,8 @@ void close_all_but(const int *keep, size_t count);
 /* SIGKILLs and reaps everything below the calling process but the child `spare` (0: none) and what is below that. Returns when
  * nothing of it is left: a task in the middle of a fault dies like any other. The caller must be a subreaper. */
 void kill_descendants(pid_t spare);
-/* Gives up the capabilities and system calls that keeping a tree does not need, for this process and its children. For ever: whoever
- * still has to exec must not. A kernel that refuses is only logged. */
+/* Gives up the capabilities and system calls that keeping a tree does not need, for this process and its children. For ever:
+ * whoever still has to exec must not. A kernel that refuses is only logged. */
 void enter_sandbox(const struct instance *instance);
 
 #endif

@@ -73,7 +73,8 @@ static int decide(struct restore_plan *plan, struct restore_session *session, st
 	int ret = plan_make(plan, &session->times, err);
 	verdict = (struct verdict){ .cancelled = ret, .plan = *plan };
 	int told = send_with_fd(session->report_fd, &verdict, sizeof(verdict), -1);
-	/* Where it cannot be told, the supervisor has failed, and its report says why; should it still be there, it must not wait for ever. */
+	/* Where it cannot be told, the supervisor has failed, and its report says why; should it still be there, it must not wait
+	 * for ever. */
 	if (told < 0)
 		shutdown(session->report_fd, SHUT_WR);
 	return ret;

@@ -1,10 +1,10 @@
 /* restore: brings a snapshot of a pool back to life as a process tree whose pages stay in the pool.
  *
- * How it works: the caller makes a fresh instance directory and forks the *supervisor*, which outlives the caller. While the caller
- * fetches the skeleton and checks that this host has the files it needs, the supervisor forks *init* (init.c: the tree's reaper;
- * runs `criu restore --lazy-pages` as its child) by a guess of what namespaces the skeleton will ask for, and CRIU starts as far as
- * it gets without images (gate.c). The caller's verdict lets CRIU go on and starts the *pager* (serves faults); where the guess was
- * wrong, init and CRIU are started again. The lazy-pages socket listens before CRIU is let go on.
+ * How it works: the caller makes a fresh instance directory and forks the *supervisor*, which outlives the caller. While the
+ * caller fetches the skeleton and checks that this host has the files it needs, the supervisor forks *init* (init.c: the tree's
+ * reaper; runs `criu restore --lazy-pages` as its child) by a guess of what namespaces the skeleton will ask for, and CRIU starts
+ * as far as it gets without images (gate.c). The caller's verdict lets CRIU go on and starts the *pager* (serves faults); where
+ * the guess was wrong, init and CRIU are started again. The lazy-pages socket listens before CRIU is let go on.
  *
  *   caller ── report socket ── supervisor ─┬─ pager ····· userfaultfds, pool
  *                                 keeper   └─ init ─┬─ criu (until the tree runs)
@@ -85,8 +85,8 @@ int restore_start(const struct restore_options *options, struct restore_session 
 int restore_wait(struct restore_session *session, const sigset_t *forward, int *exit_code, struct dp_err *err);
 void restore_session_done(struct restore_session *session);
 
-/* Is this the name by which CRIU calls us before it resumes a tree (--prefetch working-set)? Then this is what to do: waits for the
- * pager. Changes name. Returns an exit code. */
+/* Is this the name by which CRIU calls us before it resumes a tree (--prefetch working-set)? Then this is what to do: waits for
+ * the pager. Changes name. Returns an exit code. */
 bool working_set_is_action(const char *name);
 int working_set_action(char *name);
 

@@ -1,4 +1,5 @@
-/* supervisor: parent of init and pager; keeps the userfaultfds (R1) and starts another pager if one dies, tells the caller what happens, cleans up.
+/* supervisor: parent of init and pager; keeps the userfaultfds (R1) and starts another pager if one dies, tells the caller what
+ * happens, cleans up.
  *
  * One loop over poll: signals, the keeper's socket, init's messages, the caller. It never waits for anything but the death of
  * processes that it has killed, and reads the keeper until the tree is dead. */
@@ -168,8 +169,8 @@ static bool died_too_often(struct supervisor *supervisor)
 	return often;
 }
 
-/* One that was killed, or broke, is followed by another, which goes on where it was (pager/recover.h); the tree waits meanwhile. One that
- * ended by itself has said why, and killed the tree. */
+/* One that was killed, or broke, is followed by another, which goes on where it was (pager/recover.h); the tree waits meanwhile.
+ * One that ended by itself has said why, and killed the tree. */
 static void pager_died(struct supervisor *supervisor)
 {
 	static const char consequence[] = "; the tree was stopped rather than fed zeros";
@@ -182,8 +183,8 @@ static void pager_died(struct supervisor *supervisor)
 	if (supervisor->keeper.text[0])
 		fail(supervisor, "pager: %s%s", supervisor->keeper.text, consequence);
 	if (WIFSIGNALED(status) && died_too_often(supervisor))
-		fail(supervisor, "pager died %u times within %u s, the last time by signal %d%s", PAGERS_MOST + 1, PAGERS_WITHIN_S,
-		     WTERMSIG(status), consequence);
+		fail(supervisor, "pager died %u times within %u s, the last time by signal %d%s", PAGERS_MOST + 1,
+		     PAGERS_WITHIN_S, WTERMSIG(status), consequence);
 	if (WIFSIGNALED(status)) {
 		log_warn("pager was killed by signal %d: another goes on", WTERMSIG(status));
 		start_pager(supervisor, true);
@@ -250,7 +251,8 @@ static void tree_runs(struct supervisor *supervisor, const struct init_message *
 	/* In the foreground the caller hears how it ended; a pid file must not say 0. */
 	if (instance->root.pid <= 0 && !supervisor->plan->options->foreground) {
 		int status = 0;
-		bool ended = comes(supervisor->init_pidfd, 1000) && waitpid(supervisor->init, &status, __WALL | WNOHANG) == supervisor->init;
+		bool ended = comes(supervisor->init_pidfd, 1000) &&
+			     waitpid(supervisor->init, &status, __WALL | WNOHANG) == supervisor->init;
 		if (ended)
 			supervisor->init = 0;
 		fail(supervisor, ended ? "the tree ended as soon as it ran, with code %d" : "the tree ended as soon as it ran",
@@ -264,7 +266,8 @@ static void tree_runs(struct supervisor *supervisor, const struct init_message *
 	supervisor->running = true;
 	committer_wanted(&supervisor->committer, supervisor->plan->options);
 	report(supervisor, REPORT_RUNNING, 0);
-	/* From here on we only fork pagers; but the committer is a program, and needs all that a checkpoint needs, and so is a pool. */
+	/* From here on we only fork pagers; but the committer is a program, and needs all that a checkpoint needs, and so is a
+	 * pool. */
 	if (!supervisor->plan->options->commit_interval_ns && !pool_starter_is_needed(supervisor->plan->options))
 		enter_sandbox(instance);
 }
@@ -585,8 +588,20 @@ static void take_verdict(struct supervisor *supervisor, const struct verdict *ve
 void supervisor_main(struct restore_plan *plan)
 {
 	struct supervisor supervisor = {
-		.plan = plan, .instance = &plan->instance, .keeper = { .socket_fd = -1 }, .signal_fd = -1, .channel_fd = -1,
-		.report_fd = -1, .init_pidfd = -1, .pager_pidfd = -1, .root_pidfd = -1, .log_fd = -1, .gate_fd = -1, .listen_fd = -1, .control_fd = -1, .starter = -1,
+		.plan = plan,
+		.instance = &plan->instance,
+		.keeper = { .socket_fd = -1 },
+		.signal_fd = -1,
+		.channel_fd = -1,
+		.report_fd = -1,
+		.init_pidfd = -1,
+		.pager_pidfd = -1,
+		.root_pidfd = -1,
+		.log_fd = -1,
+		.gate_fd = -1,
+		.listen_fd = -1,
+		.control_fd = -1,
+		.starter = -1,
 		.times = { .start_ns = plan->start_ns },
 	};
 	set_up_process(&supervisor);

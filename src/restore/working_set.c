@@ -1,9 +1,9 @@
 /* The gate before the resume: `--prefetch working-set`.
  *
- * CRIU runs its action scripts by path, without arguments, and tells the action in the environment. The path that it gets is a link
- * to this program in the instance's directory; so no file needs the right to be executed there, and the program knows by the name
- * it was called by what it is for, and where the FIFO is. Both ends of the FIFO are open in the pager: the read ends with the pager's word, or
- * with the pager. */
+ * CRIU runs its action scripts by path, without arguments, and tells the action in the environment. The path that it gets is a
+ * link to this program in the instance's directory; so no file needs the right to be executed there, and the program knows by the
+ * name it was called by what it is for, and where the FIFO is. Both ends of the FIFO are open in the pager: the read ends with
+ * the pager's word, or with the pager. */
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>

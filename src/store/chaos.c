@@ -1,7 +1,8 @@
 /* A layer over any store that fails on demand: for tests, of this program and of what is built on it.
  *
  * `STORE?chaos=OPTIONS`, such as memory:?chaos=delay:5ms,fail:0.01,seed:7, lies below a packed layer. OPTIONS, by commas:
- *     op:write|read|alloc|sync|put|get|delete  which calls (default: all but get, so that the store can be opened); may be repeated
+ *     op:write|read|alloc|sync|put|get|delete  which calls (default: all but get, so that the store can be opened); may be
+ *     repeated
  *     fail:P        each such call fails with probability P
  *     nth:N         the Nth such call fails, and no other
  *     after:N, times:M  the first N calls go well, then M fail (default: all); without after, the first M
@@ -128,7 +129,8 @@ static int chaos_write(struct store *store, const uint64_t *slots, const void *c
 
 	if (result < 0)
 		return result;
-	return chaos->rot ? write_rotten(chaos, slots, pages, count) : chaos->lower->ops->write(chaos->lower, slots, pages, count);
+	return chaos->rot ? write_rotten(chaos, slots, pages, count)
+			  : chaos->lower->ops->write(chaos->lower, slots, pages, count);
 }
 
 static int chaos_read(struct store *store, const uint64_t *slots, void *const *pages, size_t count)

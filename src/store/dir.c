@@ -1,7 +1,7 @@
 /* dir:/path: pages in one sparse file, blobs in a file each.
  *
- *   format      "distri-proc store 2": says that this directory is a store. One of version 1 is read, and becomes one of version 2 before
- *               anything is put into it, so that programs that know only version 1 refuse it from then on
+ *   format      "distri-proc store 2": says that this directory is a store. One of version 1 is read, and becomes one of version
+ *               2 before anything is put into it, so that programs that know only version 1 refuse it from then on
  *   lock        flock'ed by the one pool that has it open
  *   pages.heap  slot n at n * 4096
  *   blobs/NAME  put by write, fsync, rename, fsync of the directory
@@ -27,7 +27,8 @@ struct dir_store {
 	struct heap_store base;
 	int directory_fd, blobs_fd, lock_fd, pages_fd;
 	bool old_format;
-	bool broken; /* a name was changed, but perhaps not on the disk: what either state refers to must stay, so nothing is freed any more */
+	/* a name was changed, but perhaps not on the disk: what either state refers to must stay, so nothing is freed any more */
+	bool broken;
 };
 
 static struct dir_store *dir_of(struct store *store)
@@ -68,7 +69,8 @@ static int write_format(struct dir_store *dir)
 {
 	int result = write_new(dir->directory_fd, "format.new", FORMAT_TEXT, strlen(FORMAT_TEXT));
 
-	if (result == 0 && (renameat(dir->directory_fd, "format.new", dir->directory_fd, "format") < 0 || fsync(dir->directory_fd) < 0))
+	if (result == 0 &&
+	    (renameat(dir->directory_fd, "format.new", dir->directory_fd, "format") < 0 || fsync(dir->directory_fd) < 0))
 		result = -errno;
 	dir->old_format = result < 0 && dir->old_format;
 	return result;
@@ -213,13 +215,16 @@ static int check_format(struct dir_store *dir, const char *path, bool create, st
 
 	dir->old_format = got >= 0 && strcmp(text, FORMAT_TEXT_1) == 0;
 	if (got >= 0)
-		return dir->old_format || strcmp(text, FORMAT_TEXT) == 0 ?
-			       0 :
-			       dp_fail(err, EBADMSG, "store dir:%s is of another version than this program's; use the program that made it", path);
+		return dir->old_format || strcmp(text, FORMAT_TEXT) == 0
+			       ? 0
+			       : dp_fail(err, EBADMSG,
+					 "store dir:%s is of another version than this program's; use the program that made it",
+					 path);
 	if (got != -ENOENT)
 		return dp_fail_errno(err, (int)-got, "read %s/format", path);
 	if (!directory_empty(dir->directory_fd))
-		return dp_fail(err, EBADMSG, "directory %s is not a pool's store and not empty; name an empty or a new one", path);
+		return dp_fail(err, EBADMSG, "directory %s is not a pool's store and not empty; name an empty or a new one",
+			       path);
 	if (!create)
 		return dp_fail(err, ENOENT, "there is no pool at dir:%s (the directory is empty)", path);
 	if (mkdirat(dir->directory_fd, "blobs", 0700) < 0 && errno != EEXIST)
@@ -257,7 +262,8 @@ static int open_parts(struct dir_store *dir, const char *path, bool create, stru
 		return dp_fail_errno(err, errno, "create directory %s", path);
 	dir->directory_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (dir->directory_fd < 0)
-		return errno == ENOENT ? dp_fail(err, ENOENT, "there is no pool at dir:%s", path) : dp_fail_errno(err, errno, "open %s", path);
+		return errno == ENOENT ? dp_fail(err, ENOENT, "there is no pool at dir:%s", path)
+				       : dp_fail_errno(err, errno, "open %s", path);
 	dir->lock_fd = openat(dir->directory_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (dir->lock_fd < 0)
 		return dp_fail_errno(err, errno, "open %s/lock", path);

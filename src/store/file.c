@@ -5,8 +5,8 @@
  *
  * A change of blobs writes the blob and a new catalog into free slots, syncs, then writes the superblock that is not current
  * and syncs again: one 4 KiB write flips from the old state to the new. The old catalog's slots are free only after that.
- * A store of version 1 (the same, but for what the pool writes into its manifests) is read; before anything is put into it both its
- * superblocks become those of version 2, so that programs that know only version 1 refuse it from then on.
+ * A store of version 1 (the same, but for what the pool writes into its manifests) is read; before anything is put into it both
+ * its superblocks become those of version 2, so that programs that know only version 1 refuse it from then on.
  * flock on the file itself keeps a second pool out. */
 #include "store/store.h"
 
@@ -68,7 +68,8 @@ static int file_sync(struct store *store)
 
 /* ---- superblock and catalog as bytes ---- */
 
-static void superblock_encode(uint8_t page[static PAGE_BYTES], uint64_t generation, uint64_t first, uint64_t length, uint64_t hash)
+static void superblock_encode(uint8_t page[static PAGE_BYTES], uint64_t generation, uint64_t first, uint64_t length,
+			      uint64_t hash)
 {
 	struct bytes_writer out = bytes_writer(page, PAGE_BYTES);
 
@@ -424,7 +425,9 @@ static int load(struct file_store *file, const char *path, struct dp_err *err)
 	for (size_t i = 0; i < SUPERBLOCKS; i++) {
 		found[i] = superblock_decode(heap_page(&file->base.heap, i));
 		if (found[i].good && (found[i].version < 1 || found[i].version > FILE_VERSION))
-			return dp_fail(err, EBADMSG, "store file:%s is of another version than this program's; use the program that made it", path);
+			return dp_fail(err, EBADMSG,
+				       "store file:%s is of another version than this program's; use the program that made it",
+				       path);
 		file->old_format |= found[i].good && found[i].version < FILE_VERSION;
 	}
 	if (!found[0].good && !found[1].good)

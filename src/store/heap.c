@@ -51,15 +51,16 @@ static int grow(struct heap *heap)
 
 	if (!slab)
 		return -ENOMEM;
-	if (heap->fd >= 0 && (fstat(heap->fd, &status) < 0 ||
-			      ((uint64_t)status.st_size < offset + SLAB_BYTES && ftruncate(heap->fd, (off_t)(offset + SLAB_BYTES)) < 0))) {
+	if (heap->fd >= 0 && (fstat(heap->fd, &status) < 0 || ((uint64_t)status.st_size < offset + SLAB_BYTES &&
+							       ftruncate(heap->fd, (off_t)(offset + SLAB_BYTES)) < 0))) {
 		int error = errno;
 
 		free(slab);
 		return error == EFBIG ? -ENOSPC : -error;
 	}
-	slab->memory = heap->fd < 0 ? mmap(NULL, SLAB_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) :
-				      mmap(NULL, SLAB_BYTES, PROT_READ, MAP_SHARED, heap->fd, (off_t)offset);
+	slab->memory = heap->fd < 0 ? mmap(NULL, SLAB_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+					   -1, 0)
+				    : mmap(NULL, SLAB_BYTES, PROT_READ, MAP_SHARED, heap->fd, (off_t)offset);
 	if (slab->memory == MAP_FAILED) {
 		free(slab);
 		return -ENOMEM;
@@ -119,7 +120,8 @@ int heap_keep_ready(struct heap *heap, uint64_t bytes)
 	if (result < 0)
 		return result;
 	heap->ready_slabs = bytes / SLAB_BYTES;
-	ready_touch(heap->ready, heap->slabs[0]->memory, DP_MIN(DP_MIN(bytes, SLAB_BYTES), DP_MIN(heap->limit_slots, (uint64_t)HEAP_SLAB_SLOTS) * PAGE_BYTES));
+	ready_touch(heap->ready, heap->slabs[0]->memory,
+		    DP_MIN(DP_MIN(bytes, SLAB_BYTES), DP_MIN(heap->limit_slots, (uint64_t)HEAP_SLAB_SLOTS) * PAGE_BYTES));
 	top_up(heap);
 	return 0;
 }
@@ -188,7 +190,8 @@ static void give_back(struct heap *heap, uint64_t first, uint64_t count)
 {
 	/* Both are hints: where they fail, the room is only used again later. */
 	if (heap->fd >= 0)
-		fallocate(heap->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(first * PAGE_BYTES), (off_t)(count * PAGE_BYTES));
+		fallocate(heap->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(first * PAGE_BYTES),
+			  (off_t)(count * PAGE_BYTES));
 	else
 		madvise(heap_page(heap, first), count * PAGE_BYTES, MADV_DONTNEED);
 }

@@ -143,7 +143,8 @@ int store_memory_open(struct store **store, const char *size_text, struct dp_err
 	int result = parse_memory(size_text, &limit_bytes, &ready_bytes);
 
 	if (result == -EINVAL)
-		return dp_fail(err, EINVAL, "bad size in store memory:%.100s; write memory:, memory:4G or memory:4G?ready=1G", size_text);
+		return dp_fail(err, EINVAL, "bad size in store memory:%.100s; write memory:, memory:4G or memory:4G?ready=1G",
+			       size_text);
 	struct memory_store *memory = calloc(1, sizeof(*memory));
 
 	if (!memory || result < 0) {

@@ -77,7 +77,8 @@ static void packed_free(struct store *store, const uint64_t *slots, size_t count
 /* ---- pages ---- */
 
 /* Packs one page; *bytes points at what is to be stored. */
-static void pack_page(struct packed_store *packed, const void *page, uint8_t *buffer, struct packed_entry *entry, const void **bytes)
+static void pack_page(struct packed_store *packed, const void *page, uint8_t *buffer, struct packed_entry *entry,
+		      const void **bytes)
 {
 	size_t length = 0;
 
@@ -163,7 +164,8 @@ static int packed_write_again(struct store *store, uint64_t slot, const void *pa
 	if (!entry->slot)
 		return -ENOENT;
 	pack_page(packed, page, buffer, &fresh, &bytes);
-	if (fresh.length > packed_classes[entry->class].bytes || (fresh.codec == CODEC_NONE) != (entry->class == PACKED_RAW_CLASS))
+	if (fresh.length > packed_classes[entry->class].bytes ||
+	    (fresh.codec == CODEC_NONE) != (entry->class == PACKED_RAW_CLASS))
 		return -EOPNOTSUPP;
 	fresh.slot = entry->slot;
 	fresh.class = entry->class;
@@ -240,8 +242,9 @@ static int packed_blob_put(struct store *store, const char *name, const void *by
 
 static int packed_blob_get(struct store *store, const char *name, void **bytes, uint64_t *length, uint64_t limit)
 {
-	return packed_is_index(name) ? -ENOENT :
-				       packed_of(store)->lower->ops->blob_get(packed_of(store)->lower, name, bytes, length, limit);
+	return packed_is_index(name)
+		       ? -ENOENT
+		       : packed_of(store)->lower->ops->blob_get(packed_of(store)->lower, name, bytes, length, limit);
 }
 
 struct visit {
@@ -372,7 +375,8 @@ static int read_mark(struct store *lower, enum packed_codec *codec, struct dp_er
 	free(bytes);
 	if (!text)
 		return dp_fail_errno(err, ENOMEM, "read %s", MARK_BLOB);
-	enum packed_codec marked = strncmp(text, MARK_TEXT, strlen(MARK_TEXT)) == 0 ? find_codec(text + strlen(MARK_TEXT)) : CODEC_NONE;
+	enum packed_codec marked = strncmp(text, MARK_TEXT, strlen(MARK_TEXT)) == 0 ? find_codec(text + strlen(MARK_TEXT))
+										    : CODEC_NONE;
 
 	if (marked == CODEC_NONE)
 		return dp_fail(err, EBADMSG, "the store's packed pages are of another version than this program's");
@@ -388,7 +392,8 @@ static int write_mark(struct store *lower, const char *codec, struct dp_err *err
 	char text[64];
 
 	if (result == -EEXIST)
-		return dp_fail(err, EEXIST, "the store was made without ?compress and holds snapshots: name a new one and checkpoint into it");
+		return dp_fail(err, EEXIST,
+			       "the store was made without ?compress and holds snapshots: name a new one and checkpoint into it");
 	snprintf(text, sizeof(text), MARK_TEXT "%s", codec);
 	if (result == 0)
 		result = lower->ops->blob_put(lower, MARK_BLOB, text, strlen(text));

@@ -1,15 +1,16 @@
-/* store/packed: a layer that keeps pages packed (LZ4 or Zstandard) in another store; reached by `?compress=zstd` behind its URI, and
- * by itself where a store was made so.
+/* store/packed: a layer that keeps pages packed (LZ4 or Zstandard) in another store; reached by `?compress=zstd` behind its URI,
+ * and by itself where a store was made so.
  *
- * The pool's slots are numbers in an index, which says where each page's bytes are. Packed pages lie in pieces of twelve sizes, cut
- * from frames of one to three slots of the store below; a page that does not shrink by a quarter has a slot of its own, as it is.
+ * The pool's slots are numbers in an index, which says where each page's bytes are. Packed pages lie in pieces of twelve sizes,
+ * cut from frames of one to three slots of the store below; a page that does not shrink by a quarter has a slot of its own, as it
+ * is.
  * Each entry holds half of the page's content hash: what does not unpack to one page with that hash is an error, never a page.
  *
  * A write takes new pieces, writes them, and only then lets go of the old ones: all of its pages are new, or none. Where a frame
  * holds pages of a snapshot already, their bytes are written again as they are.
  * Crashes: the index is kept in blobs of 65536 entries, the changed ones written before each blob of the pool's. An entry that a
- * snapshot refers to never changes while it does, so an index newer than the snapshots says the same about their pages; entries that
- * none refers to are forgotten at open (adopt). The layer adds nothing to be recovered.
+ * snapshot refers to never changes while it does, so an index newer than the snapshots says the same about their pages; entries
+ * that none refers to are forgotten at open (adopt). The layer adds nothing to be recovered.
  * Memory: 16 bytes a page. Inside src/store only. Thread rule: one thread, but for sync. */
 #ifndef DP_STORE_PACKED_H
 #define DP_STORE_PACKED_H

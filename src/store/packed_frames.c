@@ -206,8 +206,8 @@ int packed_adopt_piece(struct packed_store *packed, const struct packed_entry *e
 		return -EBADMSG;
 	const struct packed_class *class = &packed_classes[entry->class];
 
-	if (entry->slot >= lower_end || class->slots > lower_end - entry->slot || entry->piece >= class->pieces || entry->length == 0 ||
-	    entry->length > class->bytes || (entry->length == PAGE_BYTES) != (entry->codec == CODEC_NONE))
+	if (entry->slot >= lower_end || class->slots > lower_end - entry->slot || entry->piece >= class->pieces ||
+	    entry->length == 0 || entry->length > class->bytes || (entry->length == PAGE_BYTES) != (entry->codec == CODEC_NONE))
 		return -EBADMSG;
 	if (reserve_frames(packed, entry->slot + PACKED_FRAME_SLOTS) < 0)
 		return -ENOMEM;

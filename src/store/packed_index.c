@@ -1,5 +1,5 @@
-/* The index of packed pages in blobs: { u64 magic, u32 first chunk entry count, u32 0, u64 hash of what follows, entries }. An entry
- * is { u64 slot, u16 length, u8 class | codec << 4, u8 piece, u32 check }, little-endian. */
+/* The index of packed pages in blobs: { u64 magic, u32 first chunk entry count, u32 0, u64 hash of what follows, entries }. An
+ * entry is { u64 slot, u16 length, u8 class | codec << 4, u8 piece, u32 check }, little-endian. */
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
@@ -52,7 +52,8 @@ int packed_index_reserve(struct packed_store *packed, uint64_t end)
 
 static int save_chunk(struct packed_store *packed, uint64_t chunk, uint8_t *bytes)
 {
-	struct bytes_writer body = bytes_writer(bytes + HEAD_BYTES, CHUNK_BYTES - HEAD_BYTES), head = bytes_writer(bytes, HEAD_BYTES);
+	struct bytes_writer body = bytes_writer(bytes + HEAD_BYTES, CHUNK_BYTES - HEAD_BYTES),
+			    head = bytes_writer(bytes, HEAD_BYTES);
 	const struct packed_entry *entry = packed->entries + chunk * PACKED_CHUNK_ENTRIES;
 	char name[64];
 

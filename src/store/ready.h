@@ -1,5 +1,5 @@
-/* store/ready: memory that is touched before it is needed, by a thread of its own, so that who stores a page does not wait until the
- * kernel (or the hypervisor below it, which costs ten times as much) has found and cleared one.
+/* store/ready: memory that is touched before it is needed, by a thread of its own, so that who stores a page does not wait until
+ * the kernel (or the hypervisor below it, which costs ten times as much) has found and cleared one.
  * Thread rule: one thread calls; the other is inside. */
 #ifndef DP_STORE_READY_H
 #define DP_STORE_READY_H

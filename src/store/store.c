@@ -7,8 +7,8 @@
 
 #include "base/base.h"
 
-/* Takes `?KEY=VALUE` (or &KEY=VALUE, and then also before others) out of the URI. A fresh copy of the value, or NULL where there is
- * none or memory is out. */
+/* Takes `?KEY=VALUE` (or &KEY=VALUE, and then also before others) out of the URI. A fresh copy of the value, or NULL where there
+ * is none or memory is out. */
 static char *take_option(char *uri, const char *key)
 {
 	size_t length = strlen(key);

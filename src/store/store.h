@@ -37,8 +37,8 @@ struct store_ops {
 	void (*free)(struct store *store, const uint64_t *slots, size_t count);
 	int (*write)(struct store *store, const uint64_t *slots, const void *const *pages, size_t count);
 	int (*read)(struct store *store, const uint64_t *slots, void *const *pages, size_t count);
-	/* The page that the slot had, written again in its place, where what is there is damaged. NULL: as write. -EOPNOTSUPP: it does
-	 * not fit there. */
+	/* The page that the slot had, written again in its place, where what is there is damaged. NULL: as write. -EOPNOTSUPP: it
+	 * does not fit there. */
 	int (*write_again)(struct store *store, uint64_t slot, const void *page);
 	/* The slot's bytes in memory, readable until the slot is freed; NULL where this store must be read. */
 	const void *(*page)(struct store *store, uint64_t slot);
@@ -64,13 +64,14 @@ struct store_ops {
 struct store {
 	const struct store_ops *ops;
 	bool persistent; /* blobs and pages outlive the process */
-	char *beside;    /* owned; a directory of this host beside the store, for what belongs to it, where what was written is in the kernel's hands
-			  * when write returns; NULL: there is none */
+	/* owned; a directory of this host beside the store, for what belongs to it, where what was written is in the kernel's
+	 * hands when write returns; NULL: there is none */
+	char *beside;
 };
 
 /* `memory:`, `memory:SIZE`, either with `?ready=SIZE`, `dir:/path`, `file:/path`; behind each
- * `?compress=zstd` or `?compress=lz4`: pages are packed (packed.h), and `?chaos=OPTIONS`: calls fail on purpose (chaos.c); a second
- * option is joined by `&`. A packed store is known as one. Directory and file stores are created where they
+ * `?compress=zstd` or `?compress=lz4`: pages are packed (packed.h), and `?chaos=OPTIONS`: calls fail on purpose (chaos.c); a
+ * second option is joined by `&`. A packed store is known as one. Directory and file stores are created where they
  * are absent if create, and locked: -EBUSY where another pool has the store open. */
 int store_open(struct store **store, const char *uri, bool create, struct dp_err *err);
 /* The same without a packed layer: for layers that are to lie below it. */
@@ -85,7 +86,8 @@ int store_sync_parent(const char *path);
 int store_memory_open(struct store **store, const char *size_text, struct dp_err *err);
 int store_dir_open(struct store **store, const char *path, bool create, struct dp_err *err);
 int store_file_open(struct store **store, const char *path, bool create, struct dp_err *err);
-/* Over `lower`, if it is a packed store or, with codec `zstd` or `lz4`, is new. *store is what is to be closed, also on failure. */
+/* Over `lower`, if it is a packed store or, with codec `zstd` or `lz4`, is new. *store is what is to be closed, also on
+ * failure. */
 int store_packed_open(struct store **store, struct store *lower, const char *codec, struct dp_err *err);
 /* Over `lower`; *store is what is to be closed, also on failure. */
 int store_chaos_open(struct store **store, struct store *lower, const char *options, struct dp_err *err);

@@ -1,9 +1,10 @@
 /* awake: for as long as answers are wanted at once, the host's processors do not sleep.
  *
- * Who waits for a page leaves a processor idle, and one that has halted takes long to come back: in a virtual machine 20 us, twice or
- * more a fault. So while requests follow closely on each other, the kernel is asked for wake-ups without delay (PM QoS: the
- * number of microseconds written to /dev/cpu_dma_latency counts until the file is closed; Documentation/power/pm_qos_interface.rst), and a while
- * after the last one no longer. It costs power, and only then. The request ends with the process, however that ends.
+ * Who waits for a page leaves a processor idle, and one that has halted takes long to come back: in a virtual machine 20 us,
+ * twice or more a fault. So while requests follow closely on each other, the kernel is asked for wake-ups without delay (PM QoS:
+ * the number of microseconds written to /dev/cpu_dma_latency counts until the file is closed;
+ * Documentation/power/pm_qos_interface.rst), and a while after the last one no longer. It costs power, and only then. The request
+ * ends with the process, however that ends.
  *
  * Without the right to, or without the device, everything works as before. Thread rule: one thread. */
 #ifndef DP_SYS_AWAKE_H

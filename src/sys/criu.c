@@ -34,7 +34,8 @@ int criu_find(char path[static 256], struct dp_err *err)
 		if (snprintf(path, 256, "%s", chosen) >= 256)
 			return dp_fail(err, ENOPKG, "DISTRI_PROC_CRIU names a path longer than 255 bytes");
 		if (access(path, X_OK))
-			return dp_fail(err, ENOPKG, "DISTRI_PROC_CRIU=%s: %s; unset it or name a criu program", path, strerror(errno));
+			return dp_fail(err, ENOPKG, "DISTRI_PROC_CRIU=%s: %s; unset it or name a criu program", path,
+				       strerror(errno));
 		return 0;
 	}
 	if (snprintf(path, 256, "%s", PRIVATE_CRIU) < 256 && access(path, X_OK) == 0)
@@ -112,7 +113,8 @@ int criu_version(const char *path, struct criu_version *version, struct dp_err *
 	const char *line = strstr(output, "Version: ");
 	if (!line || sscanf(line, "Version: %31s", version->text) != 1 ||
 	    sscanf(version->text, "%d.%d.%d", &version->major, &version->minor, &version->sublevel) < 2)
-		return dp_fail(err, EBADMSG, "%s --version names no version: is it a working CRIU? Run scripts/setup-criu as root", path);
+		return dp_fail(err, EBADMSG,
+			       "%s --version names no version: is it a working CRIU? Run scripts/setup-criu as root", path);
 	return 0;
 }
 
@@ -126,10 +128,10 @@ int criu_check_version(const char *path, struct criu_version *version, struct dp
 		return ret;
 	if (version->major == 4 && version->minor == 2)
 		return 0;
-	return dp_fail(err, ENOPKG, "%s is CRIU %s, only " CRIU_SUPPORTED " works here (%s): run scripts/setup-criu as root", path,
-		       version->text,
+	return dp_fail(err, ENOPKG, "%s is CRIU %s, only " CRIU_SUPPORTED " works here (%s): run scripts/setup-criu as root",
+		       path, version->text,
 		       version->major < 4 || (version->major == 4 && version->minor < 2) ? "older ones write other page maps"
-										         : "newer ones change the image formats");
+											 : "newer ones change the image formats");
 }
 
 int criu_check_kernel(const char *path, struct dp_err *err)

@@ -111,8 +111,8 @@ static void abort_restartable_sequence(struct injection *injection)
 	/* Word 8 of struct rseq is the pointer to the sequence in progress. */
 	if (!find_rseq(injection, &area) || !peek(injection, area + 8, &sequence) || !sequence)
 		return;
-	if (peek(injection, sequence + 8, &start) && peek(injection, sequence + 16, &length) && peek(injection, sequence + 24, &abort_address) &&
-	    injection->saved.rip - start < length)
+	if (peek(injection, sequence + 8, &start) && peek(injection, sequence + 16, &length) &&
+	    peek(injection, sequence + 24, &abort_address) && injection->saved.rip - start < length)
 		injection->saved.rip = abort_address;
 }
 
@@ -157,11 +157,12 @@ int inject_stopped(struct injection *injection, struct dp_err *err)
 	injection->needs_page = find_rseq(injection, &area) && !peek(injection, area, &ignored) ? area : 0;
 	if (injection->needs_page)
 		return 0;
-	/* Its own filter would stop our calls, or end it for them: then none is made. The kernel suspends filters for a tracer only that has none
-	 * itself (restore/enter_sandbox.c). */
+	/* Its own filter would stop our calls, or end it for them: then none is made. The kernel suspends filters for a tracer
+	 * only that has none itself (restore/enter_sandbox.c). */
 	if (ptrace(PTRACE_SETOPTIONS, injection->thread, 0, PTRACE_O_SUSPEND_SECCOMP) && has_filter(injection->thread)) {
 		ptrace(PTRACE_DETACH, injection->thread, 0, 0);
-		return dp_fail(err, EPERM, "process %d has a seccomp filter, and we may not suspend it: its memory stays", injection->thread);
+		return dp_fail(err, EPERM, "process %d has a seccomp filter, and we may not suspend it: its memory stays",
+			       injection->thread);
 	}
 	/* Only now: until it stopped, it could have moved to another memory by execve. */
 	ret = find_syscall_instruction(injection->thread, &injection->syscall_instruction);
@@ -172,8 +173,8 @@ int inject_stopped(struct injection *injection, struct dp_err *err)
 		return dp_fail_errno(err, -ret, "prepare process %d for a system call", injection->thread);
 	}
 	abort_restartable_sequence(injection);
-	/* From here on it has registers of ours: should we be killed, the kernel kills it too rather than let it run on with them. Suspending its
-	 * filters needs a capability; without any it is not needed. */
+	/* From here on it has registers of ours: should we be killed, the kernel kills it too rather than let it run on with
+	 * them. Suspending its filters needs a capability; without any it is not needed. */
 	if (ptrace(PTRACE_SETOPTIONS, injection->thread, 0, PTRACE_O_EXITKILL | PTRACE_O_SUSPEND_SECCOMP))
 		ptrace(PTRACE_SETOPTIONS, injection->thread, 0, PTRACE_O_EXITKILL);
 	injection->stopped = true;

@@ -30,12 +30,14 @@ struct injection {
 
 /* Asks a thread to stop. -EPERM: somebody else traces it, or no right to; -ESRCH. Does not block. */
 int inject_begin(struct injection *injection, pid_t thread, struct dp_err *err);
-/* 1: stopped and ready for calls; 0: not yet; -ESRCH: it has ended; -EPERM: it has a seccomp filter that we may not suspend, and was let
- * go. Does not block. With 0, needs_page may name a page to install:
- * on its way to user mode the kernel writes to the thread's rseq area, and would wait for the page while we wait for the thread. */
+/* 1: stopped and ready for calls; 0: not yet; -ESRCH: it has ended; -EPERM: it has a seccomp filter that we may not suspend, and
+ * was let go. Does not block. With 0, needs_page may name a page to install:
+ * on its way to user mode the kernel writes to the thread's rseq area, and would wait for the page while we wait for the
+ * thread. */
 int inject_stopped(struct injection *injection, struct dp_err *err);
 /* Runs one system call; the result is what the call returned (-errno included) or -ESRCH where the thread ended. */
-long inject_call(struct injection *injection, long number, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f);
+long inject_call(struct injection *injection, long number, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e,
+		 uint64_t f);
 /* clone(2) with the given flags (no CLONE_VFORK); the child is traced by us and stopped before its first instruction; its
  * registers are set by inject_start. Returns the child's pid in our namespace, or -errno; *own_pid is its pid in the target's. */
 pid_t inject_clone(struct injection *injection, uint64_t flags, uint64_t stack_top, pid_t *own_pid);

@@ -179,7 +179,8 @@ static bool answer_feature(struct probe_result *result, uint64_t feature, const 
 	if (fd < 0)
 		return answer_refusal(result, -fd, "userfaultfd");
 	close(fd);
-	return (available & feature) ? answer(result, true, "%s", purpose) : answer(result, false, "the kernel lacks it: %s", purpose);
+	return (available & feature) ? answer(result, true, "%s", purpose)
+				     : answer(result, false, "the kernel lacks it: %s", purpose);
 }
 
 static bool probe_uffd_wp_async(struct probe_result *result)
@@ -294,8 +295,8 @@ static bool probe_pidfd(struct probe_result *result)
 static int try_passpidfd(void)
 {
 	int ends[2], on = 1;
-	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) || setsockopt(ends[0], SOL_SOCKET, SO_PASSPIDFD, &on, sizeof(on)) ||
-	    write(ends[1], "x", 1) != 1)
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) ||
+	    setsockopt(ends[0], SOL_SOCKET, SO_PASSPIDFD, &on, sizeof(on)) || write(ends[1], "x", 1) != 1)
 		return -errno;
 	char byte, control[CMSG_SPACE(sizeof(int))];
 	struct iovec data = { &byte, 1 };
@@ -439,7 +440,8 @@ static bool probe_shared_memory(struct probe_result *result)
 	char free_text[32];
 	if (fs.f_type != TMPFS_MAGIC)
 		return answer(result, false, "/dev/shm is no tmpfs");
-	return answer(result, true, "/dev/shm, %s free", format_size((uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize, free_text, sizeof(free_text)));
+	return answer(result, true, "/dev/shm, %s free",
+		      format_size((uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize, free_text, sizeof(free_text)));
 }
 
 /* ---- CRIU ---- */
@@ -496,7 +498,8 @@ static const struct {
 	{ "pidfd", true, probe_pidfd, NOT_BLOCKED },
 	{ "so-passpidfd", true, probe_passpidfd, "boot Linux 6.5 or later" },
 	{ "ptrace", true, probe_ptrace, "set sysctl kernel.yama.ptrace_scope below 3" },
-	{ "ptrace-suspend-seccomp", false, probe_suspend_seccomp, "run outside any seccomp filter; use a kernel with CONFIG_CHECKPOINT_RESTORE" },
+	{ "ptrace-suspend-seccomp", false, probe_suspend_seccomp,
+	  "run outside any seccomp filter; use a kernel with CONFIG_CHECKPOINT_RESTORE" },
 	{ "process-vm-readv", true, probe_read_memory, NOT_BLOCKED },
 	{ "namespace-pid", true, probe_pid_namespace, NOT_BLOCKED },
 	{ "namespace-mnt", true, probe_mount_namespace, NOT_BLOCKED },
@@ -512,7 +515,9 @@ _Static_assert(ARRAY_LENGTH(probes) <= PROBE_MAX, "PROBE_MAX is too small");
 size_t probe_all(struct probe_result results[static PROBE_MAX])
 {
 	for (size_t i = 0; i < ARRAY_LENGTH(probes); i++) {
-		results[i] = (struct probe_result){ .name = probes[i].name, .required = probes[i].required, .remedy = probes[i].remedy };
+		results[i] = (struct probe_result){ .name = probes[i].name,
+						    .required = probes[i].required,
+						    .remedy = probes[i].remedy };
 		results[i].present = probes[i].run(&results[i]);
 	}
 	return ARRAY_LENGTH(probes);

@@ -47,10 +47,11 @@ pid_t proc_pidfd_pid(int pidfd);
 int proc_same_memory(pid_t first, pid_t second);
 /* Has this thread any? One that ends lets go of it before it is a zombie. */
 bool proc_has_memory(pid_t thread);
-/* A thread of the process that has its memory, the first one before others; 0: none has any more. The first may have ended long before the
- * others (pthread_exit): by its number, which is the process's, the memory cannot be found then, by theirs it can. */
+/* A thread of the process that has its memory, the first one before others; 0: none has any more. The first may have ended long
+ * before the others (pthread_exit): by its number, which is the process's, the memory cannot be found then, by theirs it can. */
 pid_t proc_live_thread(pid_t pid);
-/* Have all its threads ended? (One that a tracer has not let go of counts as not.) Its memory may live on: others may share it. */
+/* Have all its threads ended? (One that a tracer has not let go of counts as not.) Its memory may live on: others may share
+ * it. */
 bool proc_pidfd_has_ended(int pidfd);
 /* Minor faults of all threads so far. -ESRCH. */
 int proc_read_minor_faults(pid_t pid, uint64_t *faults);

@@ -42,7 +42,8 @@ int sandbox_drop_capabilities(uint64_t keep, struct dp_err *err)
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		return dp_fail_errno(err, errno, "forbid new privileges");
 	prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-	/* Fails where we have no right to, and then there is nothing to gain from it, or behind the last capability of this kernel. */
+	/* Fails where we have no right to, and then there is nothing to gain from it, or behind the last capability of this
+	 * kernel. */
 	for (unsigned capability = 0; capability <= LAST_CAPABILITY; capability++)
 		if (!(keep & SANDBOX_CAPABILITY(capability)) && prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0)
 			break;

@@ -21,7 +21,8 @@ int uffd_wake(int uffd, uint64_t start, uint64_t bytes);
 /* Registers for missing faults. -EBUSY: another descriptor has it. */
 int uffd_register(int uffd, uint64_t start, uint64_t bytes);
 int uffd_unregister(int uffd, uint64_t start, uint64_t bytes);
-/* Whoever touches a missing page of the range gets SIGBUS, also after the descriptor was closed. Stops at the first present page. */
+/* Whoever touches a missing page of the range gets SIGBUS, also after the descriptor was closed. Stops at the first present
+ * page. */
 int uffd_poison(int uffd, uint64_t start, uint64_t bytes);
 
 #endif

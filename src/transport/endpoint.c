@@ -7,7 +7,8 @@
 #include "base/base.h"
 
 #define DEFAULT_PORT 7400
-#define EXAMPLES "write it like dp://127.0.0.1:7400/redis:prod, dp+unix:///run/pool.sock#redis:prod or dir:/var/lib/pool#redis:prod"
+#define EXAMPLES                                                                                                                 \
+	"write it like dp://127.0.0.1:7400/redis:prod, dp+unix:///run/pool.sock#redis:prod or dir:/var/lib/pool#redis:prod"
 
 static bool is_lower_or_digit(char c)
 {
@@ -51,12 +52,15 @@ int endpoint_name_check(const char *name, char normal[static 256], struct dp_err
 	size_t repository = colon ? (size_t)(colon - name) : strlen(name);
 
 	if (!repository_good(name, repository))
-		return dp_fail(err, EINVAL,
-			       "bad snapshot name '%.200s': REPO is lower-case letters, digits and . _ / - (at most 128), for example redis:prod",
-			       name);
+		return dp_fail(
+			err, EINVAL,
+			"bad snapshot name '%.200s': REPO is lower-case letters, digits and . _ / - (at most 128), for example redis:prod",
+			name);
 	if (colon && !tag_good(colon + 1, strlen(colon + 1)))
-		return dp_fail(err, EINVAL, "bad snapshot name '%.200s': TAG is letters, digits and . _ - (at most 64), for example redis:prod",
-			       name);
+		return dp_fail(
+			err, EINVAL,
+			"bad snapshot name '%.200s': TAG is letters, digits and . _ - (at most 64), for example redis:prod",
+			name);
 	snprintf(normal, 256, "%.*s:%s", (int)repository, name, colon ? colon + 1 : "latest");
 	return 0;
 }
@@ -161,7 +165,8 @@ static int take_path(struct endpoint *endpoint, const char *at, bool with_name, 
 	if (codec && take_codec(endpoint, at, length))
 		return dp_fail(err, EINVAL, "'%.200s' names two ways to compress", uri);
 	if (length >= sizeof(endpoint->path) || length == 1)
-		return dp_fail(err, EINVAL, "bad path in '%.200s': %s", uri, length == 1 ? "/ itself cannot be a pool" : "too long");
+		return dp_fail(err, EINVAL, "bad path in '%.200s': %s", uri,
+			       length == 1 ? "/ itself cannot be a pool" : "too long");
 	memcpy(endpoint->path, at, length);
 	endpoint->path[length] = 0;
 	if (!hash)
@@ -217,8 +222,8 @@ const char *endpoint_pool_text(const struct endpoint *endpoint, char *buffer, un
 {
 	switch (endpoint->kind) {
 	case ENDPOINT_TCP:
-		snprintf(buffer, size, strchr(endpoint->host, ':') ? "dp%s://[%s]:%u" : "dp%s://%s:%u", endpoint->tls ? "s" : "", endpoint->host,
-			 endpoint->port);
+		snprintf(buffer, size, strchr(endpoint->host, ':') ? "dp%s://[%s]:%u" : "dp%s://%s:%u", endpoint->tls ? "s" : "",
+			 endpoint->host, endpoint->port);
 		break;
 	case ENDPOINT_UNIX:
 		snprintf(buffer, size, "dp+unix://%s", endpoint->path);

@@ -52,11 +52,12 @@ static int parse_line(struct psk_list *list, const char *line, size_t length, un
 	struct psk psk = { .identity = "" };
 
 	if (!colon || psk_identity_check(line, identity) < 0)
-		return dp_fail(err, EINVAL, "line %u: expected IDENTITY:HEXKEY, IDENTITY being 1 to %d of [A-Za-z0-9._@-]", number,
-			       PSK_IDENTITY_LIMIT);
+		return dp_fail(err, EINVAL, "line %u: expected IDENTITY:HEXKEY, IDENTITY being 1 to %d of [A-Za-z0-9._@-]",
+			       number, PSK_IDENTITY_LIMIT);
 	memcpy(psk.identity, line, identity);
 	if (parse_key(&psk, colon + 1, length - identity - 1) < 0)
-		return dp_fail(err, EINVAL, "line %u: the key of %s must be %d to %d hexadecimal digits, as 'pool keygen' makes them", number,
+		return dp_fail(err, EINVAL,
+			       "line %u: the key of %s must be %d to %d hexadecimal digits, as 'pool keygen' makes them", number,
 			       psk.identity, 2 * PSK_KEY_LEAST, 2 * PSK_KEY_LIMIT);
 	for (size_t i = 0; i < list->count; i++)
 		if (strcmp(list->keys[i].identity, psk.identity) == 0)
@@ -107,7 +108,9 @@ int psk_read(struct psk_list *list, const char *path, struct dp_err *err)
 	if (!S_ISREG(info.st_mode) || info.st_size > FILE_LIMIT)
 		return dp_fail(err, EINVAL, "read keys %s: not a file of keys", path);
 	if ((info.st_mode & 0077) || (info.st_uid != geteuid() && info.st_uid != 0))
-		return dp_fail(err, EACCES, "read keys %s: others may read or change it; chmod 600 it, and give it to who runs this or root", path);
+		return dp_fail(err, EACCES,
+			       "read keys %s: others may read or change it; chmod 600 it, and give it to who runs this or root",
+			       path);
 	size_t bytes = (size_t)info.st_size;
 
 	text = calloc(1, bytes + 1);

@@ -1,5 +1,6 @@
 /* transport/psk: files of pre-shared keys: a line IDENTITY:HEXKEY each, '#' begins a comment line. IDENTITY is 1 to 64 of
- * [A-Za-z0-9._@-]; the key is 16 to 64 bytes. The file must be its owner's alone (0600) and the owner us or root, as with ssh's keys.
+ * [A-Za-z0-9._@-]; the key is 16 to 64 bytes. The file must be its owner's alone (0600) and the owner us or root, as with ssh's
+ * keys.
  * Thread rule: none, no state. */
 #ifndef DP_TRANSPORT_PSK_H
 #define DP_TRANSPORT_PSK_H

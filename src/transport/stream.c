@@ -241,7 +241,8 @@ static int resolve(const struct endpoint *endpoint, bool passive, struct addrinf
 	if (code == EAI_SYSTEM)
 		return dp_fail_errno(err, errno, "look up host %s", endpoint->host);
 	if (code)
-		return dp_fail(err, code == EAI_MEMORY ? ENOMEM : EHOSTUNREACH, "look up host %s: %s", endpoint->host, gai_strerror(code));
+		return dp_fail(err, code == EAI_MEMORY ? ENOMEM : EHOSTUNREACH, "look up host %s: %s", endpoint->host,
+			       gai_strerror(code));
 	return 0;
 }
 
@@ -263,10 +264,11 @@ static int check_plaintext(const struct endpoint *endpoint, const struct addrinf
 	tls_settings_from_environment(&settings);
 	for (; list; list = list->ai_next)
 		if (!address_is_loopback(list->ai_addr) && !settings.allow_plaintext)
-			return dp_fail(err, EACCES,
-				       "connect %s: refused beyond loopback, because nothing would be encrypted; write dps:// and give "
-				       "--psk-file or --tls-cert, --tls-key and --tls-ca, or pass --allow-plaintext on a private network",
-				       endpoint_pool_text(endpoint, text, sizeof(text)));
+			return dp_fail(
+				err, EACCES,
+				"connect %s: refused beyond loopback, because nothing would be encrypted; write dps:// and give "
+				"--psk-file or --tls-cert, --tls-key and --tls-ca, or pass --allow-plaintext on a private network",
+				endpoint_pool_text(endpoint, text, sizeof(text)));
 	return 0;
 }
 
@@ -379,10 +381,11 @@ static int listen_tcp(struct listener *listener, bool allow_plaintext, struct dp
 		if (allow_plaintext)
 			log_warn("listening on %s without encryption: whoever reaches it can read and change every page", text);
 		else
-			result = dp_fail(err, EACCES,
-					 "listen on %s: refused beyond loopback, because nothing would be encrypted; write dps:// and give "
-					 "--psk-file or --tls-cert, --tls-key and --tls-ca, or pass --allow-plaintext on a private network",
-					 text);
+			result = dp_fail(
+				err, EACCES,
+				"listen on %s: refused beyond loopback, because nothing would be encrypted; write dps:// and give "
+				"--psk-file or --tls-cert, --tls-key and --tls-ca, or pass --allow-plaintext on a private network",
+				text);
 	}
 	if (result == 0)
 		result = listen_address(listener, list, err);

@@ -2,8 +2,9 @@
  *
  * A stream is a nonblocking byte stream with an fd to poll. A listener accepts streams. Listening or connecting beyond loopback
  * without encryption is refused, unless the operator says that the network is private (tls.h: allow_plaintext).
- * A stream that encrypts may hold bytes that poll(2) knows nothing of: some that have come and wait to be read (stream_pending: read
- * again before polling), and some that sendv took and could not send yet (stream_holds: poll for POLLOUT, then stream_flush).
+ * A stream that encrypts may hold bytes that poll(2) knows nothing of: some that have come and wait to be read (stream_pending:
+ * read again before polling), and some that sendv took and could not send yet (stream_holds: poll for POLLOUT, then
+ * stream_flush).
  * Thread rule: one thread per object. */
 #ifndef DP_TRANSPORT_STREAM_H
 #define DP_TRANSPORT_STREAM_H

@@ -1,7 +1,8 @@
 /* transport/tls: what dps:// needs: TLS 1.3 by OpenSSL, both sides proving who they are by certificates or a pre-shared key.
  *
- * How it works: settings come from the environment (the command line's --tls-cert and its like are put there by the program's front
- * door), so every command and every process that a command starts has the same ones. OpenSSL itself is in a module of its own
+ * How it works: settings come from the environment (the command line's --tls-cert and its like are put there by the program's
+ * front door), so every command and every process that a command starts has the same ones. OpenSSL itself is in a module of its
+ * own
  * (tls_module.c), loaded when the first dps:// is opened: linked, it would cost each start of the program four milliseconds.
  * A context (settings read, certificates loaded) is made once per process and side, and kept: a process that has given up its
  * rights to files can connect again.
@@ -32,10 +33,11 @@ void tls_settings_from_environment(struct tls_settings *settings);
 /* What the module offers. Its texts are whole sentences' parts, for dp_err. */
 struct tls_module {
 	/* -EACCES, -ENOENT, -EINVAL, ... with a text that says which file. keys: read by the caller, copied; may be none. */
-	int (*context_new)(void **context, const struct tls_settings *settings, const struct psk_list *keys, bool server, struct dp_err *err);
+	int (*context_new)(void **context, const struct tls_settings *settings, const struct psk_list *keys, bool server,
+			   struct dp_err *err);
 	void (*context_free)(void *context);
-	/* A stream over a connected, prepared socket, which it takes. server: shakes hands by and by, while it is read from. client: `host` is
-	 * the name that the certificate must have. NULL where memory is out. */
+	/* A stream over a connected, prepared socket, which it takes. server: shakes hands by and by, while it is read from.
+	 * client: `host` is the name that the certificate must have. NULL where memory is out. */
 	struct stream *(*stream_new)(void *context, int fd, bool server, const char *host);
 	/* A client's handshake. 0, -EAGAIN (poll for *events), -EKEYREJECTED, -EPROTO, ...; stream_why tells more. */
 	int (*shake_hands)(struct stream *stream, short *events);

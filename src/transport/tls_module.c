@@ -1,9 +1,9 @@
 /* The module behind tls.h: streams of TLS 1.3 by OpenSSL.
  *
- * What is sent is gathered into records of up to 16 KiB. A record that the socket does not take whole has been sealed all the same
- * and must go out as it is, so the stream keeps it and counts it as taken ("held"): the caller may then put other bytes in front of
- * what it has not handed over yet. What is read comes out of OpenSSL's buffer until that is empty; a caller whose buffer was too
- * small is told by stream_pending.
+ * What is sent is gathered into records of up to 16 KiB. A record that the socket does not take whole has been sealed all the
+ * same and must go out as it is, so the stream keeps it and counts it as taken ("held"): the caller may then put other bytes in
+ * front of what it has not handed over yet. What is read comes out of OpenSSL's buffer until that is empty; a caller whose buffer
+ * was too small is told by stream_pending.
  * There are no tickets, no resumption, no early data, no renegotiation: each connection proves anew who it is. */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -110,7 +110,8 @@ static void explain(struct tls_stream *tls)
 		return;
 	int number = code && ERR_GET_LIB(code) == ERR_LIB_SSL ? ERR_GET_REASON(code) : 0;
 
-	if (tls->psk[0] && number == (tls->server ? SSL_R_BINDER_DOES_NOT_VERIFY : SSL_AD_REASON_OFFSET + SSL_AD_ILLEGAL_PARAMETER))
+	if (tls->psk[0] &&
+	    number == (tls->server ? SSL_R_BINDER_DOES_NOT_VERIFY : SSL_AD_REASON_OFFSET + SSL_AD_ILLEGAL_PARAMETER))
 		snprintf(tls->why, sizeof(tls->why), "the pre-shared keys of %s differ", tls->psk);
 	else if (verdict != X509_V_OK && !SSL_session_reused(tls->ssl))
 		snprintf(tls->why, sizeof(tls->why), "its certificate is refused: %s", X509_verify_cert_error_string(verdict));
@@ -334,8 +335,8 @@ static SSL_SESSION *session_of(SSL *ssl, const struct psk *psk)
 	const SSL_CIPHER *cipher = SSL_CIPHER_find(ssl, cipher_id);
 	SSL_SESSION *session = SSL_SESSION_new();
 
-	if (session && cipher && SSL_SESSION_set1_master_key(session, psk->key, psk->key_bytes) && SSL_SESSION_set_cipher(session, cipher) &&
-	    SSL_SESSION_set_protocol_version(session, TLS1_3_VERSION))
+	if (session && cipher && SSL_SESSION_set1_master_key(session, psk->key, psk->key_bytes) &&
+	    SSL_SESSION_set_cipher(session, cipher) && SSL_SESSION_set_protocol_version(session, TLS1_3_VERSION))
 		return session;
 	SSL_SESSION_free(session);
 	return NULL;
@@ -409,12 +410,14 @@ static int load_certificates(struct context *context, const struct tls_settings 
 		return dp_fail(err, EINVAL, "TLS needs --tls-cert, --tls-key and --tls-ca together (or --psk-file instead)");
 	if (!settings->cert)
 		return 0;
-	if ((result = check_readable("certificate", settings->cert, err)) < 0 || (result = check_readable("key", settings->key, err)) < 0 ||
+	if ((result = check_readable("certificate", settings->cert, err)) < 0 ||
+	    (result = check_readable("key", settings->key, err)) < 0 ||
 	    (result = check_readable("authority", settings->ca, err)) < 0)
 		return result;
 	if (SSL_CTX_use_certificate_chain_file(context->ssl, settings->cert) != 1)
 		return complain(err, EINVAL, "certificate", settings->cert);
-	if (SSL_CTX_use_PrivateKey_file(context->ssl, settings->key, SSL_FILETYPE_PEM) != 1 || SSL_CTX_check_private_key(context->ssl) != 1)
+	if (SSL_CTX_use_PrivateKey_file(context->ssl, settings->key, SSL_FILETYPE_PEM) != 1 ||
+	    SSL_CTX_check_private_key(context->ssl) != 1)
 		return complain(err, EINVAL, "key", settings->key);
 	if (SSL_CTX_load_verify_file(context->ssl, settings->ca) != 1)
 		return complain(err, EINVAL, "authority", settings->ca);
@@ -475,7 +478,8 @@ static int set_up(struct context *context, struct dp_err *err)
 	return 0;
 }
 
-static int context_new(void **result, const struct tls_settings *settings, const struct psk_list *keys, bool server, struct dp_err *err)
+static int context_new(void **result, const struct tls_settings *settings, const struct psk_list *keys, bool server,
+		       struct dp_err *err)
 {
 	struct context *context = calloc(1, sizeof(*context));
 
@@ -488,9 +492,10 @@ static int context_new(void **result, const struct tls_settings *settings, const
 	if (code == 0)
 		code = take_keys(context, keys, server, err);
 	if (code == 0 && !context->has_certificate && !context->key_count)
-		code = dp_fail(err, EINVAL,
-			       "dps:// needs --psk-file FILE, or --tls-cert, --tls-key and --tls-ca (or their environment variables); "
-			       "see distri-proc(1)");
+		code = dp_fail(
+			err, EINVAL,
+			"dps:// needs --psk-file FILE, or --tls-cert, --tls-key and --tls-ca (or their environment variables); "
+			"see distri-proc(1)");
 	if (code < 0) {
 		context_free(context);
 		return code;
@@ -550,8 +555,8 @@ static int shake_hands(struct stream *stream, short *events)
 
 	if (result == 1) {
 		tls->blocked = false;
-		/* A server that passes over our key must not do with any certificate: verification has failed then, as there is no
-		 * authority to verify by. Said once more in our own words. */
+		/* A server that passes over our key must not do with any certificate: verification has failed then, as there is
+		 * no authority to verify by. Said once more in our own words. */
 		if (!tls->context->has_certificate && !SSL_session_reused(tls->ssl)) {
 			snprintf(tls->why, sizeof(tls->why), "it does not know our pre-shared key");
 			return tls->error = -EKEYREJECTED;

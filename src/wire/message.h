@@ -83,7 +83,8 @@ enum message_type {
 };
 
 #define MESSAGE_CLASS_MASK 0x1f
-#define MESSAGE_CHECKED 0x20 /* in GET: the pool is to compare the pages with their digests before it sends them; it came damaged before */
+#define MESSAGE_CHECKED                                                                                                          \
+	0x20 /* in GET: the pool is to compare the pages with their digests before it sends them; it came damaged before */
 #define MESSAGE_PACKED 0x40 /* in GET: the answer's pages may come packed; in DATA and PUT: they are (wire/pack.h) */
 #define MESSAGE_MORE 0x80   /* in an answer's class byte: more parts of this answer follow */
 
@@ -102,7 +103,8 @@ struct message_header {
 void message_header_encode(uint8_t bytes[static MESSAGE_HEADER_BYTES], const struct message_header *header);
 /* -EPROTONOSUPPORT: another version. -EBADMSG: unknown type or class, or a payload beyond the limit. */
 int message_header_decode(const uint8_t bytes[static MESSAGE_HEADER_BYTES], struct message_header *header);
-/* The check of a message whose payload is in pieces, however it is cut; the header's plain bytes, which must be the last, are left out.
+/* The check of a message whose payload is in pieces, however it is cut; the header's plain bytes, which must be the last, are
+ * left out.
  * Against damage on the way, not against attackers: they are TLS's business. */
 uint32_t message_check(const struct message_header *header, const struct iovec *pieces, size_t count);
 /* Writes the check into a message that lies whole in memory, header first. */
@@ -306,8 +308,8 @@ int message_instance_info_encode(uint8_t *bytes, size_t size, const struct messa
 int message_instance_info_decode(const uint8_t *bytes, size_t length, struct message_instance_info *info);
 
 /* ---- attaching to an instance again ---- */
-/* The request id of an operation (PUT, DROP, MOVE, FORK, SPACE_FREE, NOTE) that has its place in the instance's sequence: this bit and the
- * sequence number, from 1. */
+/* The request id of an operation (PUT, DROP, MOVE, FORK, SPACE_FREE, NOTE) that has its place in the instance's sequence: this
+ * bit and the sequence number, from 1. */
 #define SEQUENCE_BIT (UINT64_C(1) << 62)
 #define SEQUENCE_WINDOW 1024u /* operations that may wait for their answers at once */
 #define IDENTITY_BYTES 16
@@ -316,7 +318,9 @@ int message_instance_info_decode(const uint8_t *bytes, size_t length, struct mes
 #define ATTACH_FLAG_TAKE 1u /* the lease is taken, the epoch rises */
 struct message_attach {
 	uint32_t flags;
-	uint32_t step; /* with TAKE: the epoch rises by so much from the header's, which must be the present one; 0: by one, from whatever it is */
+	/* with TAKE: the epoch rises by so much from the header's, which must be the present one; 0: by one, from whatever it
+	 * is */
+	uint32_t step;
 	uint8_t identity[IDENTITY_BYTES]; /* of the pool that is meant; zeros: whichever answers */
 };
 int message_attach_encode(uint8_t *bytes, size_t size, const struct message_attach *attach);
@@ -334,7 +338,8 @@ struct message_attached {
 	const uint8_t *failures, *spaces; /* decode only: message_failure_at, message_info_space_at */
 	struct message_bytes note;
 };
-/* Writes everything but the two lists, which the caller appends: failures, then spaces (message_info_space_encode), in this order. */
+/* Writes everything but the two lists, which the caller appends: failures, then spaces (message_info_space_encode), in this
+ * order. */
 int message_attached_encode(uint8_t *bytes, size_t size, const struct message_attached *attached);
 int message_failure_encode(uint8_t *bytes, size_t size, const struct message_failure *failure);
 int message_attached_decode(const uint8_t *bytes, size_t length, struct message_attached *attached);
@@ -367,8 +372,8 @@ struct message_scrubbed {
 int message_scrubbed_encode(uint8_t *bytes, size_t size, const struct message_scrubbed *scrubbed);
 int message_scrubbed_decode(const uint8_t *bytes, size_t length, struct message_scrubbed *scrubbed);
 
-/* FIND: has the pool whole pages with these digests, of whatever snapshot? At most SCRUB_DAMAGED_LIMIT. FOUND: a bit for each, and the
- * pages that were found, in order. */
+/* FIND: has the pool whole pages with these digests, of whatever snapshot? At most SCRUB_DAMAGED_LIMIT. FOUND: a bit for each,
+ * and the pages that were found, in order. */
 int message_find_encode(uint8_t *bytes, size_t size, const struct page_digest *digests, uint32_t count);
 int message_find_decode(const uint8_t *bytes, size_t length, struct page_digest *digests, uint32_t *count);
 int message_found_decode(const uint8_t *bytes, size_t length, uint32_t count, uint64_t *found, const uint8_t **pages);

@@ -23,7 +23,8 @@ int message_places_decode(const uint8_t *bytes, size_t length, struct page_place
 	if (length != count * PLACE_BYTES)
 		return -EBADMSG;
 	for (size_t i = 0; i < count; i++, bytes += PLACE_BYTES)
-		places[i] = (struct page_place){ bytes_load_u64(bytes), { bytes_load_u64(bytes + 8), bytes_load_u64(bytes + 16) } };
+		places[i] = (struct page_place){ bytes_load_u64(bytes),
+						 { bytes_load_u64(bytes + 8), bytes_load_u64(bytes + 16) } };
 	return 0;
 }
 

@@ -39,7 +39,9 @@ int message_scrub_decode(const uint8_t *bytes, size_t length, struct message_scr
 	scrub->from = bytes_get_u64(&in);
 	scrub->pages = bytes_get_u32(&in);
 	scrub->flags = bytes_get_u32(&in);
-	return bytes_complete(&in) && scrub->pages && scrub->pages <= SCRUB_PAGES_LIMIT && scrub->flags <= SCRUB_FLAG_ADD ? 0 : -EBADMSG;
+	return bytes_complete(&in) && scrub->pages && scrub->pages <= SCRUB_PAGES_LIMIT && scrub->flags <= SCRUB_FLAG_ADD
+		       ? 0
+		       : -EBADMSG;
 }
 
 int message_scrubbed_encode(uint8_t *bytes, size_t size, const struct message_scrubbed *scrubbed)

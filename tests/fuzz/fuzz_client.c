@@ -1,5 +1,6 @@
-/* A client against a pool that answers anything. The first eight bytes say which calls it makes, the rest are the answers: a stream of
- * messages. Numbers of requests and checks, which no input can guess, are made to fit; a message whose object has bit 60 keeps its own. */
+/* A client against a pool that answers anything. The first eight bytes say which calls it makes, the rest are the answers: a
+ * stream of messages. Numbers of requests and checks, which no input can guess, are made to fit; a message whose object has bit
+ * 60 keeps its own. */
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -74,7 +75,8 @@ static void fit(struct feed *feed)
 	struct message_header header;
 
 	while (feed->next <= feed->at && (size_t)(feed->end - feed->next) >= MESSAGE_HEADER_BYTES && feed->sent_count) {
-		if (message_header_decode(feed->next, &header) < 0 || (size_t)(feed->end - feed->next) - MESSAGE_HEADER_BYTES < header.length) {
+		if (message_header_decode(feed->next, &header) < 0 ||
+		    (size_t)(feed->end - feed->next) - MESSAGE_HEADER_BYTES < header.length) {
 			feed->next = feed->end + 1;
 			return;
 		}

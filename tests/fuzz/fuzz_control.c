@@ -1,5 +1,5 @@
-/* A pager's control socket against callers that say anything, several at once, in any order, and write anything into the memory through
- * which pages are pushed. A step: a byte (lower half: which caller; upper half: what), then what belongs to it. */
+/* A pager's control socket against callers that say anything, several at once, in any order, and write anything into the memory
+ * through which pages are pushed. A step: a byte (lower half: which caller; upper half: what), then what belongs to it. */
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -72,7 +72,9 @@ static void hear(int fd)
 
 	for (;;) {
 		struct iovec part = { answer, sizeof(answer) };
-		struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control) };
+		struct msghdr message = {
+			.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)
+		};
 		int passed;
 
 		if (recvmsg(fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC) <= 0)
@@ -118,7 +120,8 @@ static void write_window(struct tree *tree, struct input *input)
 {
 	if (!tree->propagation.window)
 		return;
-	struct push_window *window = mmap(NULL, sizeof(*window), PROT_READ | PROT_WRITE, MAP_SHARED, tree->propagation.window_fd, 0);
+	struct push_window *window = mmap(NULL, sizeof(*window), PROT_READ | PROT_WRITE, MAP_SHARED, tree->propagation.window_fd,
+					  0);
 
 	assert(window != MAP_FAILED);
 	window->space = next(input) % 3;

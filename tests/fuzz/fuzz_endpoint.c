@@ -19,8 +19,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		assert(strlen(endpoint.host) < sizeof(endpoint.host) && strlen(endpoint.path) < sizeof(endpoint.path));
 		assert(!strstr(endpoint.name, ".."));
 		endpoint_pool_text(&endpoint, pool, sizeof(pool));
-		snprintf(whole, sizeof(whole), "%s%s%s%s%s", pool, endpoint.compress[0] ? "?compress=" : "", endpoint.compress, endpoint.name[0] ? endpoint.kind == ENDPOINT_TCP ? "/" : "#" : "",
-			 endpoint.name);
+		snprintf(whole, sizeof(whole), "%s%s%s%s%s", pool, endpoint.compress[0] ? "?compress=" : "", endpoint.compress,
+			 endpoint.name[0] ? endpoint.kind == ENDPOINT_TCP ? "/" : "#" : "", endpoint.name);
 		assert(endpoint_parse(&back, whole, &err) == 0);
 		assert(memcmp(&endpoint, &back, sizeof(back)) == 0);
 	}

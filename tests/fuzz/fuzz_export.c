@@ -1,4 +1,5 @@
-/* The page maps that a pager hands over its control socket, read by checkpoint: any bytes are refused, or lead to arrays that are all there. */
+/* The page maps that a pager hands over its control socket, read by checkpoint: any bytes are refused, or lead to arrays that are
+ * all there. */
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -55,7 +56,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 				sum += export.spaces[i].remote[at].pages;
 			for (size_t at = 0; at < export.spaces[i].copy_count; at++)
 				sum += export.spaces[i].copies[at].pgno;
-			bytes += export.spaces[i].remote_count * sizeof(struct page_range) + export.spaces[i].copy_count * sizeof(struct control_copy);
+			bytes += export.spaces[i].remote_count * sizeof(struct page_range) +
+				 export.spaces[i].copy_count * sizeof(struct control_copy);
 		}
 		assert(bytes <= size);
 		(void)sum;

@@ -1,5 +1,5 @@
-/* What a pager hands its supervisor: messages of any kind, key and length, with descriptors and without. Whatever comes, nothing that is
- * kept is lost without a release, and nothing is kept twice. */
+/* What a pager hands its supervisor: messages of any kind, key and length, with descriptors and without. Whatever comes, nothing
+ * that is kept is lost without a release, and nothing is kept twice. */
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -18,7 +18,8 @@ static int read_space(struct manifest_reader *reader)
 	if (manifest_next_space(reader, &label) < 0)
 		return -1;
 	while ((more = manifest_next_run(reader, &run)) > 0) {
-		assert(run.pgno >= next && run.pages && run.pgno + run.pages <= PGNO_END && run.slot && run.slot + run.pages > run.slot);
+		assert(run.pgno >= next && run.pages && run.pgno + run.pages <= PGNO_END && run.slot &&
+		       run.slot + run.pages > run.slot);
 		next = run.pgno + run.pages;
 	}
 	return more;

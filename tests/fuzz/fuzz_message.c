@@ -129,7 +129,8 @@ static void check_pages(unsigned type, const uint8_t *payload, size_t length)
 		check_data(payload, length);
 	if (type == MESSAGE_NEAR && message_near_decode(payload, length, &near) == 0)
 		same(payload, length, message_near_encode(again, sizeof(again), &near));
-	if (type == MESSAGE_PLACES && length / PLACE_BYTES <= GET_PAGES_LIMIT && message_places_decode(payload, length, places, length / PLACE_BYTES) == 0)
+	if (type == MESSAGE_PLACES && length / PLACE_BYTES <= GET_PAGES_LIMIT &&
+	    message_places_decode(payload, length, places, length / PLACE_BYTES) == 0)
 		same(payload, length, message_places_encode(again, sizeof(again), places, length / PLACE_BYTES));
 	if (type == MESSAGE_MOVE && message_move_decode(payload, length, &move) == 0)
 		same(payload, length, message_move_encode(again, sizeof(again), &move));

@@ -28,7 +28,8 @@ static int see_open(void *context, bool shared_memory, uint32_t id, struct dp_er
 static int see_pages(void *context, bool lazy, uint64_t pgno, uint64_t pages, const void *bytes, struct dp_err *err)
 {
 	struct seen *seen = context;
-	assert(seen->open && pages > 0 && pages <= PAGE_CHUNK_PAGES && pgno >= seen->next_pgno && pgno + pages <= UINT64_C(1) << 35);
+	assert(seen->open && pages > 0 && pages <= PAGE_CHUNK_PAGES && pgno >= seen->next_pgno &&
+	       pgno + pages <= UINT64_C(1) << 35);
 	seen->next_pgno = pgno + pages;
 	seen->pages += pages;
 	return 0;
@@ -40,7 +41,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (size > 65536) /* must fit into the socket, nobody reads meanwhile */
 		return 0;
 	signal(SIGPIPE, SIG_IGN);
-	/* Nonblocking: nobody reads the answers either, and thousands of them do not fit. Then it ends as where its peer is gone. */
+	/* Nonblocking: nobody reads the answers either, and thousands of them do not fit. Then it ends as where its peer is
+	 * gone. */
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
 		abort();
 	if (size > 0 && io_write_full(pair[1], data, size) < 0)

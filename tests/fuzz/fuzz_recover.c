@@ -1,5 +1,6 @@
-/* What a dead pager left, read by the next: page tables, ranges, the log of changes. Whatever lies there, it is refused, or taken in such a
- * way that counts are right and nothing beyond an array is touched. The state is made as a pager makes it, and then written over. */
+/* What a dead pager left, read by the next: page tables, ranges, the log of changes. Whatever lies there, it is refused, or taken
+ * in such a way that counts are right and nothing beyond an array is touched. The state is made as a pager makes it, and then
+ * written over. */
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>

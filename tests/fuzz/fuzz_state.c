@@ -1,4 +1,5 @@
-/* The small texts that we keep ourselves and read again: state.json, notes of commits, what a snapshot's meta says of a commit. */
+/* The small texts that we keep ourselves and read again: state.json, notes of commits, what a snapshot's meta says of a
+ * commit. */
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +25,8 @@ static void check_instance(const char *text)
 
 	/* What was taken can be written and taken again. */
 	assert(written && instance_decode(&again, written, &err) == 0);
-	assert(strcmp(again.id, instance.id) == 0 && strcmp(again.pool, instance.pool) == 0 && again.root.pid == instance.root.pid);
+	assert(strcmp(again.id, instance.id) == 0 && strcmp(again.pool, instance.pool) == 0 &&
+	       again.root.pid == instance.root.pid);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

@@ -1,10 +1,11 @@
 /* chaos-proxy: stands between a pool and its clients and does to their messages what networks do: delays them, lets answers of
  * different requests overtake each other, flips a byte, stops for a while, cuts the connection in the middle of a message.
  *
- * How it works: what comes in is cut into messages by the length in their headers (wire/message.h). Each waits in its lane's queue until
- * its time has come. Answers of one request keep their order, and so do all requests: that is what the protocol promises. A stream that
- * is no protocol of ours (TLS) is passed on as it comes: what was read at once is a message then.
- * SIGUSR1 cuts all connections; SIGUSR2 stops everything, the next lets it go on; SIGTERM ends, with one line of what was done. */
+ * How it works: what comes in is cut into messages by the length in their headers (wire/message.h). Each waits in its lane's
+ * queue until its time has come. Answers of one request keep their order, and so do all requests: that is what the protocol
+ * promises. A stream that is no protocol of ours (TLS) is passed on as it comes: what was read at once is a message then.
+ * SIGUSR1 cuts all connections; SIGUSR2 stops everything, the next lets it go on; SIGTERM ends, with one line of what was
+ * done. */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -135,8 +136,9 @@ static int open_listener(void)
 		return errno = EINVAL, -1;
 	int fd = socket(address.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
-	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) || bind(fd, (struct sockaddr *)&address, bytes) ||
-	    listen(fd, 64) || getsockname(fd, (struct sockaddr *)&address, &bytes))
+	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) ||
+	    bind(fd, (struct sockaddr *)&address, bytes) || listen(fd, 64) ||
+	    getsockname(fd, (struct sockaddr *)&address, &bytes))
 		return -1;
 	if (!options.port_file)
 		return fd;
@@ -496,8 +498,8 @@ int main(int argc, char **argv)
 		return die(options.listen);
 	while (!ending)
 		wait_for_work(listener, drain_all(), &waiting);
-	printf("connections %lu messages %lu cuts %lu corrupted %lu reordered %lu stalls %lu\n", accepted, messages, cuts, corrupted, reordered,
-	       stalls);
+	printf("connections %lu messages %lu cuts %lu corrupted %lu reordered %lu stalls %lu\n", accepted, messages, cuts,
+	       corrupted, reordered, stalls);
 	if (options.listen[0] == '/')
 		unlink(options.listen);
 	return 0;

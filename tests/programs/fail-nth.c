@@ -1,10 +1,11 @@
 /* fail-nth: runs a command and makes its Nth system call fail, for tests of what is left behind then.
  *
- * How it works: the command is traced (ptrace), and so is every process and thread that it makes, as long as they run the same program: one
- * that executes another (CRIU) is let go. All their calls are counted together. The Nth is not made, but for close, and gives an error that
- * suits it. It ends when the command does, with the command's exit code; processes that it left are let go and run on.
- * Not counted: calls that cannot fail, and those with which things are undone (kill, unlink, rmdir, umount): what one of them that failed
- * leaves behind is no one's fault. */
+ * How it works: the command is traced (ptrace), and so is every process and thread that it makes, as long as they run the same
+ * program: one that executes another (CRIU) is let go. All their calls are counted together. The Nth is not made, but for close,
+ * and gives an error that suits it. It ends when the command does, with the command's exit code; processes that it left are let
+ * go and run on.
+ * Not counted: calls that cannot fail, and those with which things are undone (kill, unlink, rmdir, umount): what one of them
+ * that failed leaves behind is no one's fault. */
 #include <errno.h>
 #include <getopt.h>
 #include <signal.h>
@@ -32,27 +33,124 @@ struct call {
 #define CALL(name, error) { SYS_##name, #name, error }
 /* Calls with an error of their own; all others: EIO. */
 static const struct call calls[] = {
-	CALL(mmap, ENOMEM), CALL(mremap, ENOMEM), CALL(mprotect, ENOMEM), CALL(clone, EAGAIN), CALL(clone3, EAGAIN), CALL(fork, EAGAIN),
-	CALL(vfork, EAGAIN), CALL(execve, ENOENT), CALL(open, EMFILE), CALL(openat, EMFILE), CALL(socket, EMFILE), CALL(socketpair, EMFILE),
-	CALL(pipe, EMFILE), CALL(pipe2, EMFILE), CALL(dup, EMFILE), CALL(dup2, EMFILE), CALL(dup3, EMFILE), CALL(epoll_create1, EMFILE),
-	CALL(eventfd2, EMFILE), CALL(signalfd4, EMFILE), CALL(timerfd_create, EMFILE), CALL(accept4, EMFILE), CALL(pidfd_open, EMFILE),
-	CALL(memfd_create, ENOMEM), CALL(userfaultfd, EMFILE), CALL(write, ENOSPC), CALL(pwrite64, ENOSPC), CALL(writev, ENOSPC),
-	CALL(mkdir, ENOSPC), CALL(mkdirat, ENOSPC), CALL(ftruncate, ENOSPC), CALL(fallocate, ENOSPC), CALL(connect, ECONNREFUSED),
-	CALL(sendmsg, EPIPE), CALL(sendto, EPIPE), CALL(recvmsg, ECONNRESET), CALL(recvfrom, ECONNRESET), CALL(read, EIO), CALL(close, EIO),
-	CALL(fsync, EIO), CALL(fdatasync, EIO), CALL(ioctl, EIO), CALL(poll, ENOMEM), CALL(ppoll, ENOMEM), CALL(epoll_wait, EIO),
-	CALL(epoll_ctl, ENOMEM), CALL(rename, EIO), CALL(renameat2, EIO), CALL(mount, EIO), CALL(newfstatat, EIO), CALL(statx, EIO),
-	CALL(fcntl, EIO), CALL(lseek, EIO), CALL(flock, EIO), CALL(prctl, EIO), CALL(setns, EIO), CALL(unshare, EIO), CALL(bind, EIO),
-	CALL(listen, EIO), CALL(getdents64, EIO), CALL(readlink, EIO), CALL(wait4, EIO), CALL(waitid, EIO), CALL(ptrace, EIO),
-	CALL(process_vm_readv, EIO), CALL(process_vm_writev, EIO), CALL(pidfd_getfd, EIO), CALL(setsockopt, EIO), CALL(getsockopt, EIO),
-	CALL(symlink, ENOSPC), CALL(fchmod, EIO), CALL(chdir, EIO), CALL(mlockall, ENOMEM), CALL(mlock, ENOMEM), CALL(pread64, EIO),
-	CALL(mknodat, ENOSPC), CALL(setsid, EIO), CALL(getrandom, EIO), CALL(madvise, ENOMEM), CALL(signalfd, EMFILE), CALL(access, EIO),
-	CALL(faccessat2, EIO), CALL(rt_sigaction, EIO), CALL(prlimit64, EIO), CALL(shutdown, EIO), CALL(sched_getaffinity, EIO),
+	CALL(mmap, ENOMEM),
+	CALL(mremap, ENOMEM),
+	CALL(mprotect, ENOMEM),
+	CALL(clone, EAGAIN),
+	CALL(clone3, EAGAIN),
+	CALL(fork, EAGAIN),
+	CALL(vfork, EAGAIN),
+	CALL(execve, ENOENT),
+	CALL(open, EMFILE),
+	CALL(openat, EMFILE),
+	CALL(socket, EMFILE),
+	CALL(socketpair, EMFILE),
+	CALL(pipe, EMFILE),
+	CALL(pipe2, EMFILE),
+	CALL(dup, EMFILE),
+	CALL(dup2, EMFILE),
+	CALL(dup3, EMFILE),
+	CALL(epoll_create1, EMFILE),
+	CALL(eventfd2, EMFILE),
+	CALL(signalfd4, EMFILE),
+	CALL(timerfd_create, EMFILE),
+	CALL(accept4, EMFILE),
+	CALL(pidfd_open, EMFILE),
+	CALL(memfd_create, ENOMEM),
+	CALL(userfaultfd, EMFILE),
+	CALL(write, ENOSPC),
+	CALL(pwrite64, ENOSPC),
+	CALL(writev, ENOSPC),
+	CALL(mkdir, ENOSPC),
+	CALL(mkdirat, ENOSPC),
+	CALL(ftruncate, ENOSPC),
+	CALL(fallocate, ENOSPC),
+	CALL(connect, ECONNREFUSED),
+	CALL(sendmsg, EPIPE),
+	CALL(sendto, EPIPE),
+	CALL(recvmsg, ECONNRESET),
+	CALL(recvfrom, ECONNRESET),
+	CALL(read, EIO),
+	CALL(close, EIO),
+	CALL(fsync, EIO),
+	CALL(fdatasync, EIO),
+	CALL(ioctl, EIO),
+	CALL(poll, ENOMEM),
+	CALL(ppoll, ENOMEM),
+	CALL(epoll_wait, EIO),
+	CALL(epoll_ctl, ENOMEM),
+	CALL(rename, EIO),
+	CALL(renameat2, EIO),
+	CALL(mount, EIO),
+	CALL(newfstatat, EIO),
+	CALL(statx, EIO),
+	CALL(fcntl, EIO),
+	CALL(lseek, EIO),
+	CALL(flock, EIO),
+	CALL(prctl, EIO),
+	CALL(setns, EIO),
+	CALL(unshare, EIO),
+	CALL(bind, EIO),
+	CALL(listen, EIO),
+	CALL(getdents64, EIO),
+	CALL(readlink, EIO),
+	CALL(wait4, EIO),
+	CALL(waitid, EIO),
+	CALL(ptrace, EIO),
+	CALL(process_vm_readv, EIO),
+	CALL(process_vm_writev, EIO),
+	CALL(pidfd_getfd, EIO),
+	CALL(setsockopt, EIO),
+	CALL(getsockopt, EIO),
+	CALL(symlink, ENOSPC),
+	CALL(fchmod, EIO),
+	CALL(chdir, EIO),
+	CALL(mlockall, ENOMEM),
+	CALL(mlock, ENOMEM),
+	CALL(pread64, EIO),
+	CALL(mknodat, ENOSPC),
+	CALL(setsid, EIO),
+	CALL(getrandom, EIO),
+	CALL(madvise, ENOMEM),
+	CALL(signalfd, EMFILE),
+	CALL(access, EIO),
+	CALL(faccessat2, EIO),
+	CALL(rt_sigaction, EIO),
+	CALL(prlimit64, EIO),
+	CALL(shutdown, EIO),
+	CALL(sched_getaffinity, EIO),
 };
 static const long not_counted[] = {
-	SYS_exit, SYS_exit_group, SYS_rt_sigreturn, SYS_restart_syscall, SYS_getpid, SYS_gettid, SYS_getppid, SYS_getuid, SYS_geteuid,
-	SYS_getgid, SYS_getegid, SYS_brk, SYS_futex, SYS_rt_sigprocmask, SYS_munmap, SYS_set_robust_list, SYS_set_tid_address, SYS_rseq,
-	SYS_arch_prctl, SYS_sched_yield, SYS_umask, SYS_clock_gettime, SYS_getpgrp, SYS_kill, SYS_tgkill, SYS_pidfd_send_signal, SYS_unlink,
-	SYS_unlinkat, SYS_rmdir, SYS_umount2,
+	SYS_exit,
+	SYS_exit_group,
+	SYS_rt_sigreturn,
+	SYS_restart_syscall,
+	SYS_getpid,
+	SYS_gettid,
+	SYS_getppid,
+	SYS_getuid,
+	SYS_geteuid,
+	SYS_getgid,
+	SYS_getegid,
+	SYS_brk,
+	SYS_futex,
+	SYS_rt_sigprocmask,
+	SYS_munmap,
+	SYS_set_robust_list,
+	SYS_set_tid_address,
+	SYS_rseq,
+	SYS_arch_prctl,
+	SYS_sched_yield,
+	SYS_umask,
+	SYS_clock_gettime,
+	SYS_getpgrp,
+	SYS_kill,
+	SYS_tgkill,
+	SYS_pidfd_send_signal,
+	SYS_unlink,
+	SYS_unlinkat,
+	SYS_rmdir,
+	SYS_umount2,
 };
 
 static uint64_t nth, counted;
@@ -237,9 +335,11 @@ static void pass_on(int number)
 
 static bool parse_options(int argc, char **argv)
 {
-	static const struct option names[] = {
-		{ "nth", 1, NULL, 'n' }, { "errno", 1, NULL, 'e' }, { "report", 1, NULL, 'r' }, { "help", 0, NULL, 'h' }, { NULL, 0, NULL, 0 }
-	};
+	static const struct option names[] = { { "nth", 1, NULL, 'n' },
+					       { "errno", 1, NULL, 'e' },
+					       { "report", 1, NULL, 'r' },
+					       { "help", 0, NULL, 'h' },
+					       { NULL, 0, NULL, 0 } };
 	int option;
 
 	while ((option = getopt_long(argc, argv, "+h", names, NULL)) != -1)

@@ -48,8 +48,8 @@ static bool check_range(const uint8_t *base, uint64_t first, uint64_t last, uint
 		if (wrong < 0)
 			continue;
 		pattern_describe(page, text, sizeof(text));
-		return torture_fail("WRONG page %llu of region %u at %p byte %d (pid %d): found %s", (unsigned long long)index, region,
-				    (const void *)page, wrong, getpid(), text);
+		return torture_fail("WRONG page %llu of region %u at %p byte %d (pid %d): found %s", (unsigned long long)index,
+				    region, (const void *)page, wrong, getpid(), text);
 	}
 	return true;
 }
@@ -86,7 +86,8 @@ static bool all_zeros(void)
 {
 	for (uint64_t at = 0; at < BIG_BYTES; at += BIG_STEP)
 		if (!page_is_zero(big + at))
-			return torture_fail("WRONG big page at %p is not zeros after it was dropped (pid %d)", (void *)(big + at), getpid());
+			return torture_fail("WRONG big page at %p is not zeros after it was dropped (pid %d)", (void *)(big + at),
+					    getpid());
 	return true;
 }
 
@@ -101,7 +102,8 @@ static int unmap_child(void)
 {
 	if (munmap(big, BIG_BYTES))
 		return 1;
-	if (mmap(big, BIG_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0) != big)
+	if (mmap(big, BIG_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1,
+		 0) != big)
 		return 1;
 	return all_zeros() && check_range(memory, 0, pages, 5, 1) ? 0 : 1;
 }

@@ -8,13 +8,38 @@
 #include <unistd.h>
 
 static const char *const needed[] = {
-	"execve", "brk", "arch_prctl", "set_tid_address", "set_robust_list", "rseq", "prlimit64", "getrandom", "mprotect", "mmap", "munmap",
-	"access", "openat", "read", "write", "close", "fstat", "newfstatat", "pread64", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn",
-	"rt_sigsuspend", "rt_sigtimedwait", "pause", "lseek", "fcntl", "restart_syscall", "exit_group", "exit",
+	"execve",	   "brk",	   "arch_prctl",    "set_tid_address",
+	"set_robust_list", "rseq",	   "prlimit64",	    "getrandom",
+	"mprotect",	   "mmap",	   "munmap",	    "access",
+	"openat",	   "read",	   "write",	    "close",
+	"fstat",	   "newfstatat",   "pread64",	    "rt_sigaction",
+	"rt_sigprocmask",  "rt_sigreturn", "rt_sigsuspend", "rt_sigtimedwait",
+	"pause",	   "lseek",	   "fcntl",	    "restart_syscall",
+	"exit_group",	   "exit",
 };
 static const char *const refused[] = {
-	"ptrace", "process_vm_readv", "process_vm_writev", "userfaultfd", "clone3", "unshare", "setns", "mount", "umount2", "pivot_root", "bpf",
-	"perf_event_open", "keyctl", "add_key", "request_key", "kcmp", "move_pages", "mbind", "init_module", "finit_module", "delete_module", "reboot",
+	"ptrace",
+	"process_vm_readv",
+	"process_vm_writev",
+	"userfaultfd",
+	"clone3",
+	"unshare",
+	"setns",
+	"mount",
+	"umount2",
+	"pivot_root",
+	"bpf",
+	"perf_event_open",
+	"keyctl",
+	"add_key",
+	"request_key",
+	"kcmp",
+	"move_pages",
+	"mbind",
+	"init_module",
+	"finit_module",
+	"delete_module",
+	"reboot",
 };
 
 static void add(scmp_filter_ctx filter, uint32_t action, const char *const *names, size_t count)

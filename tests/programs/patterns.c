@@ -1,6 +1,7 @@
-/* patterns MEGABYTES RESULT: memory in which every page says which one it is. At first, and on each SIGUSR1, all of it is read, and a line is added to
- * the file RESULT: "good N wrong N bus N: PAGE PAGE ...", the pages at which a bus error came. Pages begin with PATTERN and
- * their number, 8 bytes each, so that a test finds them in a store. On SIGUSR2 every page is written anew (version + 1). */
+/* patterns MEGABYTES RESULT: memory in which every page says which one it is. At first, and on each SIGUSR1, all of it is read,
+ * and a line is added to the file RESULT: "good N wrong N bus N: PAGE PAGE ...", the pages at which a bus error came. Pages begin
+ * with PATTERN and their number, 8 bytes each, so that a test finds them in a store. On SIGUSR2 every page is written anew
+ * (version + 1). */
 #include <setjmp.h>
 #include <signal.h>
 #include <stdint.h>
@@ -55,7 +56,8 @@ static void check_all(const uint8_t *memory, uint64_t pages, uint64_t version, c
 
 	if (!file)
 		abort();
-	fprintf(file, "good %llu wrong %llu bus %llu:%s\n", (unsigned long long)good, (unsigned long long)wrong, (unsigned long long)bus, list);
+	fprintf(file, "good %llu wrong %llu bus %llu:%s\n", (unsigned long long)good, (unsigned long long)wrong,
+		(unsigned long long)bus, list);
 	fclose(file);
 }
 

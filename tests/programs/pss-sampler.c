@@ -79,7 +79,8 @@ static int parent_of(int pid)
 	return end && sscanf(end + 1, " %*c %d", &parent) == 1 ? parent : -1;
 }
 
-/* /proc/PID/task/TID/children is one file a thread; one pass over /proc is cheaper for a whole tree and needs no kernel option. */
+/* /proc/PID/task/TID/children is one file a thread; one pass over /proc is cheaper for a whole tree and needs no kernel
+ * option. */
 static size_t tree_of(int root, int *tree)
 {
 	static int pids[1 << 16], parents[1 << 16];
@@ -199,9 +200,10 @@ static int report(const struct options *options, struct samples *samples)
 		above += options->limit_bytes && samples->pss_bytes[i] > options->limit_bytes;
 	qsort(samples->pss_bytes, samples->count, sizeof(uint64_t), compare);
 	uint64_t max = quantile(samples, 1);
-	printf(options->json ? "{\"samples\": %zu, \"p50_bytes\": %llu, \"p99_bytes\": %llu, \"max_bytes\": %llu, \"limit_bytes\": %llu, "
-			       "\"above_limit\": %llu}\n"
-			     : "samples %zu  p50 %llu  p99 %llu  max %llu  limit %llu  above %llu\n",
+	printf(options->json
+		       ? "{\"samples\": %zu, \"p50_bytes\": %llu, \"p99_bytes\": %llu, \"max_bytes\": %llu, \"limit_bytes\": %llu, "
+			 "\"above_limit\": %llu}\n"
+		       : "samples %zu  p50 %llu  p99 %llu  max %llu  limit %llu  above %llu\n",
 	       samples->count, (unsigned long long)quantile(samples, 0.5), (unsigned long long)quantile(samples, 0.99),
 	       (unsigned long long)max, (unsigned long long)options->limit_bytes, (unsigned long long)above);
 	return above ? 1 : 0;

@@ -43,7 +43,8 @@ static void must_be(const uint8_t *page, uint64_t number, uint32_t version, cons
 	uint64_t expected[PAGE_BYTES / 8];
 	target_fill((uint8_t *)expected, number, version);
 	if (memcmp(page, expected, PAGE_BYTES)) {
-		fprintf(stderr, "%s: page %lu version %u: first word %#lx, expected %#lx\n", what, number, version, *(const uint64_t *)page, expected[0]);
+		fprintf(stderr, "%s: page %lu version %u: first word %#lx, expected %#lx\n", what, number, version,
+			*(const uint64_t *)page, expected[0]);
 		_exit(1);
 	}
 }
@@ -145,18 +146,21 @@ static void live_remap(void)
 		/* Whole slices: what mremap does to a range of several areas differs between kernels. */
 		uint64_t pages = 128, number = target_random() % (PAGES / 2 / pages) * pages;
 		/* Away, looked at there, and back. */
-		if (mremap(page_at(number), pages * PAGE_BYTES, pages * PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, elsewhere) != elsewhere)
+		if (mremap(page_at(number), pages * PAGE_BYTES, pages * PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, elsewhere) !=
+		    elsewhere)
 			_exit(3);
 		for (uint64_t i = 0; i < pages; i += 1 + target_random() % 4)
 			must_be(elsewhere + i * PAGE_BYTES, number + i, version[number + i], "moved");
-		if (mremap(elsewhere, pages * PAGE_BYTES, pages * PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, page_at(number)) != page_at(number))
+		if (mremap(elsewhere, pages * PAGE_BYTES, pages * PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, page_at(number)) !=
+		    page_at(number))
 			_exit(4);
 		touch_randomly(300, "between moves");
 		/* Unmapped, mapped anew, zero. */
 		number = PAGES / 2 + target_random() % (PAGES / 2 - 64);
 		pages = 1 + target_random() % 64;
 		munmap(page_at(number), pages * PAGE_BYTES);
-		if (mmap(page_at(number), pages * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
+		if (mmap(page_at(number), pages * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+			 0) == MAP_FAILED)
 			_exit(5);
 		for (uint64_t i = 0; i < pages; i++)
 			zero_page_must_be(number + i, "mapped anew");
@@ -170,7 +174,8 @@ static void live_remap(void)
 #define SLOT_PAGES 12u
 static void *make_areas(void *argument)
 {
-	uint64_t first = PAGES + 16384 + (uint64_t)(uintptr_t)argument * SLOTS * SLOT_PAGES, state = 77 + (uint64_t)(uintptr_t)argument;
+	uint64_t first = PAGES + 16384 + (uint64_t)(uintptr_t)argument * SLOTS * SLOT_PAGES,
+		 state = 77 + (uint64_t)(uintptr_t)argument;
 	uint32_t content[SLOTS * SLOT_PAGES] = { 0 }; /* 0: not mapped; 1: zero; else the version */
 	for (uint32_t turn = 2; turn < 30000; turn++) {
 		state = state * 6364136223846793005ull + 1442695040888963407ull;
@@ -188,7 +193,8 @@ static void *make_areas(void *argument)
 		if (turn % 3 == 0) {
 			if (state & 1 << 20 && munmap(address, pages * PAGE_BYTES))
 				_exit(8);
-			if (mmap(address, pages * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != address)
+			if (mmap(address, pages * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+				 0) != address)
 				_exit(8);
 			for (uint32_t i = 0; i < pages; i++)
 				content[slot * SLOT_PAGES + from + i] = 1;
@@ -235,7 +241,8 @@ static void live_killed(void)
 	raise(SIGKILL);
 }
 
-/* The first thread ends, the process goes on without it: most of what is asked by the process's number is answered as if it had ended. */
+/* The first thread ends, the process goes on without it: most of what is asked by the process's number is answered as if it had
+ * ended. */
 static void *go_on_alone(void *argument)
 {
 	pthread_t first = *(pthread_t *)argument;
@@ -243,7 +250,8 @@ static void *go_on_alone(void *argument)
 	touch_randomly(30000, "after the first thread's end");
 	/* New memory, found through a thread that is not the first. */
 	uint64_t more = PAGES + 8192;
-	uint8_t *fresh = mmap(page_at(more), 1024 * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	uint8_t *fresh = mmap(page_at(more), 1024 * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
+			      -1, 0);
 	for (uint64_t i = 0; i < 1024 && fresh == page_at(more); i++)
 		target_fill(page_at(more + i), more + i, 1);
 	touch_randomly(30000, "beside new memory");
@@ -292,16 +300,19 @@ static void live_sharer(void)
 	_exit(0);
 }
 
-static void (*const scenes[])(void) = { live_random, live_fork, live_madvise, live_remap, live_exec, live_killed, live_areas, live_leader, live_sharer };
+static void (*const scenes[])(void) = { live_random, live_fork,	 live_madvise, live_remap, live_exec,
+					live_killed, live_areas, live_leader,  live_sharer };
 
 static void hand_over(int socket_fd)
 {
 	struct uffdio_api api = { .api = UFFD_API,
-				  .features = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP };
+				  .features = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE |
+					      UFFD_FEATURE_EVENT_UNMAP };
 	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api))
 		_exit(7);
-	mmap((void *)BASE, (uint64_t)PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	mmap((void *)BASE, (uint64_t)PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE,
+	     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
 	if (uffd_register(uffd, BASE, (uint64_t)PAGES * PAGE_BYTES))
 		_exit(8);
 	int32_t pid = 4711, finished = 0x52535446;
@@ -355,7 +366,8 @@ void target_write_images(const char *directory)
 	assert_int_equal(io_write_file(path, image, 14 + inner, 0600), 0);
 }
 
-/* The target's parent and that of its orphans, as a tree's reaper is. Ends with the first bad status; wardens are orphans too, and killed. */
+/* The target's parent and that of its orphans, as a tree's reaper is. Ends with the first bad status; wardens are orphans too,
+ * and killed. */
 static int reap(void)
 {
 	int status, worst = 0;

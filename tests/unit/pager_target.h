@@ -1,5 +1,5 @@
-/* A target process for a pager under test: it takes CRIU's place, hands its userfaultfd over as a restored task does, does to its memory what
- * the pager must follow, checks every byte, and says by its exit status whether all was right. */
+/* A target process for a pager under test: it takes CRIU's place, hands its userfaultfd over as a restored task does, does to its
+ * memory what the pager must follow, checks every byte, and says by its exit status whether all was right. */
 #ifndef DP_TESTS_PAGER_TARGET_H
 #define DP_TESTS_PAGER_TARGET_H
 

@@ -201,7 +201,8 @@ void make_snapshot(struct client *client, const char *name, uint64_t pages)
 	uint64_t draft, space = 0;
 	struct dp_err err;
 
-	if (client_snapshot_begin(client, name, false, &draft, &err) < 0 || client_snapshot_space(client, draft, 1, &space, &err) < 0)
+	if (client_snapshot_begin(client, name, false, &draft, &err) < 0 ||
+	    client_snapshot_space(client, draft, 1, &space, &err) < 0)
 		fail_msg("%s", err.text);
 	assert_int_equal(put_pages(client, space, 0, 0, pages, 1), 0);
 	if (client_snapshot_file(client, draft, "pstree.img", "tree", 4, &err) < 0 ||

@@ -62,34 +62,34 @@ void plan_steps(const struct step *steps, uint32_t count)
 }
 
 /* A call of the pager's with a place before and one behind it. */
-#define PLACE(type, function, parameters, arguments)                                                                                               \
-	extern type __real_##function parameters;                                                                                                  \
-	type __wrap_##function parameters;                                                                                                         \
-	type __wrap_##function parameters                                                                                                          \
-	{                                                                                                                                          \
-		place("before " #function);                                                                                                        \
-		type result = __real_##function arguments;                                                                                         \
-		place("after " #function);                                                                                                         \
-		return result;                                                                                                                     \
+#define PLACE(type, function, parameters, arguments)                                                                             \
+	extern type __real_##function parameters;                                                                                \
+	type __wrap_##function parameters;                                                                                       \
+	type __wrap_##function parameters                                                                                        \
+	{                                                                                                                        \
+		place("before " #function);                                                                                      \
+		type result = __real_##function arguments;                                                                       \
+		place("after " #function);                                                                                       \
+		return result;                                                                                                   \
 	}
-#define PLACE_VOID(function, parameters, arguments)                                                                                                \
-	extern void __real_##function parameters;                                                                                                  \
-	void __wrap_##function parameters;                                                                                                         \
-	void __wrap_##function parameters                                                                                                          \
-	{                                                                                                                                          \
-		place("before " #function);                                                                                                        \
-		__real_##function arguments;                                                                                                       \
-		place("after " #function);                                                                                                         \
+#define PLACE_VOID(function, parameters, arguments)                                                                              \
+	extern void __real_##function parameters;                                                                                \
+	void __wrap_##function parameters;                                                                                       \
+	void __wrap_##function parameters                                                                                        \
+	{                                                                                                                        \
+		place("before " #function);                                                                                      \
+		__real_##function arguments;                                                                                     \
+		place("after " #function);                                                                                       \
 	}
 
 struct link;
 struct control_peer;
 PLACE(uint64_t, uffd_copy, (int uffd, uint64_t to, const void *from, uint64_t bytes, int *error), (uffd, to, from, bytes, error))
 PLACE(int, warden_begin,
-      (struct warden *warden, enum job_kind kind, pid_t thread, int uffd, uint64_t staging_bytes, struct dp_err *err),
-      (warden, kind, thread, uffd, staging_bytes, err))
+	(struct warden *warden, enum job_kind kind, pid_t thread, int uffd, uint64_t staging_bytes, struct dp_err *err),
+	(warden, kind, thread, uffd, staging_bytes, err))
 PLACE(pid_t, inject_clone, (struct injection * injection, uint64_t flags, uint64_t stack_top, pid_t *own_pid),
-      (injection, flags, stack_top, own_pid))
+	(injection, flags, stack_top, own_pid))
 PLACE(int, warden_drop, (struct warden *warden, uint64_t start, uint64_t bytes), (warden, start, bytes))
 PLACE(int, warden_unshare, (struct warden *warden), (warden))
 PLACE(int, table_relocate_copy, (struct table *table, uint64_t from, uint64_t to, uint64_t pages), (table, from, to, pages))
@@ -111,16 +111,16 @@ PLACE_VOID(oplog_next_put, (struct source * source, uint32_t space_number, const
 	   (source, space_number, pages, count))
 PLACE(int, rangeset_remove, (struct rangeset * set, uint64_t start, uint64_t end), (set, start, end))
 PLACE(int, link_drop, (struct link *link, uint32_t space, const struct page_range *ranges, size_t count, uint64_t cookie),
-      (link, space, ranges, count, cookie))
+	(link, space, ranges, count, cookie))
 PLACE(int, link_move, (struct link *link, uint32_t space, uint64_t from, uint64_t to, uint64_t pages, uint64_t cookie),
-      (link, space, from, to, pages, cookie))
+	(link, space, from, to, pages, cookie))
 PLACE(int, link_fork, (struct link *link, uint32_t parent, uint32_t child, uint64_t cookie), (link, parent, child, cookie))
 PLACE(int, link_space_free, (struct link *link, uint32_t space, uint64_t cookie), (link, space, cookie))
 
 PLACE(int, link_get,
-      (struct link *link, const struct client_handler *handler, enum request_class class, uint32_t space, const struct page_range *ranges,
-       size_t count, uint64_t cookie),
-      (link, handler, class, space, ranges, count, cookie))
+	(struct link * link, const struct client_handler *handler, enum request_class class, uint32_t space,
+	const struct page_range *ranges, size_t count, uint64_t cookie),
+	(link, handler, class, space, ranges, count, cookie))
 
 /* Those that are told apart by what they are about. */
 static bool in_push;
@@ -134,8 +134,8 @@ bool __wrap_propagate_serve(struct tree *tree, struct control_peer *peer, const 
 	return known;
 }
 
-extern int __real_link_put(struct link *link, uint32_t space, const struct page_range *ranges, size_t count, const struct iovec *data,
-			   size_t data_count, uint64_t cookie);
+extern int __real_link_put(struct link *link, uint32_t space, const struct page_range *ranges, size_t count,
+			   const struct iovec *data, size_t data_count, uint64_t cookie);
 int __wrap_link_put(struct link *link, uint32_t space, const struct page_range *ranges, size_t count, const struct iovec *data,
 		    size_t data_count, uint64_t cookie);
 int __wrap_link_put(struct link *link, uint32_t space, const struct page_range *ranges, size_t count, const struct iovec *data,
@@ -196,9 +196,12 @@ static void save_initial_here(void *context)
 	place("after initial is saved");
 }
 
-extern int __real_table_init_at(struct table *table, void *leaves, uint32_t *saved_top, void (*initial_changed)(void *context), void *context);
-int __wrap_table_init_at(struct table *table, void *leaves, uint32_t *saved_top, void (*initial_changed)(void *context), void *context);
-int __wrap_table_init_at(struct table *table, void *leaves, uint32_t *saved_top, void (*initial_changed)(void *context), void *context)
+extern int __real_table_init_at(struct table *table, void *leaves, uint32_t *saved_top, void (*initial_changed)(void *context),
+				void *context);
+int __wrap_table_init_at(struct table *table, void *leaves, uint32_t *saved_top, void (*initial_changed)(void *context),
+			 void *context);
+int __wrap_table_init_at(struct table *table, void *leaves, uint32_t *saved_top, void (*initial_changed)(void *context),
+			 void *context)
 {
 	save_initial = initial_changed;
 	return __real_table_init_at(table, leaves, saved_top, save_initial_here, context);
@@ -280,8 +283,16 @@ static void pager_main(struct world *world, int keeper_fd, bool again)
 		_exit(3);
 	}
 	struct pager_config config = {
-		.images_dir = world->directory, .source = source, .listen_fd = world->listener, .control_fd = world->control, .keeper_fd = keeper_fd,
-		.stats_path = world->stats, .budget_bytes = BUDGET, .init_pid = world->init, .init_pidfd = pidfd_open(world->target, 0), .inherited = again ? &inherited : NULL,
+		.images_dir = world->directory,
+		.source = source,
+		.listen_fd = world->listener,
+		.control_fd = world->control,
+		.keeper_fd = keeper_fd,
+		.stats_path = world->stats,
+		.budget_bytes = BUDGET,
+		.init_pid = world->init,
+		.init_pidfd = pidfd_open(world->target, 0),
+		.inherited = again ? &inherited : NULL,
 	};
 	int ret = pager_run(&config, &err);
 	if (ret)
@@ -292,7 +303,8 @@ static void pager_main(struct world *world, int keeper_fd, bool again)
 static void start_pager(struct world *world, bool again)
 {
 	int keeper_fd;
-	assert_int_equal(again ? keeper_renew(&world->keeper, &keeper_fd, NULL) : keeper_init(&world->keeper, &keeper_fd, NULL), 0);
+	assert_int_equal(again ? keeper_renew(&world->keeper, &keeper_fd, NULL) : keeper_init(&world->keeper, &keeper_fd, NULL),
+			 0);
 	world->pager = fork();
 	if (world->pager == 0)
 		pager_main(world, keeper_fd, again);
@@ -367,8 +379,8 @@ static bool handed_over(const struct world *world, unsigned restarts)
 				uint64_t magic;
 				uint32_t finished, space_numbers, restarts;
 			} head = { 0 };
-			return pread(world->keeper.kept[i].fd, &head, sizeof(head), 0) == (ssize_t)sizeof(head) && head.finished &&
-			       head.restarts + world->early >= restarts;
+			return pread(world->keeper.kept[i].fd, &head, sizeof(head), 0) == (ssize_t)sizeof(head) &&
+			       head.finished && head.restarts + world->early >= restarts;
 		}
 	return false;
 }
@@ -376,7 +388,8 @@ static bool handed_over(const struct world *world, unsigned restarts)
 static bool pager_was_killed(const struct world *world)
 {
 	siginfo_t info = { 0 };
-	return !waitid(P_PID, (id_t)world->pager, &info, WEXITED | WNOWAIT | WNOHANG) && info.si_pid && info.si_code == CLD_KILLED;
+	return !waitid(P_PID, (id_t)world->pager, &info, WEXITED | WNOWAIT | WNOHANG) && info.si_pid &&
+	       info.si_code == CLD_KILLED;
 }
 
 /* Until the target ends; a pager that is alive for `patience_us` is killed, 0: not. Returns the target's status. */
@@ -427,9 +440,9 @@ void world_end(struct world *world, bool restarted)
 		fail_msg("the last pager ended with status %#x", status);
 	struct pager_stats *stats = stats_map(world->stats, STATS_READ, NULL);
 	assert_non_null(stats);
-	print_message("%u kills; %lu remote, %lu staged, %lu zero; evicted %lu, written back %lu, forks %lu, remaps %lu\n", world->kills,
-		      stats->faults[FAULT_REMOTE], stats->faults[FAULT_STAGED], stats->faults[FAULT_ZERO], stats->evicted_pages,
-		      stats->written_back_pages, stats->events_fork, stats->events_remap);
+	print_message("%u kills; %lu remote, %lu staged, %lu zero; evicted %lu, written back %lu, forks %lu, remaps %lu\n",
+		      world->kills, stats->faults[FAULT_REMOTE], stats->faults[FAULT_STAGED], stats->faults[FAULT_ZERO],
+		      stats->evicted_pages, stats->written_back_pages, stats->events_fork, stats->events_remap);
 	assert_true((stats->pager_restarts > 0) == restarted && stats->pager_restarts <= world->kills);
 	stats_unmap(stats);
 	keeper_receive(&world->keeper);

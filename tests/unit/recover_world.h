@@ -1,5 +1,6 @@
-/* What the tests of recover.h live in: a real userfaultfd, a target that checks every byte, a real pool in a process of its own, pagers in processes of
- * their own, and the test's program as their supervisor. And places in the pager's code at which it is killed, one after the other. */
+/* What the tests of recover.h live in: a real userfaultfd, a target that checks every byte, a real pool in a process of its own,
+ * pagers in processes of their own, and the test's program as their supervisor. And places in the pager's code at which it is
+ * killed, one after the other. */
 #ifndef DP_TESTS_RECOVER_WORLD_H
 #define DP_TESTS_RECOVER_WORLD_H
 
@@ -12,9 +13,11 @@
 #include "pager_target.h"
 
 #define STEPS 32u
-#define LIMIT_NS (150ull * 1000 * 1000 * 1000) /* for one life of a target: far more than one takes under sanitizers on a busy machine */
+#define LIMIT_NS                                                                                                                 \
+	(150ull * 1000 * 1000 * 1000) /* for one life of a target: far more than one takes under sanitizers on a busy machine */
 
-/* "before FUNCTION", "after FUNCTION" (recover_world.c has the list), and the call of it at which the pager dies: 0 and 1 are the first. */
+/* "before FUNCTION", "after FUNCTION" (recover_world.c has the list), and the call of it at which the pager dies: 0 and 1 are the
+ * first. */
 struct step {
 	char place[48];
 	uint32_t after;
@@ -47,7 +50,8 @@ struct world {
 void world_begin(struct world *world, enum target_scene scene);
 /* The pager has been killed: another goes on. */
 void world_follow(struct world *world);
-/* Until the target ends; a pager that is alive for `patience_us` is killed, 0: not, and `kills` of them at most. Returns the target's status. */
+/* Until the target ends; a pager that is alive for `patience_us` is killed, 0: not, and `kills` of them at most. Returns the
+ * target's status. */
 int world_watch(struct world *world, unsigned patience_us, unsigned kills);
 /* The last pager ends well. `restarted`: others did before. */
 void world_end(struct world *world, bool restarted);

@@ -72,7 +72,12 @@ static void access_rights__no_file__gives_all(void **state)
 
 static void access_parse__wrong__says_the_line(void **state)
 {
-	static const char *const wrong[] = { "node1 read\n", "cn: read\n", "psk:a\n", "psk:a reed\n", "psk:a read,\n", "psk:a read quota=x\n",
+	static const char *const wrong[] = { "node1 read\n",
+					     "cn: read\n",
+					     "psk:a\n",
+					     "psk:a reed\n",
+					     "psk:a read,\n",
+					     "psk:a read quota=x\n",
 					     "uid:0 read *\npsk:a root\n" };
 	struct access *access;
 	struct dp_err err;
@@ -104,8 +109,15 @@ static void psk_parse__good_lines__are_keys(void **state)
 static void psk_parse__wrong__is_refused_and_shows_no_key(void **state)
 {
 	static const char *const wrong[] = {
-		"",          "# nothing\n",      "edge-1\n",        ":" KEY_A "\n",      "edge 1:" KEY_A "\n", "edge-1:" KEY_A "0\n",
-		"edge-1:00112233\n", "edge-1:zz112233445566778899aabbccddeeff\n", "a:" KEY_A "\na:" KEY_B "\n",
+		"",
+		"# nothing\n",
+		"edge-1\n",
+		":" KEY_A "\n",
+		"edge 1:" KEY_A "\n",
+		"edge-1:" KEY_A "0\n",
+		"edge-1:00112233\n",
+		"edge-1:zz112233445566778899aabbccddeeff\n",
+		"a:" KEY_A "\na:" KEY_B "\n",
 	};
 	struct psk_list list;
 	struct dp_err err;
@@ -266,7 +278,8 @@ static void tls__streams_over_a_slow_socket__carry_every_byte(void **state)
 	for (unsigned turn = 0; in < sizeof(sent) && turn < 1000000; turn++) {
 		struct iovec pieces[3] = { { sent + out, DP_MIN(sizeof(sent) - out, (size_t)(turn * 37 % 9000)) } };
 
-		pieces[1] = (struct iovec){ sent + out + pieces[0].iov_len, DP_MIN(sizeof(sent) - out - pieces[0].iov_len, (size_t)30000) };
+		pieces[1] = (struct iovec){ sent + out + pieces[0].iov_len,
+					    DP_MIN(sizeof(sent) - out - pieces[0].iov_len, (size_t)30000) };
 		pieces[2] = (struct iovec){ sent, 0 };
 		ssize_t result = out < sizeof(sent) ? stream_sendv(client, pieces, 3) : stream_flush(client);
 

@@ -148,9 +148,9 @@ static void chaos__rot_below_packed__reads_are_refused_never_wrong(void **state)
 
 static void chaos__bad_options__are_refused(void **state)
 {
-	static const char *const bad[] = { "memory:?chaos=fail:2", "memory:?chaos=fail:-1", "memory:?chaos=fail:x", "memory:?chaos=nth:0",
-					   "memory:?chaos=op:laugh", "memory:?chaos=errno:EHUH", "memory:?chaos=what:1", "memory:?chaos=fail",
-					   "memory:?chaos=corrupt:nan" };
+	static const char *const bad[] = { "memory:?chaos=fail:2", "memory:?chaos=fail:-1",  "memory:?chaos=fail:x",
+					   "memory:?chaos=nth:0",  "memory:?chaos=op:laugh", "memory:?chaos=errno:EHUH",
+					   "memory:?chaos=what:1", "memory:?chaos=fail",     "memory:?chaos=corrupt:nan" };
 
 	for (size_t i = 0; i < ARRAY_LENGTH(bad); i++) {
 		struct store *store;

@@ -1,4 +1,5 @@
-/* Commits: their names and meta texts, how a state is found by a key, the pace of pushing, notes on this host, what a state before has. */
+/* Commits: their names and meta texts, how a state is found by a key, the pace of pushing, notes on this host, what a state
+ * before has. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -66,8 +67,9 @@ static void lineage__of_a_commit_of_a_commit__is_what_it_all_began_with(void **s
 
 /* ---- meta ---- */
 
-#define META(kind) "{\"pages\":1,\"commit\":{\"kind\":\"" kind "\",\"series\":\"commits/redis-1a2b\",\"instance\":\"redis-1a2b\"," \
-		   "\"name\":\"web\",\"lineage\":\"redis:prod\"}}"
+#define META(kind)                                                                                                               \
+	"{\"pages\":1,\"commit\":{\"kind\":\"" kind "\",\"series\":\"commits/redis-1a2b\",\"instance\":\"redis-1a2b\","          \
+	"\"name\":\"web\",\"lineage\":\"redis:prod\"}}"
 
 static void meta__of_a_commit__is_read_and_nothing_else_is(void **state)
 {
@@ -91,7 +93,8 @@ static void meta__of_a_commit__is_read_and_nothing_else_is(void **state)
 static void key__of_instance_name_lineage_or_series__fits(void **state)
 {
 	struct commit_state found;
-	static const char *const keys[] = { "redis-1a2b", "redis-1a2b:latest", "web", "web:latest", "redis:prod", "commits/redis-1a2b" };
+	static const char *const keys[] = { "redis-1a2b", "redis-1a2b:latest", "web",
+					    "web:latest", "redis:prod",	       "commits/redis-1a2b" };
 	assert_true(commit_read_meta(META("commit"), &found));
 	for (size_t i = 0; i < ARRAY_LENGTH(keys); i++) {
 		assert_true(commit_fits(&found, keys[i], false));
@@ -151,9 +154,21 @@ static void pushing__begins_before_the_commit_by_what_it_takes(void **state)
 static void notes__are_found_by_each_name_and_the_newest_wins(void **state)
 {
 	char root[] = "/tmp/dp-commits-XXXXXX", path[512];
-	struct commit_note note = { .id = "redis-1a2b", .name = "web", .pool = "dp://host:7400", .lineage = "redis:prod", .kind = "commit",
-				    .series = "commits/redis-1a2b", .snapshot = "commits/redis-1a2b/redis:prod.1", .unix_ns = 1000, .bytes = 7,
-				    .frozen_ns = 8, .total_ns = 9, .count = 3, .failures = 2, .interval_ns = 5, .error = "a \"quote\"\n" };
+	struct commit_note note = { .id = "redis-1a2b",
+				    .name = "web",
+				    .pool = "dp://host:7400",
+				    .lineage = "redis:prod",
+				    .kind = "commit",
+				    .series = "commits/redis-1a2b",
+				    .snapshot = "commits/redis-1a2b/redis:prod.1",
+				    .unix_ns = 1000,
+				    .bytes = 7,
+				    .frozen_ns = 8,
+				    .total_ns = 9,
+				    .count = 3,
+				    .failures = 2,
+				    .interval_ns = 5,
+				    .error = "a \"quote\"\n" };
 	struct commit_note found;
 	assert_non_null(mkdtemp(root));
 	assert_int_equal(commits_find(root, "web", &found), -ENOENT);

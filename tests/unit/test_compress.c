@@ -36,7 +36,8 @@ enum content { CONTENT_ZERO, CONTENT_RANDOM, CONTENT_TEXT, CONTENT_HALF, CONTENT
 
 static void make_page(uint8_t *page, enum content content, uint64_t number)
 {
-	static const char words[] = "the quick brown fox jumps over the lazy dog and reads GET key:000000000000 from a pool of pages ";
+	static const char words[] =
+		"the quick brown fox jumps over the lazy dog and reads GET key:000000000000 from a pool of pages ";
 
 	memset(page, 0, PAGE_BYTES);
 	for (size_t i = 0; i < PAGE_BYTES; i += 8) {
@@ -266,7 +267,9 @@ static void expect_content(struct client *client, uint64_t space, const uint8_t 
 	for (uint64_t at = 0; at < pages; at += 64) {
 		if (sent >= 8)
 			results_wait(client, &results, sent - 7);
-		assert_int_equal(client_get(client, CLASS_PREFETCH, space, &(struct page_range){ at, DP_MIN(pages - at, UINT64_C(64)) }, 1, 0), 0);
+		assert_int_equal(client_get(client, CLASS_PREFETCH, space,
+					    &(struct page_range){ at, DP_MIN(pages - at, UINT64_C(64)) }, 1, 0),
+				 0);
 		sent++;
 	}
 	assert_int_equal(results_wait(client, &results, sent), 0);
@@ -288,7 +291,8 @@ static uint8_t *make_pages(uint64_t pages, int content)
 	uint8_t *memory = malloc(pages * PAGE_BYTES);
 
 	for (uint64_t i = 0; i < pages; i++)
-		make_page(memory + i * PAGE_BYTES, content < 0 ? (enum content)(next_random() % CONTENT_COUNT) : (enum content)content, i);
+		make_page(memory + i * PAGE_BYTES,
+			  content < 0 ? (enum content)(next_random() % CONTENT_COUNT) : (enum content)content, i);
 	return memory;
 }
 
@@ -333,11 +337,13 @@ static void put__packed_page_damaged__is_refused_and_changes_nothing(void **stat
 	const struct page_range range = { 7, 1 };
 	struct message_header header = { .type = MESSAGE_HELLO, .version = MESSAGE_VERSION };
 
-	/* A hello without features, then a packed PUT; then with them, but damaged. The draft is another's, so ERROR 1 would be right. */
+	/* A hello without features, then a packed PUT; then with them, but damaged. The draft is another's, so ERROR 1 would be
+	 * right. */
 	for (unsigned damaged = 0; damaged < 2; damaged++) {
 		size_t at = MESSAGE_HEADER_BYTES, length;
 
-		header.length = (uint32_t)message_hello_encode(bytes + at, 64, &(struct message_hello){ MESSAGE_VERSION, MESSAGE_VERSION, damaged });
+		header.length = (uint32_t)message_hello_encode(
+			bytes + at, 64, &(struct message_hello){ MESSAGE_VERSION, MESSAGE_VERSION, damaged });
 		header.type = MESSAGE_HELLO;
 		header.class = 0;
 		message_header_encode(bytes, &header);

@@ -1,10 +1,11 @@
 /* Directory and file stores survive the end of their process, and of the machine, at any instant.
  *
- * Every call by which a store changes its files is recorded while a pool commits, replaces and removes snapshots. Then, for every prefix
- * of that record, the files are made again as they may be found after a crash: all of it (kill -9: the kernel has everything), the
- * last write cut in half, only what was synced (power was lost), and what was synced with any of the rest: each block of 4 KiB there or not
- * or torn between sectors, names in a directory up to any point. The real store and pool open each of these and must find every
- * acknowledged snapshot whole, every page what its digest says, nothing that was removed, and nothing by halves.
+ * Every call by which a store changes its files is recorded while a pool commits, replaces and removes snapshots. Then, for every
+ * prefix of that record, the files are made again as they may be found after a crash: all of it (kill -9: the kernel has
+ * everything), the last write cut in half, only what was synced (power was lost), and what was synced with any of the rest: each
+ * block of 4 KiB there or not or torn between sectors, names in a directory up to any point. The real store and pool open each of
+ * these and must find every acknowledged snapshot whole, every page what its digest says, nothing that was removed, and nothing
+ * by halves.
  * DP_DURABILITY_SEEDS=N (default 1) is how many random states each prefix gets; set, nothing is left out. */
 #include <dirent.h>
 #include <errno.h>
@@ -656,7 +657,8 @@ struct engine {
 	const char *scheme, *codec;
 };
 
-static void crash_once(const char *base, const struct engine *engine, uint32_t count, size_t acknowledged, enum crash crash, struct tried *tried)
+static void crash_once(const char *base, const struct engine *engine, uint32_t count, size_t acknowledged, enum crash crash,
+		       struct tried *tried)
 {
 	char root[300], scratch[300], uri[400];
 
@@ -675,8 +677,10 @@ static void crash_once(const char *base, const struct engine *engine, uint32_t c
 		tried->went_on++;
 	}
 	if (wrong)
-		fail_msg("%s%s: crash %d behind call %u of %u (kind %d), %zu steps acknowledged, seed state %llu: %s is not as it was",
-			 engine->scheme, engine->codec, crash, count, op_count, count ? (int)record[count - 1].kind : -1, acknowledged, (unsigned long long)random_state, wrong);
+		fail_msg(
+			"%s%s: crash %d behind call %u of %u (kind %d), %zu steps acknowledged, seed state %llu: %s is not as it was",
+			engine->scheme, engine->codec, crash, count, op_count, count ? (int)record[count - 1].kind : -1,
+			acknowledged, (unsigned long long)random_state, wrong);
 	pool_close(pool);
 	assert_int_equal(remove_tree(root), 0);
 	assert_int_equal(remove_tree(scratch), 0);
@@ -708,13 +712,15 @@ static void crash_everywhere(const struct engine *engine)
 			continue;
 
 		/* Where the last call changed nothing of it, the state is that of the prefix before. */
-		crash_once(base, engine, count, acknowledged, last == SYNC || last == ACKNOWLEDGE ? CRASH_POWER_NOTHING : CRASH_KILL, &tried);
+		crash_once(base, engine, count, acknowledged,
+			   last == SYNC || last == ACKNOWLEDGE ? CRASH_POWER_NOTHING : CRASH_KILL, &tried);
 		if (last == WRITE)
 			crash_once(base, engine, count, acknowledged, CRASH_KILL_MID_WRITE, &tried);
 		for (unsigned seed = 0; seed < seeds; seed++)
 			crash_once(base, engine, count, acknowledged, CRASH_POWER_ANY, &tried);
 	}
-	print_message("%s%s: %u calls, %u states after a crash, %u of them gone on with\n", engine->scheme, engine->codec, op_count, tried.states, tried.went_on);
+	print_message("%s%s: %u calls, %u states after a crash, %u of them gone on with\n", engine->scheme, engine->codec,
+		      op_count, tried.states, tried.went_on);
 	for (uint32_t i = 0; i < op_count; i++)
 		free(record[i].bytes);
 	free(record);

@@ -20,7 +20,8 @@ static void endpoint_parse__every_form__is_taken_apart(void **state)
 		unsigned port;
 		const char *path, *name, *pool;
 	} cases[] = {
-		{ "dp://pool.example:7401/redis:prod", ENDPOINT_TCP, "pool.example", 7401, "", "redis:prod", "dp://pool.example:7401" },
+		{ "dp://pool.example:7401/redis:prod", ENDPOINT_TCP, "pool.example", 7401, "", "redis:prod",
+		  "dp://pool.example:7401" },
 		{ "dp://10.0.0.2/team/app", ENDPOINT_TCP, "10.0.0.2", 7400, "", "team/app:latest", "dp://10.0.0.2:7400" },
 		{ "dp://[::1]:99/a:B_9.x", ENDPOINT_TCP, "::1", 99, "", "a:B_9.x", "dp://[::1]:99" },
 		{ "dp://[fe80::1%eth0]", ENDPOINT_TCP, "fe80::1%eth0", 7400, "", "", "dp://[fe80::1%eth0]:7400" },

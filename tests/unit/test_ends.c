@@ -1,5 +1,5 @@
-/* How a process and its memory end, as the kernel tells it: what space.c builds on. Real processes, a real userfaultfd. Each target has, like
- * a process with a warden, a second process in its memory ("sharer"), where the test wants one. */
+/* How a process and its memory end, as the kernel tells it: what space.c builds on. Real processes, a real userfaultfd. Each
+ * target has, like a process with a warden, a second process in its memory ("sharer"), where the test wants one. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

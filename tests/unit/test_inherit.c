@@ -24,7 +24,8 @@ static void list__runs_that_touch__are_joined(void **state)
 
 static void missing__sent_pages_win__rest_is_inherited(void **state)
 {
-	/* the pager exports in-flight pages after remote ones: not ascending; what is local and was not sent (200) is zero, whatever the pool has */
+	/* the pager exports in-flight pages after remote ones: not ascending; what is local and was not sent (200) is zero,
+	 * whatever the pool has */
 	struct page_range remote[] = {{100, 50}, {300, 10}, {10, 5}};
 	struct control_copy copies[] = {{12, 1}, {200, 2}, {201, 3}};
 	struct control_space space = {.remote = remote, .remote_count = 3, .copies = copies, .copy_count = 3};

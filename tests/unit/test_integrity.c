@@ -226,8 +226,13 @@ static void put__page_damaged_on_its_way__is_refused_and_changes_nothing(void **
 	assert_non_null(flight);
 	fill_page(page, 3, 2);
 	struct page_digest digest = page_digest(page);
-	struct message_header header = { .type = MESSAGE_PUT, .version = MESSAGE_VERSION, .class = CLASS_WRITE_BACK, .request = request,
-					 .object = instance.spaces[0].space, .epoch = 1, .length = sizeof(message) - MESSAGE_HEADER_BYTES,
+	struct message_header header = { .type = MESSAGE_PUT,
+					 .version = MESSAGE_VERSION,
+					 .class = CLASS_WRITE_BACK,
+					 .request = request,
+					 .object = instance.spaces[0].space,
+					 .epoch = 1,
+					 .length = sizeof(message) - MESSAGE_HEADER_BYTES,
 					 .plain = PAGE_BYTES };
 
 	message_header_encode(message, &header);

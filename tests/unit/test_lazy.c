@@ -140,8 +140,11 @@ static void images__pages_of_two_generations__come_from_the_right_one(void **sta
 	write_pstree("new");
 	write_pagemap("old", (struct image_run[]){ { FIRST, 8, PAGEMAP_PRESENT | PAGEMAP_LAZY, 0 } }, 1);
 	write_pages("old", 100, 8);
-	write_pagemap("new", (struct image_run[]){ { FIRST, 4, PAGEMAP_PRESENT | PAGEMAP_LAZY, 0 }, { FIRST + 4, 2, PAGEMAP_PARENT | PAGEMAP_LAZY, 0 },
-						   { FIRST + 6, 1, PAGEMAP_PRESENT, 0 } }, 3);
+	write_pagemap("new",
+		      (struct image_run[]){ { FIRST, 4, PAGEMAP_PRESENT | PAGEMAP_LAZY, 0 },
+					    { FIRST + 4, 2, PAGEMAP_PARENT | PAGEMAP_LAZY, 0 },
+					    { FIRST + 6, 1, PAGEMAP_PRESENT, 0 } },
+		      3);
 	write_pages("new", 200, 5);
 	struct source *source = open_images("new", &answers, &space);
 	assert_int_equal(fetch(source, space, 0, 6), 0);
@@ -203,14 +206,18 @@ static void spaces__moved_and_forked_at_random__agree_with_a_model(void **state)
 	uint64_t space[8];
 	static int32_t model[8][MODEL]; /* image page, or -1 */
 	write_pstree(".");
-	write_pagemap(".", (struct image_run[]){ { FIRST, 100, PAGEMAP_PRESENT | PAGEMAP_LAZY, 0 }, { FIRST + 200, 100, PAGEMAP_PRESENT | PAGEMAP_LAZY, 0 } }, 2);
+	write_pagemap(".",
+		      (struct image_run[]){ { FIRST, 100, PAGEMAP_PRESENT | PAGEMAP_LAZY, 0 },
+					    { FIRST + 200, 100, PAGEMAP_PRESENT | PAGEMAP_LAZY, 0 } },
+		      2);
 	write_pages(".", 0, 200);
 	struct source *source = open_images(".", &answers, &space[0]);
 	for (unsigned i = 0; i < MODEL; i++)
 		model[0][i] = i < 100 ? (int32_t)i : i >= 200 && i < 300 ? (int32_t)i - 100 : -1;
 	unsigned spaces = 1;
 	for (unsigned round = 0; round < 4000; round++) {
-		unsigned at = next_random(spaces), pages = 1 + next_random(60), from = next_random(MODEL - pages), to = next_random(MODEL - pages);
+		unsigned at = next_random(spaces), pages = 1 + next_random(60), from = next_random(MODEL - pages),
+			 to = next_random(MODEL - pages);
 		if (round % 37 == 0 && spaces < 8) {
 			assert_int_equal(source->ops->fork(source, space[at], &space[spaces], 0), 0);
 			memcpy(model[spaces++], model[at], sizeof(model[at]));

@@ -1,12 +1,13 @@
-/* Links and leases under a network that is simulated: the real client, the real link, the real pool's handling of connections, requests and
- * journals, in one thread and in a time of their own. Bytes are delayed, cut into pieces, held back; connections break, on one side
- * first, and what they still carried reaches the pool after the next one has; the network parts for a while; the pool ends and
- * comes back with its store; a writer stops, another takes its lease, and the first one comes back.
+/* Links and leases under a network that is simulated: the real client, the real link, the real pool's handling of connections,
+ * requests and journals, in one thread and in a time of their own. Bytes are delayed, cut into pieces, held back; connections
+ * break, on one side first, and what they still carried reaches the pool after the next one has; the network parts for a while;
+ * the pool ends and comes back with its store; a writer stops, another takes its lease, and the first one comes back.
  *
  * What must hold, for every seed (DP_SEEDS of them, 1500 by default; DP_SEED=N for one):
  *   - each page that is read has a content that it had between the asking and the answer, in the order of the writer's own calls;
  *   - no operation that was answered is missing, and each was applied once (MOVE twice would show);
- *   - when a lease is taken, the instance is exactly what the operations up to the one told make of it, and nothing of an older writer is
+ *   - when a lease is taken, the instance is exactly what the operations up to the one told make of it, and nothing of an older
+ *   writer is
  *     applied from then on; the older writer is told ESTALE when it hears of the pool again;
  *   - all are answered once the network is quiet. */
 #include <errno.h>
@@ -94,7 +95,8 @@ struct sim {
 };
 
 static struct sim *world;
-static struct { uint64_t operations, gets, reconnects, take_overs, restarts, breaks; } seen; /* over all seeds: that it happens at all */
+/* over all seeds: that it happens at all */
+static struct { uint64_t operations, gets, reconnects, take_overs, restarts, breaks; } seen;
 
 static uint64_t dice(uint64_t sides)
 {
@@ -229,7 +231,9 @@ static void pool_identity(const struct stream *stream, char *identity, size_t si
 	snprintf(identity, size, "anonymous");
 }
 
-static const struct stream_ops client_ops = { .sendv = client_sendv, .receive = client_receive_bytes, .close = client_close_stream };
+static const struct stream_ops client_ops = { .sendv = client_sendv,
+					      .receive = client_receive_bytes,
+					      .close = client_close_stream };
 static const struct stream_ops pool_ops = { .sendv = pool_sendv, .receive = pool_receive, .close = pool_close_stream,
 					    .identity = pool_identity };
 
@@ -241,7 +245,8 @@ static struct connection_pair *new_pair(void)
 		if (pair->used)
 			continue;
 		*pair = (struct connection_pair){ .used = true, .client_open = true, .pool_open = true };
-		pair->client_stream = (struct stream){ &client_ops, eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK) }; /* poll(2) never waits on it */
+		/* poll(2) never waits on it */
+		pair->client_stream = (struct stream){ &client_ops, eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK) };
 		pair->pool_stream = (struct stream){ &pool_ops, -1 };
 		pair->up.bytes = malloc(PIPE_BYTES);
 		pair->down.bytes = malloc(PIPE_BYTES);
@@ -267,7 +272,8 @@ static void serve(struct connection_pair *pair)
 		return;
 	int result = connection_wants_write(connection) ? connection_writable(connection) : 0;
 
-	for (int turns = 0; turns < 4 && result == 0 && connection_wants_read(connection) && (pair->up.ready || pair->up.ended); turns++) {
+	for (int turns = 0; turns < 4 && result == 0 && connection_wants_read(connection) && (pair->up.ready || pair->up.ended);
+	     turns++) {
 		bool end = pair->up.ended && !pair->up.used;
 
 		result = connection_readable(connection);
@@ -405,7 +411,8 @@ static void check_page(const struct asked *asked, uint64_t pgno, uint64_t versio
 		if (!model->there[asked->space - 1] || model->page[asked->space - 1][pgno] == version)
 			return;
 	}
-	fail_msg("seed %" PRIu64 ": page %" PRIu64 " of space %u is of version %" PRIu64 ", which it had not since operation %" PRIu64,
+	fail_msg("seed %" PRIu64 ": page %" PRIu64 " of space %u is of version %" PRIu64
+		 ", which it had not since operation %" PRIu64,
 		 world->seed, pgno, asked->space, version, asked->since);
 }
 
@@ -514,8 +521,10 @@ static void operate(struct writer *writer)
 
 	*after = *(after - 1);
 	uint64_t what = dice(10);
-	int result = what < 5 ? put_some(writer, after) : what < 6 ? drop_some(writer, after) : what < 8 ? move_some(writer, after)
-												      : fork_or_free(writer, after);
+	int result = what < 5	? put_some(writer, after)
+		     : what < 6 ? drop_some(writer, after)
+		     : what < 8 ? move_some(writer, after)
+				: fork_or_free(writer, after);
 	if (result == 0)
 		writer->next++;
 	else if (result != -EAGAIN)
@@ -535,7 +544,9 @@ static void ask(struct writer *writer)
 		return;
 	struct asked *asked = &world->asked[free_place];
 
-	*asked = (struct asked){ .used = true, .writer = writer, .space = space + 1, .pgno = dice(PAGES - 4), .since = writer->next - 1 };
+	*asked = (struct asked){
+		.used = true, .writer = writer, .space = space + 1, .pgno = dice(PAGES - 4), .since = writer->next - 1
+	};
 	asked->pages = 1 + dice(PAGES - asked->pgno);
 	struct page_range range = { asked->pgno, asked->pages };
 
@@ -562,7 +573,8 @@ static void live(struct writer *writer)
 
 	if (result < 0) {
 		if (result != -ESTALE)
-			fail_msg("seed %" PRIu64 ": the link ended: %s: %s", world->seed, strerror(-result), link_why(writer->link));
+			fail_msg("seed %" PRIu64 ": the link ended: %s: %s", world->seed, strerror(-result),
+				 link_why(writer->link));
 		/* The newest only where somebody's taking of the lease arrived whose answer was lost: he tries again. */
 		if (writer == &world->writer[world->writers - 1]) {
 			assert_true(world->unheard > 0);
@@ -593,7 +605,8 @@ static void check_pool(const struct model *model)
 			uint64_t version = page ? version_of(page) : 0;
 
 			if (version != model->page[i][pgno])
-				fail_msg("seed %" PRIu64 ": page %" PRIu64 " of space %u in the pool is of version %" PRIu64 ", not %" PRIu64,
+				fail_msg("seed %" PRIu64 ": page %" PRIu64 " of space %u in the pool is of version %" PRIu64
+					 ", not %" PRIu64,
 					 world->seed, pgno, i + 1, version, model->page[i][pgno]);
 		}
 	}
@@ -607,7 +620,9 @@ static void begin_writer(struct client *client, struct client_attached *attached
 	struct link_config config = config_of_sim();
 	struct dp_err err;
 
-	*writer = (struct writer){ .history = histories[world->writers], .first = attached->applied + 1, .next = attached->applied + 1,
+	*writer = (struct writer){ .history = histories[world->writers],
+				   .first = attached->applied + 1,
+				   .next = attached->applied + 1,
 				   .answered = attached->applied };
 	writer->history[0] = *state;
 	assert_int_equal(link_new(&writer->link, &config, client, attached, &err), 0);
@@ -625,7 +640,8 @@ static int note_lease(void *context, const struct client_lease *lease)
 	return 0;
 }
 
-/* Another takes the lease, if the network lets it. Nobody else does, so whatever was not heard before, it is never said to be another's. */
+/* Another takes the lease, if the network lets it. Nobody else does, so whatever was not heard before, it is never said to be
+ * another's. */
 static void take_over(void)
 {
 	struct writer *old = &world->writer[world->writers - 1];
@@ -651,7 +667,8 @@ static void take_over(void)
 	}
 	world->owed = false;
 	if (attached.applied < old->answered || attached.applied >= old->next)
-		fail_msg("seed %" PRIu64 ": operation %" PRIu64 " was answered, and %" PRIu64 " is the last", world->seed, old->answered, attached.applied);
+		fail_msg("seed %" PRIu64 ": operation %" PRIu64 " was answered, and %" PRIu64 " is the last", world->seed,
+			 old->answered, attached.applied);
 	const struct model *state = &old->history[attached.applied - old->first + 1];
 
 	check_pool(state);
@@ -730,7 +747,8 @@ static void run_seed(uint64_t seed, const char *directory)
 	world->parted = false;
 	for (rounds = 0; rounds < 2000 && !all_quiet(); rounds++) {
 		for (unsigned i = 0; i < world->writers; i++) {
-			if (i + 1 < world->writers && !world->writer[i].stale && world->writer[i].answered + 1 == world->writer[i].next)
+			if (i + 1 < world->writers && !world->writer[i].stale &&
+			    world->writer[i].answered + 1 == world->writer[i].next)
 				operate(&world->writer[i]); /* the older one has something to say, and is told */
 			live(&world->writer[i]);
 		}
@@ -772,9 +790,9 @@ static void links__simulated_network__nothing_is_lost_doubled_or_written_by_an_o
 	for (uint64_t seed = first; seed < first + count; seed++)
 		run_seed(seed, directory);
 	remove_tree(directory);
-	print_message("%" PRIu64 " operations, %" PRIu64 " reads, %" PRIu64 " connections broken and %" PRIu64 " made again, %" PRIu64
-		      " leases taken, %" PRIu64 " restarts of the pool\n", seen.operations, seen.gets, seen.breaks, seen.reconnects, seen.take_overs,
-		      seen.restarts);
+	print_message("%" PRIu64 " operations, %" PRIu64 " reads, %" PRIu64 " connections broken and %" PRIu64
+		      " made again, %" PRIu64 " leases taken, %" PRIu64 " restarts of the pool\n",
+		      seen.operations, seen.gets, seen.breaks, seen.reconnects, seen.take_overs, seen.restarts);
 	if (count >= 500)
 		assert_true(seen.reconnects > count && seen.take_overs > count / 10 && seen.restarts > count / 20);
 }

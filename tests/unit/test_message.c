@@ -128,7 +128,9 @@ static void header__wrong_version_type_class_or_length__is_refused(void **state)
 
 static void check__any_bit_flipped__is_noticed_but_for_pages(void **state)
 {
-	struct message_header header = { .type = MESSAGE_PUT, .version = MESSAGE_VERSION, .length = 100, .plain = 60, .object = 5 };
+	struct message_header header = {
+		.type = MESSAGE_PUT, .version = MESSAGE_VERSION, .length = 100, .plain = 60, .object = 5
+	};
 	unsigned noticed = 0;
 
 	memset(buffer, 0x5a, 200);
@@ -136,8 +138,10 @@ static void check__any_bit_flipped__is_noticed_but_for_pages(void **state)
 	message_seal(buffer);
 	for (unsigned bit = 0; bit < (MESSAGE_HEADER_BYTES + 100) * 8; bit++) {
 		buffer[bit / 8] ^= (uint8_t)(1u << bit % 8);
-		/* Refused by its header, or by its check; a length that was flipped would be noticed once as many bytes have come. */
-		if (message_header_decode(buffer, &header) < 0 || header.length > 160 || !message_check_good(&header, buffer + MESSAGE_HEADER_BYTES))
+		/* Refused by its header, or by its check; a length that was flipped would be noticed once as many bytes have
+		 * come. */
+		if (message_header_decode(buffer, &header) < 0 || header.length > 160 ||
+		    !message_check_good(&header, buffer + MESSAGE_HEADER_BYTES))
 			noticed++;
 		buffer[bit / 8] ^= (uint8_t)(1u << bit % 8);
 	}
@@ -176,7 +180,8 @@ static void payloads__cut_or_longer_anywhere__are_refused(void **state)
 					   .meta = text("{}") };
 	int length;
 
-	check_truncations(decode_hello, buffer, message_hello_encode(buffer, sizeof(buffer), &(struct message_hello){ 1, 3, HELLO_FEATURE_LZ4 }));
+	check_truncations(decode_hello, buffer,
+			  message_hello_encode(buffer, sizeof(buffer), &(struct message_hello){ 1, 3, HELLO_FEATURE_LZ4 }));
 	check_truncations(decode_error, buffer,
 			  message_error_encode(buffer, sizeof(buffer), &(struct message_error){ ENOSPC, text("full") }));
 	check_truncations(decode_get, buffer, message_ranges_encode(buffer, sizeof(buffer), ranges, 2));
@@ -190,7 +195,8 @@ static void payloads__cut_or_longer_anywhere__are_refused(void **state)
 	check_truncations(decode_data, buffer, length + 2 * (int)(DIGEST_BYTES + PAGE_BYTES));
 	check_truncations(decode_move, buffer, message_move_encode(buffer, sizeof(buffer), &(struct message_move){ 1, 2, 3 }));
 	check_truncations(decode_number, buffer, message_number_encode(buffer, sizeof(buffer), 42));
-	check_truncations(decode_name, buffer, message_name_encode(buffer, sizeof(buffer), &(struct message_name){ 1, text("a:b") }));
+	check_truncations(decode_name, buffer,
+			  message_name_encode(buffer, sizeof(buffer), &(struct message_name){ 1, text("a:b") }));
 	check_truncations(decode_inherit, buffer, message_inherit_encode(buffer, sizeof(buffer), 9, ranges, 2));
 	check_truncations(decode_file_get, buffer,
 			  message_file_get_encode(buffer, sizeof(buffer), &(struct message_file_get){ 0, 10, text("mm-1.img") }));

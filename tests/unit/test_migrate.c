@@ -83,7 +83,8 @@ static void check_link(uint64_t bandwidth, uint64_t delay_ns, uint64_t step, uns
 		      (double)bandwidth / 1e6, (double)delay_ns / 1e6, 100 * used, window, pace_chunk_bytes(&pace) / 4096,
 		      (double)worst_queue / (double)chunk_ns);
 	assert_true(used > 0.9);
-	/* The one that is being sent, one more, two of rounding, and the quarter by which the window is tried wider now and then. */
+	/* The one that is being sent, one more, two of rounding, and the quarter by which the window is tried wider now and
+	 * then. */
 	assert_true(worst_queue <= 4 * chunk_ns + delay_ns / 4);
 }
 

@@ -1,5 +1,5 @@
-/* Packed stores: pages of every kind written, rewritten, freed and read at random; damage; a full store; opening. The crash tests of
- * test_store.c run over packed stores as well. */
+/* Packed stores: pages of every kind written, rewritten, freed and read at random; damage; a full store; opening. The crash tests
+ * of test_store.c run over packed stores as well. */
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -61,7 +61,8 @@ static struct store *open_store(const char *format)
 	struct dp_err err = { "" };
 	const char *place = strstr(format, "%s");
 
-	snprintf(uri, sizeof(uri), "%.*s%s%s", place ? (int)(place - format) : 200, format, place ? directory : "", place ? place + 2 : "");
+	snprintf(uri, sizeof(uri), "%.*s%s%s", place ? (int)(place - format) : 200, format, place ? directory : "",
+		 place ? place + 2 : "");
 	if (store_open(&store, uri, true, &err) < 0)
 		fail_msg("%s", err.text);
 	return store;

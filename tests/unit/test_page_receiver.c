@@ -216,10 +216,11 @@ static void header__impossible__is_refused(void **state)
 
 static void criu_log__failure__its_last_telling_error_is_found(void **state)
 {
-	char log[] = "(00.000100) Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n"
-		     "(00.010000) Error (criu/sk-inet.c:191): inet: Connected TCP socket, consider using --tcp-established option.\n"
-		     "(00.020000) Error (criu/cr-dump.c:1638): Dump files (pid: 7) failed with -1\n"
-		     "(00.030000) Error (criu/cr-dump.c:1975): Dumping FAILED.\n";
+	char log[] =
+		"(00.000100) Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n"
+		"(00.010000) Error (criu/sk-inet.c:191): inet: Connected TCP socket, consider using --tcp-established option.\n"
+		"(00.020000) Error (criu/cr-dump.c:1638): Dump files (pid: 7) failed with -1\n"
+		"(00.030000) Error (criu/cr-dump.c:1975): Dumping FAILED.\n";
 	char text[200];
 	assert_true(criu_dump_last_error(log, text, sizeof(text)));
 	assert_string_equal(text, "inet: Connected TCP socket, consider using --tcp-established option.");

@@ -287,7 +287,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(pagemap_clone__of_a_large_map__costs_only_what_changes, setup, teardown),
 		cmocka_unit_test_setup_teardown(pagemap_own_slot__of_a_shared_page__is_none, setup, teardown),
 		cmocka_unit_test_setup_teardown(pagemap_drop__of_everything__leaves_nothing, setup, teardown),
-		cmocka_unit_test_setup_teardown(pagemap_move__of_whole_inner_nodes_by_one_leaf__lands_each_page_right, setup, teardown),
+		cmocka_unit_test_setup_teardown(pagemap_move__of_whole_inner_nodes_by_one_leaf__lands_each_page_right, setup,
+						teardown),
 		cmocka_unit_test_setup_teardown(pagemap_move__of_half_the_address_space__keeps_every_page, setup, teardown),
 	};
 

@@ -67,7 +67,8 @@ struct memory_source {
 
 static struct memory_space *memory_space_new(void)
 {
-	return mmap(NULL, sizeof(struct memory_space), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	return mmap(NULL, sizeof(struct memory_space), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+		    0);
 }
 
 static uint8_t **slot(struct memory_source *memory, uint64_t space, uint64_t pgno)
@@ -87,8 +88,8 @@ static int memory_find(struct source *source, int vpid, uint64_t *space, struct 
 	return 0;
 }
 
-static int memory_get(struct source *source, enum request_class class, uint64_t space, const struct page_range *ranges, size_t count,
-		      uint64_t cookie)
+static int memory_get(struct source *source, enum request_class class, uint64_t space, const struct page_range *ranges,
+		      size_t count, uint64_t cookie)
 {
 	struct memory_source *memory = (struct memory_source *)source;
 	static uint8_t buffer[64 * PAGE_BYTES];
@@ -106,8 +107,8 @@ static int memory_get(struct source *source, enum request_class class, uint64_t 
 	return 0;
 }
 
-static int memory_put(struct source *source, uint64_t space, const struct page_range *ranges, size_t count, const struct iovec *data,
-		      size_t data_count, uint64_t cookie)
+static int memory_put(struct source *source, uint64_t space, const struct page_range *ranges, size_t count,
+		      const struct iovec *data, size_t data_count, uint64_t cookie)
 {
 	struct memory_source *memory = (struct memory_source *)source;
 	size_t piece = 0, used = 0;
@@ -142,7 +143,8 @@ static int memory_drop(struct source *source, uint64_t space, const struct page_
 static int memory_move(struct source *source, uint64_t space, uint64_t from, uint64_t to, uint64_t pages, uint64_t cookie)
 {
 	for (uint64_t i = 0; i < pages; i++) {
-		uint8_t **a = slot((struct memory_source *)source, space, from + i), **b = slot((struct memory_source *)source, space, to + i);
+		uint8_t **a = slot((struct memory_source *)source, space, from + i),
+			**b = slot((struct memory_source *)source, space, to + i);
 		*b = *a;
 		*a = NULL;
 	}
@@ -190,8 +192,16 @@ static void memory_bytes(const struct source *source, uint64_t *in, uint64_t *ou
 }
 
 static const struct source_ops memory_ops = {
-	.find_space = memory_find, .get = memory_get, .put = memory_put, .drop = memory_drop, .move = memory_move, .fork = memory_fork,
-	.receive = memory_receive, .fd = memory_fd, .wants_write = memory_wants_write, .bytes = memory_bytes,
+	.find_space = memory_find,
+	.get = memory_get,
+	.put = memory_put,
+	.drop = memory_drop,
+	.move = memory_move,
+	.fork = memory_fork,
+	.receive = memory_receive,
+	.fd = memory_fd,
+	.wants_write = memory_wants_write,
+	.bytes = memory_bytes,
 };
 
 /* Allocations while faults are served. */
@@ -249,9 +259,10 @@ static void run_scene(int scene, int expected_status, bool forks)
 	assert_int_equal(status, expected_status);
 	struct pager_stats *stats = stats_map(path, 0, NULL);
 	assert_non_null(stats);
-	print_message("faults: %lu remote %lu staged %lu zero; evicted %lu, written back %lu, second chance %lu, unshared %lu, stalls %lu\n",
-		      stats->faults[FAULT_REMOTE], stats->faults[FAULT_STAGED], stats->faults[FAULT_ZERO], stats->evicted_pages,
-		      stats->written_back_pages, stats->second_chance_pages, stats->unshared_pages, stats->stalls);
+	print_message(
+		"faults: %lu remote %lu staged %lu zero; evicted %lu, written back %lu, second chance %lu, unshared %lu, stalls %lu\n",
+		stats->faults[FAULT_REMOTE], stats->faults[FAULT_STAGED], stats->faults[FAULT_ZERO], stats->evicted_pages,
+		stats->written_back_pages, stats->second_chance_pages, stats->unshared_pages, stats->stalls);
 	assert_true(stats->evicted_pages > 0);
 	stats_unmap(stats);
 	if (!forks)

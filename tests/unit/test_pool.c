@@ -412,7 +412,8 @@ static void control_call__with_page_requests_in_flight__loses_none(void **state)
 	make_snapshot(client, "base", 1000);
 	assert_int_equal(client_snapshot_open(client, "base", &info, &err), 0);
 	for (unsigned i = 0; i < 10; i++)
-		assert_int_equal(client_get(client, CLASS_DEMAND, info.spaces[0].space, &(struct page_range){ i * 100, 100 }, 1, i), 0);
+		assert_int_equal(
+			client_get(client, CLASS_DEMAND, info.spaces[0].space, &(struct page_range){ i * 100, 100 }, 1, i), 0);
 	assert_int_equal(status_now().snapshots, 1);
 	assert_int_equal(results_wait(client, &results, 10), 0);
 	assert_int_equal(results.data_pages, 1000);
@@ -569,14 +570,17 @@ static void client__answer_that_was_not_asked_for__ends_the_connection(void **st
 				stream_receive(stream, request, sizeof(request));
 				message_header_decode(request, &header);
 				if (round == 0) {
-					header.length = (uint32_t)message_hello_encode(answer + MESSAGE_HEADER_BYTES, 64, &(struct message_hello){ MESSAGE_VERSION, MESSAGE_VERSION });
+					header.length = (uint32_t)message_hello_encode(
+						answer + MESSAGE_HEADER_BYTES, 64,
+						&(struct message_hello){ MESSAGE_VERSION, MESSAGE_VERSION });
 				} else {
 					header.type = MESSAGE_DATA;
 					header.request += wrong == 0;
 					run.pgno += wrong == 1;
 					run.pages += wrong == 2;
 					header.class |= wrong == 3 ? MESSAGE_MORE : 0;
-					header.length = (uint32_t)message_data_encode(answer + MESSAGE_HEADER_BYTES, 4096, &run, 1);
+					header.length = (uint32_t)message_data_encode(answer + MESSAGE_HEADER_BYTES, 4096, &run,
+										      1);
 					header.length += wrong == 4;
 				}
 				message_header_encode(answer, &header);

@@ -12,8 +12,8 @@
 #include "prefetch/order.h"
 #include "prefetch/prefetch.h"
 
-/* A memory of PAGES pages from BASE on, all remote at first; every page that is touched or fetched ahead stays, so that each touch
- * of a page that is not there is a fault. */
+/* A memory of PAGES pages from BASE on, all remote at first; every page that is touched or fetched ahead stays, so that each
+ * touch of a page that is not there is a fault. */
 #define PAGES (1u << 18)
 #define BASE 0x7f0000000ull
 
@@ -81,7 +81,8 @@ static const enum prefetch_policy seekers[] = { PREFETCH_STRIDE, PREFETCH_TREND,
 static void sequential__long_run__nearly_no_faults(void **state)
 {
 	(void)state;
-	static const enum prefetch_policy policies[] = { PREFETCH_SEQUENTIAL, PREFETCH_STRIDE, PREFETCH_TREND, PREFETCH_ADAPTIVE };
+	static const enum prefetch_policy policies[] = { PREFETCH_SEQUENTIAL, PREFETCH_STRIDE, PREFETCH_TREND,
+							 PREFETCH_ADAPTIVE };
 	for (size_t i = 0; i < ARRAY_LENGTH(policies); i++) {
 		struct memory *memory = memory_new(policies[i]);
 		for (uint64_t page = 0; page < 20000; page++)
@@ -253,7 +254,8 @@ static void late__pages_on_their_way__window_stays_one_chunk(void **state)
 		for (uint32_t i = 0; i < advice.runs; i++) {
 			widest = DP_MAX(widest, advice.run[i].pages);
 			const struct prefetch_asked asked = { advice.run[i].pages - advice.run[i].trigger,
-							      advice.run[i].trigger ? advice.run[i].pgno : UINT64_MAX, UINT64_MAX };
+							      advice.run[i].trigger ? advice.run[i].pgno : UINT64_MAX,
+							      UINT64_MAX };
 			prefetch_asked(&prefetcher, &advice, &advice.run[i], &asked);
 			next = advice.run[i].trigger ? advice.run[i].pgno : advice.run[i].pgno + advice.run[i].pages;
 		}
@@ -294,7 +296,9 @@ static uint64_t random_number(uint64_t *seed)
 static uint64_t next_fault(uint64_t *seed, uint64_t pgno)
 {
 	static const int64_t strides[] = { 1, -1, 7, -7, 1 << 20, -(1 << 20), 1ll << 44, -(1ll << 44), 1ll << 51 };
-	static const uint64_t ends[] = { 0, 1, 5, PREFETCH_PGNO_END - 1, PREFETCH_PGNO_END - 6, PREFETCH_PGNO_END, UINT64_MAX, 1ull << 63 };
+	static const uint64_t ends[] = {
+		0, 1, 5, PREFETCH_PGNO_END - 1, PREFETCH_PGNO_END - 6, PREFETCH_PGNO_END, UINT64_MAX, 1ull << 63
+	};
 	uint64_t choice = random_number(seed) % 64;
 	if (choice < 58)
 		return pgno + (uint64_t)strides[*seed >> 32 & 1 ? 0 : (*seed >> 40) % ARRAY_LENGTH(strides)];
@@ -325,7 +329,8 @@ static void every_policy__any_history__bounded_and_repeatable(void **state)
 				for (uint32_t r = 0; r < one.runs; r++) {
 					assert_int_equal(one.run[r].pgno, two.run[r].pgno);
 					assert_int_equal(one.run[r].pages, two.run[r].pages);
-					const struct prefetch_asked asked = { one.run[r].pages, UINT64_MAX, n % 3 ? UINT64_MAX : one.run[r].pgno };
+					const struct prefetch_asked asked = { one.run[r].pages, UINT64_MAX,
+									      n % 3 ? UINT64_MAX : one.run[r].pgno };
 					prefetch_asked(first, &one, &one.run[r], &asked);
 					prefetch_asked(second, &two, &two.run[r], &asked);
 				}

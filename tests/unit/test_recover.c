@@ -37,7 +37,8 @@ static void kill_wardens(enum target_scene scene, bool pagers)
 		}
 		keeper_receive(&world.keeper);
 		for (size_t i = 0; i < world.keeper.count && killed < kills_wanted() && clock_now_ns() > next_ns; i++)
-			if (world.keeper.kept[i].kind == KEEPER_WARDEN && !pidfd_send_signal(world.keeper.kept[i].fd, SIGKILL, NULL, 0)) {
+			if (world.keeper.kept[i].kind == KEEPER_WARDEN &&
+			    !pidfd_send_signal(world.keeper.kept[i].fd, SIGKILL, NULL, 0)) {
 				killed++;
 				next_ns = clock_now_ns() + 20000000u;
 				if (!pagers)
@@ -46,7 +47,8 @@ static void kill_wardens(enum target_scene scene, bool pagers)
 				world_follow(&world);
 			}
 		siginfo_t info = { 0 };
-		if (!waitid(P_PID, (id_t)world.pager, &info, WEXITED | WNOWAIT | WNOHANG) && info.si_pid && info.si_code == CLD_KILLED)
+		if (!waitid(P_PID, (id_t)world.pager, &info, WEXITED | WNOWAIT | WNOHANG) && info.si_pid &&
+		    info.si_code == CLD_KILLED)
 			world_follow(&world); /* it found its warden dead */
 		usleep(200);
 	}

@@ -1,5 +1,6 @@
-/* Each window of recover.h, R1 to R17: the pager dies in it, exactly there, and the next in the next one, also while it takes over. The target checks
- * every byte of its memory. Where an event is followed, all windows of a scene are gone through within one life. */
+/* Each window of recover.h, R1 to R17: the pager dies in it, exactly there, and the next in the next one, also while it takes
+ * over. The target checks every byte of its memory. Where an event is followed, all windows of a scene are gone through within
+ * one life. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

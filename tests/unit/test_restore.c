@@ -85,7 +85,8 @@ static void gate__opened__hands_the_image_to_early_and_late(void **state)
 	int gate_fd = gate_make(&instance, NULL);
 	assert_true(gate_fd >= 0);
 	pid_t early = start_reader(instance.directory);
-	assert_int_equal(io_write_file(instance_path(&instance, "images/" GATE_IMAGE, path, sizeof(path)), "the image", 9, 0600), 0);
+	assert_int_equal(io_write_file(instance_path(&instance, "images/" GATE_IMAGE, path, sizeof(path)), "the image", 9, 0600),
+			 0);
 	assert_int_equal(waitpid(early, NULL, WNOHANG), 0);
 	assert_int_equal(gate_open(&instance, gate_fd, NULL), 0);
 	assert_int_equal(code_of(early), 0);

@@ -95,7 +95,10 @@ static void filter__forbidden_call__kills_and_says_which(void **state)
 	static const struct {
 		int (*function)(void);
 		int number;
-	} cases[] = { { exec_in_pool, SYS_execve }, { fork_in_pool, SYS_clone }, { reach_in_pool, SYS_ptrace }, { mount_in_keeper, SYS_mount },
+	} cases[] = { { exec_in_pool, SYS_execve },
+		      { fork_in_pool, SYS_clone },
+		      { reach_in_pool, SYS_ptrace },
+		      { mount_in_keeper, SYS_mount },
 		      { raw_socket_in_keeper, SYS_socket } };
 	char output[400], expected[40];
 
@@ -220,7 +223,8 @@ static int drop_all(void)
 
 	if (sandbox_drop_capabilities(SANDBOX_CAPABILITY(CAP_KILL), NULL) < 0 || syscall(SYS_capget, &header, data) < 0)
 		return 1;
-	if ((data[0].permitted | data[0].effective) & ~(1u << CAP_KILL) || data[1].permitted || data[0].inheritable || data[1].inheritable)
+	if ((data[0].permitted | data[0].effective) & ~(1u << CAP_KILL) || data[1].permitted || data[0].inheritable ||
+	    data[1].inheritable)
 		return 2;
 	if (getrlimit(RLIMIT_CORE, &core) < 0 || core.rlim_max != 0)
 		return 3;

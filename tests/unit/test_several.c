@@ -1,9 +1,9 @@
-/* A pager dies and another goes on, where the pages lie in several pools: the real sources, the real operation log, real pools. The pager's death
- * is a longjmp out of a call of a link or of what a mirror keeps, anywhere, also while the other takes over; connections break, pools
- * are away for so long that a mirror puts them out, and come back.
+/* A pager dies and another goes on, where the pages lie in several pools: the real sources, the real operation log, real pools.
+ * The pager's death is a longjmp out of a call of a link or of what a mirror keeps, anywhere, also while the other takes over;
+ * connections break, pools are away for so long that a mirror puts them out, and come back.
  *
- * What must hold, for every seed (DP_SEEDS of them for each kind, 6 by default; DP_SEED=N for one): what is read is what the calls made of it, and
- * in the end each pool of a mirror has exactly that, and of spread pools each its part. */
+ * What must hold, for every seed (DP_SEEDS of them for each kind, 6 by default; DP_SEED=N for one): what is read is what the
+ * calls made of it, and in the end each pool of a mirror has exactly that, and of spread pools each its part. */
 #include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
@@ -90,36 +90,36 @@ static void place(void)
 	longjmp(world.crash, 1);
 }
 
-#define PLACE(type, function, parameters, arguments)                                                                                               \
-	extern type __real_##function parameters;                                                                                                  \
-	type __wrap_##function parameters;                                                                                                         \
-	type __wrap_##function parameters                                                                                                          \
-	{                                                                                                                                          \
-		place();                                                                                                                           \
-		type result = __real_##function arguments;                                                                                         \
-		place();                                                                                                                           \
-		return result;                                                                                                                     \
+#define PLACE(type, function, parameters, arguments)                                                                             \
+	extern type __real_##function parameters;                                                                                \
+	type __wrap_##function parameters;                                                                                       \
+	type __wrap_##function parameters                                                                                        \
+	{                                                                                                                        \
+		place();                                                                                                         \
+		type result = __real_##function arguments;                                                                       \
+		place();                                                                                                         \
+		return result;                                                                                                   \
 	}
-#define PLACE_VOID(function, parameters, arguments)                                                                                                \
-	extern void __real_##function parameters;                                                                                                  \
-	void __wrap_##function parameters;                                                                                                         \
-	void __wrap_##function parameters                                                                                                          \
-	{                                                                                                                                          \
-		place();                                                                                                                           \
-		__real_##function arguments;                                                                                                       \
-		place();                                                                                                                           \
+#define PLACE_VOID(function, parameters, arguments)                                                                              \
+	extern void __real_##function parameters;                                                                                \
+	void __wrap_##function parameters;                                                                                       \
+	void __wrap_##function parameters                                                                                        \
+	{                                                                                                                        \
+		place();                                                                                                         \
+		__real_##function arguments;                                                                                     \
+		place();                                                                                                         \
 	}
 struct mirror;
 struct member;
 struct mirrored;
 PLACE(int, link_put,
-      (struct link *link, uint32_t space, const struct page_range *ranges, size_t count, const struct iovec *data, size_t data_count,
-       uint64_t cookie),
-      (link, space, ranges, count, data, data_count, cookie))
+	(struct link * link, uint32_t space, const struct page_range *ranges, size_t count, const struct iovec *data,
+	size_t data_count, uint64_t cookie),
+	(link, space, ranges, count, data, data_count, cookie))
 PLACE(int, link_drop, (struct link *link, uint32_t space, const struct page_range *ranges, size_t count, uint64_t cookie),
-      (link, space, ranges, count, cookie))
+	(link, space, ranges, count, cookie))
 PLACE(int, link_move, (struct link *link, uint32_t space, uint64_t from, uint64_t to, uint64_t pages, uint64_t cookie),
-      (link, space, from, to, pages, cookie))
+	(link, space, from, to, pages, cookie))
 PLACE(int, link_fork, (struct link *link, uint32_t parent, uint32_t child, uint64_t cookie), (link, parent, child, cookie))
 PLACE(int, link_space_free, (struct link *link, uint32_t space, uint64_t cookie), (link, space, cookie))
 PLACE(int, link_note, (struct link *link, const void *note, uint32_t bytes, uint64_t cookie), (link, note, bytes, cookie))
@@ -149,8 +149,8 @@ static void expect(const void *page, uint64_t value, const char *who, uint32_t s
 	if (value)
 		fill(wanted, value);
 	if (page ? memcmp(page, wanted, PAGE_BYTES) != 0 : value != 0)
-		fail_msg("kind %d, seed %" PRIu64 ": %s: page %" PRIu64 " of space %u is not what was written last (%" PRIx64 ")", world.kind,
-			 world.seed, who, pgno, space, value);
+		fail_msg("kind %d, seed %" PRIu64 ": %s: page %" PRIu64 " of space %u is not what was written last (%" PRIx64 ")",
+			 world.kind, world.seed, who, pgno, space, value);
 }
 
 /* ---- the pager's side ---- */
@@ -164,8 +164,8 @@ static void on_pages(void *context, uint64_t cookie, struct page_range range, co
 		uint64_t index = world.read_at;
 		while (pgno_of(index) != range.pgno + i)
 			assert_true(++index < PAGES);
-		expect(data ? (const uint8_t *)data + i * PAGE_BYTES : NULL, world.model[world.read_space][index], "read", world.read_space,
-		       range.pgno + i);
+		expect(data ? (const uint8_t *)data + i * PAGE_BYTES : NULL, world.model[world.read_space][index], "read",
+		       world.read_space, range.pgno + i);
 	}
 	if (last)
 		world.reading = false;
@@ -201,12 +201,14 @@ static void open_source(struct client **clients)
 		members[i].attached = world.home[i];
 		members[i].client = clients ? clients[i] : NULL;
 		if (!clients)
-			members[i].attached = (struct client_attached){ .instance = world.home[i].instance, .epoch = world.home[i].epoch,
+			members[i].attached = (struct client_attached){ .instance = world.home[i].instance,
+									.epoch = world.home[i].epoch,
 									.applied = LINK_UNSETTLED };
 		memcpy(members[i].attached.identity, world.home[i].identity, sizeof(world.home[i].identity));
 	}
-	int ret = world.kind == SPREAD ? source_spread_new(&world.inner, members, world.count, &err)
-				       : source_mirror_new(&world.inner, members, world.count, world.kind == MIRROR_ACK_ONE, &err);
+	int ret = world.kind == SPREAD
+			  ? source_spread_new(&world.inner, members, world.count, &err)
+			  : source_mirror_new(&world.inner, members, world.count, world.kind == MIRROR_ACK_ONE, &err);
 	if (ret)
 		fail_msg("%s", err.text);
 	world.inner->ops->keep(world.inner, world.saved);
@@ -371,10 +373,16 @@ static void change_something(void)
 {
 	uint64_t versions[WINDOW];
 	uint64_t kind = dice(12), window = dice(3), other = dice(3);
-	struct chosen chosen = { .space = (uint32_t)dice(SPACES), .child = 1 + (uint32_t)dice(SPACES - 1), .pages = 1 + dice(48) };
+	struct chosen chosen = { .space = (uint32_t)dice(SPACES),
+				 .child = 1 + (uint32_t)dice(SPACES - 1),
+				 .pages = 1 + dice(48) };
 	chosen.from = window * WINDOW + dice(WINDOW - chosen.pages);
 	chosen.to = other * WINDOW + dice(WINDOW - chosen.pages);
-	chosen.call = kind < 6 ? CALL_PUT : kind < 8 ? CALL_DROP : kind < 10 ? CALL_MOVE : world.space[chosen.child] ? CALL_FREE : CALL_FORK;
+	chosen.call = kind < 6			  ? CALL_PUT
+		      : kind < 8		  ? CALL_DROP
+		      : kind < 10		  ? CALL_MOVE
+		      : world.space[chosen.child] ? CALL_FREE
+						  : CALL_FORK;
 	if (chosen.call == CALL_FREE)
 		chosen.space = chosen.child;
 	if (!world.space[chosen.space] || (chosen.call == CALL_MOVE && window == other))
@@ -452,8 +460,8 @@ static void check_pool(unsigned pool)
 			assert_int_equal(results_wait(client, &results, 1), 0);
 			for (uint64_t i = 0; i < WINDOW; i++)
 				if (world.kind != SPREAD || spread_place(range.pgno + i, world.count) == pool)
-					expect(memory + i * PAGE_BYTES, world.model[space][window * WINDOW + i], pool ? "a later pool" : "pool 0",
-					       space, range.pgno + i);
+					expect(memory + i * PAGE_BYTES, world.model[space][window * WINDOW + i],
+					       pool ? "a later pool" : "pool 0", space, range.pgno + i);
 		}
 	client_close(client);
 }

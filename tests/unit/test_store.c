@@ -351,7 +351,8 @@ static void pool__store_reopened__orders_are_their_snapshots(void **state)
 			struct order_run runs[] = { { 1, pgno, 1 }, { 1, 9, 7 } };
 			struct results results = { 0 };
 
-			assert_int_equal(client_instance_create(client, pgno == 1 ? "deep/one:x" : "two", "i", false, &instance, &err), 0);
+			assert_int_equal(
+				client_instance_create(client, pgno == 1 ? "deep/one:x" : "two", "i", false, &instance, &err), 0);
 			assert_int_equal(client_order_get(client, instance.id, &none, &count, &err), -ENOENT);
 			assert_int_equal(client_order_put(client, instance.id, 2, runs, 2, 1), 0);
 			assert_int_equal(results_wait(client, &results, 1), -ESTALE);

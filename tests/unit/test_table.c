@@ -142,7 +142,8 @@ static void table__random_life__agrees_with_model(void **state)
 		check(&child, &model);
 		/* Every local page comes off the queues exactly once. */
 		uint64_t local = 0;
-		for (uint32_t page; (page = table_dequeue(&child, QUEUE_SMALL)) != NO_PAGE || (page = table_dequeue(&child, QUEUE_MAIN)) != NO_PAGE;)
+		for (uint32_t page; (page = table_dequeue(&child, QUEUE_SMALL)) != NO_PAGE ||
+				    (page = table_dequeue(&child, QUEUE_MAIN)) != NO_PAGE;)
 			local += (*table_page(&child, page) & PAGE_STATE_MASK) == PAGE_LOCAL;
 		assert_int_equal(local, table.counts[PAGE_LOCAL]);
 		table_done(&child);

@@ -1,9 +1,10 @@
 /* forward: stands in for a library of CRIU's that a restore hardly ever calls, and loads the real one when it does.
  *
  * Two thirds of the time from exec to CRIU's first own instruction are spent on libgnutls (TLS between page servers), libnftables
- * (locking of TCP connections) and the fifteen libraries they need: 2.3 of 3.6 ms. This file is built once for each of the two, under its
- * name and with the symbols of it that CRIU uses (FORWARD_NAMES), and is preloaded, so that the loader takes it for the real one. The
- * first call to any of them loads the real library from beside CRIU, or else from where libraries are; arguments pass through untouched.
+ * (locking of TCP connections) and the fifteen libraries they need: 2.3 of 3.6 ms. This file is built once for each of the two,
+ * under its name and with the symbols of it that CRIU uses (FORWARD_NAMES), and is preloaded, so that the loader takes it for the
+ * real one. The first call to any of them loads the real library from beside CRIU, or else from where libraries are; arguments
+ * pass through untouched.
  * Nothing of ours is linked in, and only integers and pointers are passed on: the functions named take no others. */
 #include <dlfcn.h>
 #include <stdio.h>

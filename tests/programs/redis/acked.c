@@ -1,6 +1,6 @@
-/* acked: what a Redis acknowledged, and what of it is there after a crash. The writer sends one write after the other, `MSET w:<i mod WINDOW> i
- * last i`, and notes when each was acknowledged; the checker reads `last` = m and says whether exactly the first m writes are there: then the
- * restored state is one that was, and what was lost are the writes behind it. */
+/* acked: what a Redis acknowledged, and what of it is there after a crash. The writer sends one write after the other, `MSET w:<i
+ * mod WINDOW> i last i`, and notes when each was acknowledged; the checker reads `last` = m and says whether exactly the first m
+ * writes are there: then the restored state is one that was, and what was lost are the writes behind it. */
 #include <errno.h>
 #include <getopt.h>
 #include <hiredis/hiredis.h>
@@ -39,7 +39,8 @@ static int write_on(redisContext *server, FILE *out, unsigned pause_us)
 	memset(padding, 'x', PADDING);
 	padding[PADDING] = 0;
 	for (uint64_t i = 1;; i++) {
-		redisReply *reply = redisCommand(server, "MSET w:%" PRIu64 " %" PRIu64 ".%s last %" PRIu64, i % WINDOW, i, padding, i);
+		redisReply *reply = redisCommand(server, "MSET w:%" PRIu64 " %" PRIu64 ".%s last %" PRIu64, i % WINDOW, i,
+						 padding, i);
 		if (!reply)
 			return 0; /* it has gone */
 		bool good = reply->type == REDIS_REPLY_STATUS;
@@ -76,7 +77,8 @@ static int check(redisContext *server, FILE *out, uint64_t since_ns, uint64_t un
 		uint64_t expected = i <= last ? i : i > WINDOW ? i - WINDOW : 0; /* behind the last: the round before */
 		uint64_t found = get_number(server, command);
 		if (found != expected && wrong++ < 5)
-			fprintf(stderr, "acked: w:%" PRIu64 " is %" PRIu64 ", not %" PRIu64 " (last is %" PRIu64 ")\n", i % WINDOW, found, expected, last);
+			fprintf(stderr, "acked: w:%" PRIu64 " is %" PRIu64 ", not %" PRIu64 " (last is %" PRIu64 ")\n",
+				i % WINDOW, found, expected, last);
 	}
 	uint64_t lost_ns = first_lost_ns && until_ns > first_lost_ns ? until_ns - first_lost_ns : 0;
 	printf("restored %" PRIu64 " of %" PRIu64 ", lost %" PRIu64 "\n", last, count, lost_ns);
@@ -91,8 +93,13 @@ static int check(redisContext *server, FILE *out, uint64_t since_ns, uint64_t un
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
-		{"port", required_argument, NULL, 'p'}, {"out", required_argument, NULL, 'o'}, {"since", required_argument, NULL, 's'},
-		{"until", required_argument, NULL, 'u'}, {"pause-us", required_argument, NULL, 'w'}, {"help", no_argument, NULL, 'h'}, {0},
+		{ "port", required_argument, NULL, 'p' },
+		{ "out", required_argument, NULL, 'o' },
+		{ "since", required_argument, NULL, 's' },
+		{ "until", required_argument, NULL, 'u' },
+		{ "pause-us", required_argument, NULL, 'w' },
+		{ "help", no_argument, NULL, 'h' },
+		{ 0 },
 	};
 	int port = 0;
 	const char *path = NULL;

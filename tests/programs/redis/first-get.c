@@ -85,12 +85,13 @@ static bool set_address(struct options *options, const char *host, int port, con
 
 static bool parse_options(int argc, char **argv, struct options *options)
 {
-	static const struct option names[] = {{"host", 1, NULL, 'H'},	     {"port", 1, NULL, 'p'},	{"socket", 1, NULL, 's'},
-					      {"index", 1, NULL, 'i'},	     {"version", 1, NULL, 'v'}, {"value-bytes", 1, NULL, 'b'},
-					      {"since", 1, NULL, 'S'},	     {"timeout-ms", 1, NULL, 't'}, {"help", 0, NULL, 'h'},
-					      {"model", 1, NULL, 'm'},	     {"command-log", 1, NULL, 'l'},
-					      {"pidfile", 1, NULL, 'P'},     {"request", 1, NULL, 'r'}, {"answer", 1, NULL, 'a'},
-					      {NULL, 0, NULL, 0}};
+	static const struct option names[] = {
+		{ "host", 1, NULL, 'H' },    { "port", 1, NULL, 'p' },	      { "socket", 1, NULL, 's' },
+		{ "index", 1, NULL, 'i' },   { "version", 1, NULL, 'v' },     { "value-bytes", 1, NULL, 'b' },
+		{ "since", 1, NULL, 'S' },   { "timeout-ms", 1, NULL, 't' },  { "help", 0, NULL, 'h' },
+		{ "model", 1, NULL, 'm' },   { "command-log", 1, NULL, 'l' }, { "pidfile", 1, NULL, 'P' },
+		{ "request", 1, NULL, 'r' }, { "answer", 1, NULL, 'a' },      { NULL, 0, NULL, 0 }
+	};
 	const char *host = "127.0.0.1", *path = NULL;
 	int option, port = 0;
 
@@ -120,13 +121,14 @@ static bool parse_options(int argc, char **argv, struct options *options)
 static bool read_model(struct options *options)
 {
 	int fd = open(options->model, O_RDONLY | O_CLOEXEC);
-	bool good = fd >= 0 && pread(fd, &options->version, sizeof(options->version), (off_t)(options->index * sizeof(uint32_t))) ==
-				       (ssize_t)sizeof(options->version);
+	bool good = fd >= 0 && pread(fd, &options->version, sizeof(options->version),
+				     (off_t)(options->index * sizeof(uint32_t))) == (ssize_t)sizeof(options->version);
 
 	if (fd >= 0)
 		close(fd);
 	if (!good)
-		fprintf(stderr, "first-get: %s holds no version of key %llu\n", options->model, (unsigned long long)options->index);
+		fprintf(stderr, "first-get: %s holds no version of key %llu\n", options->model,
+			(unsigned long long)options->index);
 	return good;
 }
 

@@ -139,7 +139,8 @@ static bool check_reply(redisContext *context, const char *server, bool is_read,
 	else if (!is_read)
 		good = reply->type == REDIS_REPLY_STATUS || fail("%s: SET answered with type %d", server, reply->type);
 	else if (!version)
-		good = reply->type == REDIS_REPLY_NIL || fail("WRONG %s: key %llu is there, but was never written", server, (unsigned long long)key);
+		good = reply->type == REDIS_REPLY_NIL ||
+		       fail("WRONG %s: key %llu is there, but was never written", server, (unsigned long long)key);
 	else if (reply->type != REDIS_REPLY_STRING || reply->len != options.value_bytes)
 		fail("WRONG %s: key %llu version %u: %s", server, (unsigned long long)key, version,
 		     reply->type == REDIS_REPLY_NIL ? "is missing" : "has another type or length");
@@ -211,7 +212,8 @@ static void *client_run(void *argument)
 		if (!batch_run(client, &batch, buffer))
 			break;
 		if (options.rate) { /* keep to the rate by the clock, not by the gaps */
-			uint64_t due_ns = start_ns + client->done * 1000000000ull * options.clients / options.rate, now = clock_ns();
+			uint64_t due_ns = start_ns + client->done * 1000000000ull * options.clients / options.rate,
+				 now = clock_ns();
 			if (due_ns > now)
 				usleep((useconds_t)((due_ns - now) / 1000));
 		}
@@ -229,7 +231,8 @@ static void *client_sweep(void *argument)
 	struct batch batch;
 
 	for (uint64_t key = client->number; key < options.keys && !stop;) {
-		for (batch.count = 0; batch.count < options.pipeline && key < options.keys; batch.count++, key += options.clients) {
+		for (batch.count = 0; batch.count < options.pipeline && key < options.keys;
+		     batch.count++, key += options.clients) {
 			uint64_t index = options.first_key + key;
 			batch.key[batch.count] = index;
 			batch.is_read[batch.count] = !fill;
@@ -288,9 +291,10 @@ static void report(uint64_t spent_ns)
 		done += clients[i].done;
 	}
 	double seconds = (double)spent_ns / 1e9;
-	printf(options.json ? "{\"command\": \"%s\", \"ops\": %llu, \"seconds\": %.3f, \"ops_per_second\": %.0f, \"p50_us\": %.1f, "
-			      "\"p99_us\": %.1f, \"p999_us\": %.1f, \"max_us\": %.1f, \"wrong\": %d}\n"
-			    : "%s: %llu ops in %.1f s: %.0f/s  p50 %.1f us  p99 %.1f us  p999 %.1f us  max %.1f us  wrong %d\n",
+	printf(options.json
+		       ? "{\"command\": \"%s\", \"ops\": %llu, \"seconds\": %.3f, \"ops_per_second\": %.0f, \"p50_us\": %.1f, "
+			 "\"p99_us\": %.1f, \"p999_us\": %.1f, \"max_us\": %.1f, \"wrong\": %d}\n"
+		       : "%s: %llu ops in %.1f s: %.0f/s  p50 %.1f us  p99 %.1f us  p999 %.1f us  max %.1f us  wrong %d\n",
 	       options.command, (unsigned long long)done, seconds, (double)done / seconds, latency_quantile_ns(&sum, 0.5) / 1e3,
 	       latency_quantile_ns(&sum, 0.99) / 1e3, latency_quantile_ns(&sum, 0.999) / 1e3, (double)sum.max_ns / 1e3, failed);
 }
@@ -366,7 +370,8 @@ static bool parse_options(int argc, char **argv)
 		}
 	options.command = optind == argc - 1 ? argv[optind] : "";
 	return options.server && options.value_bytes && options.value_bytes <= MOST_BYTES && options.clients &&
-	       options.clients <= MOST_CLIENTS && options.pipeline && options.pipeline <= MOST_PIPELINE && options.keys >= options.clients;
+	       options.clients <= MOST_CLIENTS && options.pipeline && options.pipeline <= MOST_PIPELINE &&
+	       options.keys >= options.clients;
 }
 
 static bool clients_start(void *(*routine)(void *))

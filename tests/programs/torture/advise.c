@@ -31,12 +31,13 @@ static bool touch_freed(struct worker *worker, uint64_t index)
 	bool zeros = page[255] == 0 && page[0] == 0;
 	for (unsigned look = 0; look < 2; look++) {
 		if (((volatile uint64_t *)page)[256] != word)
-			return torture_fail("WRONG advise page %llu at %p: a word written after MADV_FREE is lost", (unsigned long long)index,
-					    (void *)page);
+			return torture_fail("WRONG advise page %llu at %p: a word written after MADV_FREE is lost",
+					    (unsigned long long)index, (void *)page);
 		for (unsigned i = 3; i < PAGE_WORDS; i++)
 			if (i != 256 && zeros && ((volatile uint64_t *)page)[i])
-				return torture_fail("WRONG advise page %llu at %p: after MADV_FREE and a write it is half zeros, half old",
-						    (unsigned long long)index, (void *)page);
+				return torture_fail(
+					"WRONG advise page %llu at %p: after MADV_FREE and a write it is half zeros, half old",
+					(unsigned long long)index, (void *)page);
 	}
 	region_write(region, index);
 	return true;
@@ -138,8 +139,14 @@ static bool lock_round(struct worker *worker)
 	return good;
 }
 
-const struct kind kind_advise = {.name = "advise", .what = "MADV_DONTNEED and MADV_FREE", .share_percent = 6, .start = plain_start,
-				 .round = advise_round};
-const struct kind kind_huge = {.name = "huge", .what = "a region with MADV_HUGEPAGE, mapped afresh now and then", .share_percent = 8,
-			       .start = plain_start, .round = huge_round};
-const struct kind kind_lock = {.name = "lock", .what = "mlock and munlock of a few pages", .start = lock_start, .round = lock_round};
+const struct kind kind_advise = {
+	.name = "advise", .what = "MADV_DONTNEED and MADV_FREE", .share_percent = 6, .start = plain_start, .round = advise_round
+};
+const struct kind kind_huge = { .name = "huge",
+				.what = "a region with MADV_HUGEPAGE, mapped afresh now and then",
+				.share_percent = 8,
+				.start = plain_start,
+				.round = huge_round };
+const struct kind kind_lock = {
+	.name = "lock", .what = "mlock and munlock of a few pages", .start = lock_start, .round = lock_round
+};

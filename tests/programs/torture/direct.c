@@ -55,9 +55,10 @@ static bool direct_transfer(struct worker *worker, int fd, uint64_t from, uint64
 
 		if (wrong >= 0) {
 			pattern_describe(region_page(region, to + i), text, sizeof(text));
-			return torture_fail("WRONG direct page %llu, read into %p, byte %d: expected page %llu version %u, found %s",
-					    (unsigned long long)(to + i), (void *)region_page(region, to + i), wrong,
-					    (unsigned long long)(from + i), region->versions[from + i], text);
+			return torture_fail(
+				"WRONG direct page %llu, read into %p, byte %d: expected page %llu version %u, found %s",
+				(unsigned long long)(to + i), (void *)region_page(region, to + i), wrong,
+				(unsigned long long)(from + i), region->versions[from + i], text);
 		}
 	}
 	for (uint64_t i = 0; i < IO_PAGES; i++) { /* the pages are their own again, written whole */

@@ -36,9 +36,10 @@ static void on_fault(int number, siginfo_t *info, void *context)
 	Dl_info place = {0};
 	const void *at = program_counter(context);
 	dladdr(at, &place); /* takes locks, but nothing is left to lose here */
-	torture_fail("UNEXPECTED signal %d at %p (code %d) in pid %d, thread %d, program counter %p: %s+0x%zx (%s)", number, info->si_addr,
-		     info->si_code, getpid(), gettid(), at, place.dli_fname ? place.dli_fname : "?",
-		     place.dli_fbase ? (size_t)((uintptr_t)at - (uintptr_t)place.dli_fbase) : 0, place.dli_sname ? place.dli_sname : "?");
+	torture_fail("UNEXPECTED signal %d at %p (code %d) in pid %d, thread %d, program counter %p: %s+0x%zx (%s)", number,
+		     info->si_addr, info->si_code, getpid(), gettid(), at, place.dli_fname ? place.dli_fname : "?",
+		     place.dli_fbase ? (size_t)((uintptr_t)at - (uintptr_t)place.dli_fbase) : 0,
+		     place.dli_sname ? place.dli_sname : "?");
 	dprintf(STDERR_FILENO, "torture: %s\n", board->error);
 	_exit(1);
 }

@@ -41,9 +41,9 @@ static bool block_check(const struct block *block)
 	for (uint32_t i = 0; i < block->words; i++) {
 		uint64_t expected = random_next(&state);
 		if (block->content[i] != expected)
-			return torture_fail("WRONG brk block %p word %u at %p: expected %016llx, found %016llx", (const void *)block, i,
-					    (const void *)&block->content[i], (unsigned long long)expected,
-					    (unsigned long long)block->content[i]);
+			return torture_fail("WRONG brk block %p word %u at %p: expected %016llx, found %016llx",
+					    (const void *)block, i, (const void *)&block->content[i],
+					    (unsigned long long)expected, (unsigned long long)block->content[i]);
 	}
 	return true;
 }
@@ -90,5 +90,8 @@ static bool brk_round(struct worker *worker)
 	return true;
 }
 
-const struct kind kind_brk = {.name = "brk", .what = "small blocks of malloc on a heap that grows and shrinks", .share_percent = 6,
-			      .start = brk_start, .round = brk_round};
+const struct kind kind_brk = { .name = "brk",
+			       .what = "small blocks of malloc on a heap that grows and shrinks",
+			       .share_percent = 6,
+			       .start = brk_start,
+			       .round = brk_round };

@@ -13,14 +13,16 @@
 
 #define STUCK_SECONDS 120
 
-static const struct kind *const kinds[] = {&kind_threads, &kind_fork,	 &kind_exec,   &kind_spawn,  &kind_remap,  &kind_unmap, &kind_advise,
-					   &kind_protect, &kind_stack,	 &kind_signals, &kind_direct, &kind_brk,    &kind_pipe,	 &kind_huge,
-					   &kind_shared,  &kind_lock,	 &kind_sparse,	&kind_big,    &kind_areas};
+static const struct kind *const kinds[] = { &kind_threads, &kind_fork,	 &kind_exec,	&kind_spawn, &kind_remap,
+					    &kind_unmap,   &kind_advise, &kind_protect, &kind_stack, &kind_signals,
+					    &kind_direct,  &kind_brk,	 &kind_pipe,	&kind_huge,  &kind_shared,
+					    &kind_lock,	   &kind_sparse, &kind_big,	&kind_areas };
 #define KIND_COUNT (sizeof(kinds) / sizeof(kinds[0]))
 _Static_assert(KIND_COUNT <= MAX_KINDS, "the board has a counter for each kind");
 
-struct options options = {.memory_bytes = 256ull << 20, .threads = 4, .pace_us = 200, .big_bytes = 2560ull << 20, .directory = "/var/tmp",
-			  .seed = 1};
+struct options options = {
+	.memory_bytes = 256ull << 20, .threads = 4, .pace_us = 200, .big_bytes = 2560ull << 20, .directory = "/var/tmp", .seed = 1
+};
 struct worker *workers;
 unsigned worker_count;
 static pthread_barrier_t all_started;
@@ -153,8 +155,8 @@ static void write_status(const char *word)
 		if (kind_wanted(kinds[i]))
 			length += snprintf(text + length, sizeof(text) - (size_t)length, " %s=%llu", kinds[i]->name,
 					   (unsigned long long)board->rounds[i]);
-	length += snprintf(text + length, sizeof(text) - (size_t)length, " handled=%llu errors=%d", (unsigned long long)board->signals,
-			   board->failed);
+	length += snprintf(text + length, sizeof(text) - (size_t)length, " handled=%llu errors=%d",
+			   (unsigned long long)board->signals, board->failed);
 	if (board->skipped[0])
 		length += snprintf(text + length, sizeof(text) - (size_t)length, " skipped: %s", board->skipped);
 	if (board->failed)

@@ -99,13 +99,14 @@ void pattern_describe(const void *page, char *text, size_t size)
 		for (uint32_t part = 0; part < 4; part++) {
 			uint32_t version = (uint32_t)words[2] << 2 | part;
 			if (pattern_find_wrong(page, region, words[1], version) == -1) {
-				snprintf(text, size, "region %u page %llu version %u, whole", region, (unsigned long long)words[1], version);
+				snprintf(text, size, "region %u page %llu version %u, whole", region,
+					 (unsigned long long)words[1], version);
 				return;
 			}
 		}
 		snprintf(text, size, "region %u page %llu version %llu.., torn", region, (unsigned long long)words[1],
 			 (unsigned long long)words[2] << 2);
 	} else
-		snprintf(text, size, "words %016llx %016llx .. %016llx", (unsigned long long)words[0], (unsigned long long)words[1],
-			 (unsigned long long)words[PAGE_WORDS - 1]);
+		snprintf(text, size, "words %016llx %016llx .. %016llx", (unsigned long long)words[0],
+			 (unsigned long long)words[1], (unsigned long long)words[PAGE_WORDS - 1]);
 }

@@ -68,7 +68,8 @@ static bool pipe_once(struct worker *worker)
 	uint64_t to = random_below(&worker->random, region->pages - PIPE_PAGES);
 	void *source = region_page(region, from), *target = region_page(worker->second, to);
 
-	if (!(worker->round & 2 ? through_vm(source, target, worker->round & 1) : through_pipe(source, target, worker->round & 1)))
+	if (!(worker->round & 2 ? through_vm(source, target, worker->round & 1)
+				: through_pipe(source, target, worker->round & 1)))
 		return false;
 	for (uint64_t i = 0; i < PIPE_PAGES; i++) {
 		const uint8_t *page = region_page(worker->second, to + i);
@@ -78,8 +79,8 @@ static bool pipe_once(struct worker *worker)
 		if (wrong >= 0) {
 			pattern_describe(page, text, sizeof(text));
 			return torture_fail("WRONG pipe copy of page %llu (way %u) at %p byte %d: expected version %u, found %s",
-					    (unsigned long long)(from + i), (unsigned)worker->round & 3, (const void *)page, wrong,
-					    region->versions[from + i], text);
+					    (unsigned long long)(from + i), (unsigned)worker->round & 3, (const void *)page,
+					    wrong, region->versions[from + i], text);
 		}
 		worker->second->versions[to + i] |= VERSION_FREED; /* written whole next */
 		region_write(worker->second, to + i);

@@ -38,12 +38,15 @@ static bool protect_slice(struct worker *worker, uint64_t first, uint64_t pages)
 
 	if (!protect(region, first, pages, PROT_READ) || !region_check_some(region, first, pages, 16, &worker->random) ||
 	    !fault_expected(write_word, page, page, page + PAGE_BYTES) || !protect(region, first, pages, PROT_NONE) ||
-	    !fault_expected(read_word, page, page, page + PAGE_BYTES) || !fault_expected(write_word, page, page, page + PAGE_BYTES))
+	    !fault_expected(read_word, page, page, page + PAGE_BYTES) ||
+	    !fault_expected(write_word, page, page, page + PAGE_BYTES))
 		return false;
 	/* half of the time by way of PROT_READ, so that pages are seen right after PROT_NONE */
-	if (worker->round & 1 && (!protect(region, first, pages, PROT_READ) || !region_check_some(region, first, pages, 16, &worker->random)))
+	if (worker->round & 1 &&
+	    (!protect(region, first, pages, PROT_READ) || !region_check_some(region, first, pages, 16, &worker->random)))
 		return false;
-	return protect(region, first, pages, PROT_READ | PROT_WRITE) && region_check_some(region, first, pages, 16, &worker->random);
+	return protect(region, first, pages, PROT_READ | PROT_WRITE) &&
+	       region_check_some(region, first, pages, 16, &worker->random);
 }
 
 static bool protect_round(struct worker *worker)
@@ -60,5 +63,8 @@ static bool protect_round(struct worker *worker)
 	return good;
 }
 
-const struct kind kind_protect = {.name = "protect", .what = "mprotect to READ, NONE and back, with the SIGSEGVs that belong to it",
-				  .share_percent = 4, .start = protect_start, .round = protect_round};
+const struct kind kind_protect = { .name = "protect",
+				   .what = "mprotect to READ, NONE and back, with the SIGSEGVs that belong to it",
+				   .share_percent = 4,
+				   .start = protect_start,
+				   .round = protect_round };

@@ -58,9 +58,10 @@ static bool region_report(struct region *region, uint64_t index, uint32_t versio
 	usleep(20000);
 	pattern_describe(page, again, sizeof(again));
 	bool heals = pattern_find_wrong(page, region->id, index, version & ~VERSION_FREED) == -1;
-	return torture_fail("WRONG %s (region %u) page %llu at %p byte %d: expected version %u%s, found %s; 20 ms later %s (pid %d)",
-			    region->name, region->id, (unsigned long long)index, (const void *)page, wrong, version & ~VERSION_FREED,
-			    version & VERSION_FREED ? " or zeros" : "", first, heals ? "right" : again, getpid());
+	return torture_fail(
+		"WRONG %s (region %u) page %llu at %p byte %d: expected version %u%s, found %s; 20 ms later %s (pid %d)",
+		region->name, region->id, (unsigned long long)index, (const void *)page, wrong, version & ~VERSION_FREED,
+		version & VERSION_FREED ? " or zeros" : "", first, heals ? "right" : again, getpid());
 }
 
 bool region_check(struct region *region, uint64_t index)

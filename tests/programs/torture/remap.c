@@ -75,7 +75,8 @@ static bool move_whole(struct region *region, int flags)
 		return true;
 	for (uint64_t index = 0; index < region->pages; index += 17)
 		if (!page_is_zero(old + index * PAGE_BYTES))
-			return torture_fail("WRONG remap: page %p, moved away from, does not read as zeros", (void *)(old + index * PAGE_BYTES));
+			return torture_fail("WRONG remap: page %p, moved away from, does not read as zeros",
+					    (void *)(old + index * PAGE_BYTES));
 	return munmap(old, bytes) == 0 || torture_fail("remap: munmap: %s", strerror(errno));
 }
 
@@ -99,8 +100,8 @@ static bool move_slice(struct worker *worker)
 		if (wrong < 0)
 			continue;
 		pattern_describe(place + i * PAGE_BYTES, text, sizeof(text));
-		return torture_fail("WRONG remap page %llu, moved to %p, byte %d: expected version %u, found %s", (unsigned long long)(first + i),
-				    (void *)(place + i * PAGE_BYTES), wrong, version, text);
+		return torture_fail("WRONG remap page %llu, moved to %p, byte %d: expected version %u, found %s",
+				    (unsigned long long)(first + i), (void *)(place + i * PAGE_BYTES), wrong, version, text);
 	}
 	if (mremap(place, pages * PAGE_BYTES, pages * PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, home) == MAP_FAILED)
 		return remap_failed(region, place);
@@ -173,7 +174,13 @@ static bool unmap_round(struct worker *worker)
 	return good;
 }
 
-const struct kind kind_remap = {.name = "remap", .what = "mremap: grow, shrink, move, slices, MREMAP_DONTUNMAP", .share_percent = 6,
-				.start = remap_start, .round = remap_round};
-const struct kind kind_unmap = {.name = "unmap", .what = "munmap, then mmap at the same place: must read as zeros", .share_percent = 4,
-				.start = remap_start, .round = unmap_round};
+const struct kind kind_remap = { .name = "remap",
+				 .what = "mremap: grow, shrink, move, slices, MREMAP_DONTUNMAP",
+				 .share_percent = 6,
+				 .start = remap_start,
+				 .round = remap_round };
+const struct kind kind_unmap = { .name = "unmap",
+				 .what = "munmap, then mmap at the same place: must read as zeros",
+				 .share_percent = 4,
+				 .start = remap_start,
+				 .round = unmap_round };

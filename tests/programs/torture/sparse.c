@@ -30,7 +30,8 @@ static bool sparse_check(const char *name, struct sparse *sparse)
 			continue;
 		pattern_describe(page, text, sizeof(text));
 		return torture_fail("WRONG %s page %llu at %p byte %d: expected version %u, found %s", name,
-				    (unsigned long long)sparse->touched[i].index, (const void *)page, wrong, sparse->touched[i].version, text);
+				    (unsigned long long)sparse->touched[i].index, (const void *)page, wrong,
+				    sparse->touched[i].version, text);
 	}
 	return true;
 }
@@ -124,7 +125,8 @@ static bool big_change(struct sparse *sparse, unsigned way)
 	switch (way) {
 	case 0:
 		sparse_all_zero(sparse);
-		return madvise(sparse->base, sparse->bytes, MADV_DONTNEED) == 0 || torture_fail("big: madvise: %s", strerror(errno));
+		return madvise(sparse->base, sparse->bytes, MADV_DONTNEED) == 0 ||
+		       torture_fail("big: madvise: %s", strerror(errno));
 	case 2:
 		sparse_all_zero(sparse);
 		munmap(sparse->base, sparse->bytes);
@@ -166,8 +168,10 @@ static bool areas_start(struct worker *worker)
 	region_write_all(worker->region);
 	for (uint64_t area = 1; area < options.areas; area += 2) {
 		void *pages = region_page(worker->region, area * AREA_PAGES);
-		if (area_is_read_only(area) ? mprotect(pages, AREA_PAGES * PAGE_BYTES, PROT_READ) : madvise(pages, AREA_PAGES * PAGE_BYTES, MADV_DONTDUMP))
-			return torture_fail("areas: split off area %llu: %s (raise vm.max_map_count)", (unsigned long long)area, strerror(errno));
+		if (area_is_read_only(area) ? mprotect(pages, AREA_PAGES * PAGE_BYTES, PROT_READ)
+					    : madvise(pages, AREA_PAGES * PAGE_BYTES, MADV_DONTDUMP))
+			return torture_fail("areas: split off area %llu: %s (raise vm.max_map_count)", (unsigned long long)area,
+					    strerror(errno));
 	}
 	return true;
 }

@@ -16,8 +16,8 @@ __attribute__((noinline)) static bool descend(uint64_t seed, unsigned depth)
 	state = seed + depth;
 	for (unsigned i = 0; i < FRAME_WORDS; i++)
 		if (frame[i] != random_next(&state))
-			return torture_fail("WRONG stack frame %u at %p word %u: found %016llx", depth, (const volatile void *)frame, i,
-					    (unsigned long long)frame[i]);
+			return torture_fail("WRONG stack frame %u at %p word %u: found %016llx", depth,
+					    (const volatile void *)frame, i, (unsigned long long)frame[i]);
 	return true;
 }
 
@@ -33,5 +33,6 @@ static bool stack_round(struct worker *worker)
 	return descend(random_next(&worker->random), (unsigned)random_below(&worker->random, depth));
 }
 
-const struct kind kind_stack = {.name = "stack", .what = "deep recursion, in the main thread and in another", .start = stack_start,
-				.round = stack_round};
+const struct kind kind_stack = {
+	.name = "stack", .what = "deep recursion, in the main thread and in another", .start = stack_start, .round = stack_round
+};

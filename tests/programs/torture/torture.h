@@ -79,8 +79,9 @@ struct kind {
 	bool (*start)(struct worker *worker);
 	bool (*round)(struct worker *worker); /* false after torture_fail */
 };
-extern const struct kind kind_threads, kind_fork, kind_exec, kind_spawn, kind_remap, kind_unmap, kind_advise, kind_protect, kind_stack,
-	kind_signals, kind_direct, kind_brk, kind_pipe, kind_huge, kind_shared, kind_lock, kind_sparse, kind_big, kind_areas;
+extern const struct kind kind_threads, kind_fork, kind_exec, kind_spawn, kind_remap, kind_unmap, kind_advise, kind_protect,
+	kind_stack, kind_signals, kind_direct, kind_brk, kind_pipe, kind_huge, kind_shared, kind_lock, kind_sparse, kind_big,
+	kind_areas;
 
 struct options {
 	uint64_t memory_bytes;
