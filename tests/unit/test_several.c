@@ -2,7 +2,7 @@
  * The pager's death is a longjmp out of a call of a link or of what a mirror keeps, anywhere, also while the other takes over;
  * connections break, pools are away for so long that a mirror puts them out, and come back.
  *
- * What must hold, for every seed (DP_SEEDS of them for each kind, 6 by default; DP_SEED=N for one): what is read is what the
+ * What must hold, for every seed (DP_SEVERAL_SEEDS of them for each kind, 6 by default; DP_SEED=N for one): what is read is what the
  * calls made of it, and in the end each pool of a mirror has exactly that, and of spread pools each its part. */
 #include <errno.h>
 #include <inttypes.h>
@@ -523,7 +523,7 @@ static void run_seed(enum kind kind, uint64_t seed)
 
 static void run_seeds(enum kind kind)
 {
-	const char *one = getenv("DP_SEED"), *many = getenv("DP_SEEDS");
+	const char *one = getenv("DP_SEED"), *many = getenv("DP_SEVERAL_SEEDS");
 	uint64_t first = one ? strtoull(one, NULL, 10) : 0, count = one ? 1 : many ? strtoull(many, NULL, 10) : 6;
 	for (uint64_t seed = first; seed < first + count; seed++)
 		run_seed(kind, seed);
