@@ -10,7 +10,8 @@
  *       put out.
  *   M7  what a member misses is saved before any other member is told, and given up only when it has answered. A structural
  *       change is listed and sent once (its own number in the mirror, and in the member's sequence); a block may be copied once
- *       too often.
+ *       too often. What a member got that way is marked in the ring (MIRROR_CAUGHT_UP) before it joins: a pager that died without
+ *       having seen the answers must not have it made there again.
  *   M8  after a crash nobody catches up before all changes of the dead pager are made again: a block must not be copied from a
  *       member that lacks what the other has been told already. */
 #ifndef DP_PAGER_MIRROR_H
@@ -30,6 +31,7 @@
 #define MIRROR_KEYS (1u << 20)     /* places for missed blocks, of which half may be used */
 #define MIRROR_PATIENCE_NS UINT64_C(2000000000) /* without an answer, and a member is put out */
 #define MIRROR_MAKING 0x80u        /* in `waiting`: the change is not with all members yet */
+#define MIRROR_CAUGHT_UP UINT64_MAX /* in `sequence`: it came with what was missed */
 
 enum member_state {
 	MEMBER_IN,
@@ -53,7 +55,7 @@ struct missed {
 /* A change, until all have answered that get it. */
 struct mirrored {
 	uint64_t number;
-	uint64_t sequence[MIRROR_MEMBERS]; /* its number there, 0: not sent */
+	uint64_t sequence[MIRROR_MEMBERS]; /* its number there, 0: not sent; or MIRROR_CAUGHT_UP */
 	struct missed what;                /* put, drop: a to pages are in ranges */
 	uint32_t count;
 	uint8_t waiting;                   /* members that owe an answer */

@@ -394,6 +394,17 @@ void catch_up_on_failure(struct mirror *mirror, struct member *member, uint64_t 
 		copy_again(mirror, member, copy);
 }
 
+/* It has all: also those changes of which the pager may not have seen an answer. Who follows it would have them made twice. */
+static void mark_caught_up(struct mirror *mirror, const struct member *member)
+{
+	for (uint32_t i = 0; i < MIRROR_OPERATIONS; i++) {
+		struct mirrored *operation = &mirror->saved->operation[i];
+		if (operation->number && operation->number < mirror->next && !operation->sequence[member_index(member)])
+			operation->sequence[member_index(member)] = MIRROR_CAUGHT_UP;
+	}
+	mirror_in_order();
+}
+
 void catch_up_work(struct mirror *mirror, struct member *member)
 {
 	bool under_way = false;
@@ -413,6 +424,7 @@ void catch_up_work(struct mirror *mirror, struct member *member)
 	}
 	if (under_way || member->blocks.count || member->saved->missed_count || member->saved->state != MEMBER_COPIES)
 		return;
+	mark_caught_up(mirror, member);
 	member->join_at = member_link(member).next_sequence;
 	member->saved->state = MEMBER_JOINING;
 }

@@ -107,7 +107,7 @@ void mirror_settle(struct member *member)
 	member->settled = true;
 	for (uint32_t i = 0; i < MIRROR_OPERATIONS; i++) {
 		uint64_t *sequence = &member->mirror->saved->operation[i].sequence[index];
-		if (*sequence >= state.next_sequence)
+		if (*sequence >= state.next_sequence && *sequence != MIRROR_CAUGHT_UP)
 			*sequence = 0;
 	}
 	for (uint64_t i = 0; i < member->saved->missed_count; i++)
