@@ -154,6 +154,13 @@ static void in_order(void)
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
 }
 
+/* Behind a move nothing is noted before its pages are in place. oplog.h's head says less: a dead pager may have left a call there
+ * that was refused meanwhile. */
+static bool is_followed(struct spread *spread, uint64_t number)
+{
+	return change_at(spread, number + 1)->number == number + 1;
+}
+
 /* One that a dead pager had begun is noted already, and some pools may have their part. */
 static void note_change(struct spread *spread, uint8_t pools, uint32_t child, bool is_move)
 {
@@ -395,12 +402,15 @@ static int move(struct source *source, uint64_t space, uint64_t from_pgno, uint6
 		link_move(spread->share[i].link, call->space, from_pgno, to_pgno, pages, cookie_of(spread, call));
 		note_asked(call);
 	}
-	call->waiting++; /* the pages that change their pool */
-	spread->move = call;
-	spread->move_from = from_pgno;
-	spread->move_to = to_pgno;
-	spread->move_pages = pages;
-	spread->move_at = 0;
+	/* Made again after a crash for a pool that lacks it: elsewhere its pages may have been written again, or have gone. */
+	if (!is_followed(spread, spread->next)) {
+		call->waiting++; /* the pages that change their pool */
+		spread->move = call;
+		spread->move_from = from_pgno;
+		spread->move_to = to_pgno;
+		spread->move_pages = pages;
+		spread->move_at = 0;
+	}
 	end_change(spread, call);
 	return 0;
 }
@@ -733,12 +743,11 @@ static bool all_settled(const struct spread *spread)
 	return true;
 }
 
-/* By all. Behind a move nothing is called before its pages are where they belong: so of moves only the last call of all may be
- * half done; its pages are fetched again from where they were taken along to. */
-static bool is_made(struct spread *spread, uint64_t number, uint64_t last)
+/* By all. A move is also made when its pages are in place; else they are fetched again from where they were taken along to. */
+static bool is_made(struct spread *spread, uint64_t number)
 {
 	const struct spread_change *change = change_at(spread, number);
-	if (change->number != number || (change->is_move && number == last))
+	if (change->number != number || (change->is_move && !is_followed(spread, number)))
 		return false;
 	for (unsigned i = 0; i < spread->count; i++)
 		if (change->pools >> i & 1 && !change->sequence[i])
@@ -763,7 +772,7 @@ static int resume(struct source *source, struct source_resume *resume)
 	}
 	settle(spread);
 	resume->applied = resume->answered;
-	while (resume->applied < resume->last && is_made(spread, resume->applied + 1, resume->last))
+	while (resume->applied < resume->last && is_made(spread, resume->applied + 1))
 		resume->applied++;
 	spread->next = resume->applied + 1;
 	return 0;

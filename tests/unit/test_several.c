@@ -2,8 +2,8 @@
  * The pager's death is a longjmp out of a call of a link or of what a mirror keeps, anywhere, also while the other takes over;
  * connections break, pools are away for so long that a mirror puts them out, and come back.
  *
- * What must hold, for every seed (DP_SEVERAL_SEEDS of them for each kind, 6 by default; DP_SEED=N for one): what is read is what the
- * calls made of it, and in the end each pool of a mirror has exactly that, and of spread pools each its part. */
+ * What must hold, for every seed (DP_SEVERAL_SEEDS of them for each kind, 6 by default; DP_SEED=N for one, or the first): what is
+ * read is what the calls made of it, and in the end each pool of a mirror has exactly that, and of spread pools each its part. */
 #include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
@@ -314,6 +314,18 @@ static int call_once(struct chosen *chosen, uint64_t *versions)
 	return -EINVAL;
 }
 
+/* The source took none of it, and the log's head, which was set before, was not set back. */
+static bool dies_refused(void)
+{
+	if (world.area->head - world.area->tail >= OPLOG_RECORDS - 1) /* it was the log that refused: there is no record */
+		return false;
+	if ((world.random + world.pumps * 7) % 32)
+		return false;
+	world.area->head++;
+	seen.crashes++;
+	return true;
+}
+
 /* Until it was taken, by whichever pager. */
 static void call(struct chosen *chosen, uint64_t *versions)
 {
@@ -337,8 +349,11 @@ static void call(struct chosen *chosen, uint64_t *versions)
 	}
 	if (!fell && dice(6) == 0)
 		arm();
-	while ((ret = call_once(chosen, versions)) == -EAGAIN)
+	while ((ret = call_once(chosen, versions)) == -EAGAIN) {
+		if (!fell && dies_refused())
+			longjmp(world.crash, 1);
 		pump();
+	}
 	world.armed = false;
 	if (ret)
 		fail_msg("kind %d, seed %" PRIu64 ": %s", world.kind, world.seed, strerror(-ret));
@@ -530,7 +545,7 @@ static void run_seed(enum kind kind, uint64_t seed)
 static void run_seeds(enum kind kind)
 {
 	const char *one = getenv("DP_SEED"), *many = getenv("DP_SEVERAL_SEEDS");
-	uint64_t first = one ? strtoull(one, NULL, 10) : 0, count = one ? 1 : many ? strtoull(many, NULL, 10) : 6;
+	uint64_t first = one ? strtoull(one, NULL, 10) : 0, count = many ? strtoull(many, NULL, 10) : one ? 1 : 6;
 	for (uint64_t seed = first; seed < first + count; seed++)
 		run_seed(kind, seed);
 	print_message("%" PRIu64 " changes, %" PRIu64 " reads, %" PRIu64 " pagers died, %" PRIu64 " connections broken, %" PRIu64
@@ -608,6 +623,65 @@ static void mirror__pool_caught_up_and_pager_died__no_change_is_made_there_again
 	end_seed();
 }
 
+/* From a page of pool 2 on to pool 0. */
+static const struct chosen across = { .call = CALL_MOVE, .pages = 50, .from = 5, .to = 2 * WINDOW + WINDOW / 2 + 3 };
+
+static void follow_by_another(uint64_t wanted)
+{
+	uint64_t replayed;
+	close_source();
+	open_source(NULL);
+	assert_int_equal(oplog_replay(world.log, read_put, failed, NULL, PATIENCE_NS, &replayed), 0);
+	assert_int_equal(replayed, wanted);
+	end_seed();
+}
+
+/* A move has been taken, and its pages are still with the pool that took them along; the pager has begun a put, of which the
+ * source will have nothing before they are in place, when it dies. */
+static void spread__pager_died_in_a_put_behind_a_move__moved_pages_are_in_place(void **state)
+{
+	uint64_t versions[] = { 2ull << NUMBER_BITS | pgno_of(70) };
+	struct chosen move = across, put = { .call = CALL_PUT, .pages = 1, .from = 70 };
+	(void)state;
+	begin_seed(SPREAD, 0);
+	assert_int_equal(spread_place(pgno_of(move.from), 3), 2);
+	assert_int_equal(spread_place(pgno_of(move.to), 3), 0);
+	assert_int_equal(call_once(&move, NULL), 0);
+	follow(&move, NULL);
+	poll(NULL, 0, 20); /* the pools make it, and nobody fetches the pages */
+	assert_int_equal(call_once(&put, versions), -EAGAIN);
+	world.area->head++;
+	follow(&put, versions);
+	follow_by_another(2);
+}
+
+/* A pool lacks a move that does not concern it. The moved pages are in place, and are written again and taken away; then the
+ * pager dies. Another makes the move once more, for that pool. */
+static void spread__pages_were_written_behind_a_move__are_not_moved_again(void **state)
+{
+	uint64_t versions[WINDOW];
+	struct chosen fork = { .call = CALL_FORK, .child = 1 }, move = across, free = { .call = CALL_FREE, .space = 1 };
+	struct chosen put = { .call = CALL_PUT, .pages = 20, .from = across.to + 7 };
+	(void)state;
+	begin_seed(SPREAD, 0);
+	world.away[1] = true;
+	shutdown(world.fd[1], SHUT_RDWR);
+	for (uint64_t i = 0; i < put.pages; i++)
+		versions[i] = 2ull << NUMBER_BITS | pgno_of(put.from + i);
+	struct chosen *const calls[] = { &fork, &move, &put, &move, &free };
+	for (size_t i = 0; i < ARRAY_LENGTH(calls); i++) {
+		int ret;
+		move.space = i == 3;
+		while ((ret = call_once(calls[i], versions)) == -EAGAIN)
+			pump();
+		assert_int_equal(ret, 0);
+		follow(calls[i], versions);
+	}
+	for (unsigned i = 0; i < 20; i++) /* pool 0 has the put, and pool 2 has freed the space */
+		pump();
+	follow_by_another(5);
+}
+
 /* What a pager holds while it makes changes again goes with it when it dies. */
 const char *__lsan_default_suppressions(void);
 const char *__lsan_default_suppressions(void)
@@ -652,6 +726,8 @@ int main(void)
 		cmocka_unit_test(mirror_ack_one__pool_comes_back_while_pagers_die__seed_147),
 		cmocka_unit_test(mirror__pool_caught_up_and_pager_died__no_change_is_made_there_again),
 		cmocka_unit_test(spread__pagers_die_anywhere__each_pool_has_its_part),
+		cmocka_unit_test(spread__pager_died_in_a_put_behind_a_move__moved_pages_are_in_place),
+		cmocka_unit_test(spread__pages_were_written_behind_a_move__are_not_moved_again),
 	};
 
 	return cmocka_run_group_tests_name("several", tests, start_pools, stop_pools);
