@@ -49,11 +49,16 @@ static bool is_sound(const struct mirror_saved *saved)
 	return true;
 }
 
-/* Who was on the way in or out is out (M6). */
+/* Who was on the way in or out is out (M6). One that is in misses nothing: what is noted is of a pager that died before it had
+ * put it out, and would be made twice when the member is out one day. */
 static void adopt_member(struct mirror *mirror, struct member *member)
 {
 	struct member_saved *saved = member->saved;
 	uint32_t state = saved->state;
+	if (state == MEMBER_IN) {
+		catch_up_forget(member);
+		saved->spoiled = 0;
+	}
 	if (state == MEMBER_IN || state == MEMBER_GONE)
 		return;
 	if (state == MEMBER_COPIES || state == MEMBER_JOINING)
