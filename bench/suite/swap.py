@@ -123,10 +123,17 @@ class Swap:
 	def turn_off(self):
 		if not self.on:
 			return
-		for group in self.groups:
-			if group.path.exists():
-				group.set_limit(-1)
-		run("swapoff", self.devices[self.on], timeout=300)
+		for again in range(3):
+			for group in self.groups:
+				if group.path.exists():
+					group.set_limit(-1)  # a watcher may have set it once more meanwhile: then swapoff has no room
+			try:
+				run("swapoff", self.devices[self.on], timeout=300)
+				break
+			except Failed:
+				if again == 2:
+					raise
+				time.sleep(0.2)
 		self.on = None
 
 	def clear(self):
