@@ -178,7 +178,8 @@ static void missed_structure(struct mirror *mirror, struct member *member, const
 	saved->missed[saved->missed_count] = *change;
 	mirror_in_order();
 	saved->missed_count++;
-	/* Of the last change only: behind an older one its number may have been given again, and the blocks are the successor's. */
+	/* Of the last change only: behind an older one its number may have been given again, and the blocks are the
+	 * successor's. */
 	if (change->kind == MISSED_FREE && change->number == mirror->next)
 		set_drop_space(&member->blocks, change->space);
 }
