@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <json-c/json.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/file.h>
 #include <time.h>
@@ -20,6 +21,8 @@
 /* At most for a commit on request, for others half an interval: a tree may change pages faster than they go. */
 #define PUSH_NS 30000000000u
 #define FEW_PAGES 256    /* so many may be left for the freeze */
+#define MIRROR_LOOKS 100u /* at what is there of a mirror, */
+#define MIRROR_LOOK_MS 50 /* so far apart: for the pager to notice that a pool has gone, or come */
 #define CRIU_ARGUMENTS_LIMIT 64
 
 struct committer {
@@ -108,6 +111,47 @@ static int parse_pool(struct endpoint *endpoint, const char *pool, const char *n
 	return uri ? endpoint_parse(endpoint, uri, err) : dp_fail(err, ENOMEM, "out of memory");
 }
 
+/* Of a mirror the pool that was used last, or else another that lives: 1 where it knows one, 0 where there is none to choose. */
+static int look_for_pool(struct committer *committer, int connection, struct dp_err *err)
+{
+	struct control_pools found;
+	char text[sizeof(found.pools[0].uri)];
+	size_t chosen = CONTROL_POOLS;
+	int ret = control_pools(connection, &found, err);
+	if (ret)
+		return ret;
+	if (found.count < 2 || found.spread)
+		return 1;
+	endpoint_pool_text(&committer->pool, text, sizeof(text));
+	for (size_t i = found.count; i-- > 0;)
+		if (found.pools[i].there && (chosen == CONTROL_POOLS || strcmp(text, found.pools[chosen].uri)))
+			chosen = i;
+	if (chosen == CONTROL_POOLS)
+		return 0;
+	struct client *client;
+	ret = parse_pool(&committer->pool, found.pools[chosen].uri, NULL, err);
+	if (!ret && client_open(&client, &committer->pool, 0, NULL) < 0)
+		return 0; /* the pager has not noticed yet */
+	if (!ret)
+		client_close(client);
+	return ret ? ret : 1;
+}
+
+/* Without a pager there is nobody to ask; what is wrong then is told by whoever needs the pool. */
+static void choose_pool(struct committer *committer)
+{
+	char path[PATH_MAX];
+	struct dp_err err;
+	if (!committer->instance.id[0] || stats_pager_left(instance_path(&committer->instance, "stats", path, sizeof(path))))
+		return;
+	cleanup_fd int connection = control_connect(instance_path(&committer->instance, "control.sock", path, sizeof(path)), &err);
+	if (connection < 0)
+		return;
+	for (unsigned look = 0; look < MIRROR_LOOKS && !look_for_pool(committer, connection, &err); look++)
+		poll(NULL, 0, MIRROR_LOOK_MS);
+	endpoint_pool_text(&committer->pool, committer->note.pool, sizeof(committer->note.pool));
+}
+
 static int open_instance(struct committer *committer, struct dp_err *err)
 {
 	const struct commit_options *options = &committer->options;
@@ -139,6 +183,7 @@ static int open_instance(struct committer *committer, struct dp_err *err)
 	committer->lock_fd = open(instance_path(instance, "commit.lock", path, sizeof(path)), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	if (committer->lock_fd < 0)
 		return dp_fail_errno(err, errno, "open %s", path);
+	choose_pool(committer);
 	return read_base(committer, err);
 }
 
@@ -343,6 +388,7 @@ static int take(struct committer *committer, struct commit_result *result, struc
 {
 	const struct commit_options *options = &committer->options;
 	struct checkpoint_result stored;
+	choose_pool(committer);
 	struct endpoint endpoint = committer->pool;
 	const struct checkpoint_origin origin = { .kind = committer->note.kind,
 						  .series = committer->series,

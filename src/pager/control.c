@@ -1,6 +1,6 @@
 /* The control socket: both its ends. A request is a word with numbers behind it (`freeze`, `export`, `thaw`, `migrate RATE LIFT`,
- * `migrate-stop`, `heat SPACE AT`); the answer is `ok` or an error text, with `export` beside it a memfd that holds the page maps
- * (laid out as struct export_head and its followers), and to `heat` a struct heat_piece. A few connections at a time; when the
+ * `migrate-stop`, `heat SPACE AT`, `pools`); the answer is `ok` or an error text, with `export` beside it a memfd that holds the
+ * page maps (laid out as struct export_head and its followers), to `heat` a struct heat_piece, to `pools` a struct control_pools. A few connections at a time; when the
  * one that froze the tree ends, it is thawed. */
 #include "pager/control.h"
 
@@ -21,8 +21,8 @@
 #define EXPORT_NS 5000000000u /* for the source to acknowledge what was changed before the freeze */
 
 struct export_head {
-	uint64_t count, spread, pool_count;
-	struct control_pool pools[CONTROL_POOLS];
+	uint64_t count;
+	struct control_pools from;
 };
 /* Followed by remote_count struct page_range and copy_count struct control_copy. */
 struct export_space {
@@ -100,20 +100,21 @@ static void export_one(FILE *file, struct space *space)
 	table_each(table, 0, UINT64_MAX >> PAGE_SHIFT, export_copy, &out);
 }
 
-static void export_pools(const struct tree *tree, struct export_head *head)
+static void describe_pools(const struct tree *tree, struct control_pools *from)
 {
 	const struct pager_config *config = tree->config;
 	uint64_t instances[CONTROL_POOLS], epochs[CONTROL_POOLS];
-	bool in[CONTROL_POOLS] = { true, true, true, true };
+	bool there[CONTROL_POOLS] = { true, true, true, true }, whole[CONTROL_POOLS] = { true, true, true, true };
 	size_t count = source_pool_instance(config->source, &instances[0], &epochs[0]);
 	if (!count)
-		count = source_mirror_instances(config->source, instances, epochs, in);
+		count = source_mirror_instances(config->source, instances, epochs, there, whole);
 	if (!count)
-		head->spread = (count = source_spread_instances(config->source, instances, epochs)) > 0;
-	head->pool_count = DP_MIN(count, config->pool_uri_count);
-	for (size_t i = 0; i < head->pool_count; i++) {
-		head->pools[i] = (struct control_pool){ .instance = instances[i], .epoch = epochs[i], .whole = in[i] };
-		snprintf(head->pools[i].uri, sizeof(head->pools[i].uri), "%s", config->pool_uris[i]);
+		from->spread = (count = source_spread_instances(config->source, instances, epochs)) > 0;
+	from->count = DP_MIN(count, config->pool_uri_count);
+	for (size_t i = 0; i < from->count; i++) {
+		from->pools[i] = (struct control_pool){ .instance = instances[i], .epoch = epochs[i], .there = there[i],
+							.whole = whole[i] };
+		snprintf(from->pools[i].uri, sizeof(from->pools[i].uri), "%s", config->pool_uris[i]);
 	}
 }
 
@@ -127,7 +128,7 @@ static int export_tree(struct tree *tree)
 		return -errno;
 	}
 	struct export_head head = { 0 };
-	export_pools(tree, &head);
+	describe_pools(tree, &head.from);
 	for (struct space *space = tree->spaces; space; space = space->next)
 		head.count += !space->closed && space->pid > 0;
 	fwrite(&head, sizeof(head), 1, file);
@@ -284,6 +285,13 @@ static void serve_heat(struct tree *tree, const struct control_peer *peer, uint6
 	send_answer(peer, &piece, offsetof(struct heat_piece, leaf) + piece.count * sizeof(piece.leaf[0]), -1);
 }
 
+static void serve_pools(const struct tree *tree, const struct control_peer *peer)
+{
+	struct control_pools pools = { 0 };
+	describe_pools(tree, &pools);
+	send_answer(peer, &pools, sizeof(pools), -1);
+}
+
 static void serve_request(struct tree *tree, struct control_peer *peer, const char *request)
 {
 	uint64_t first, second;
@@ -306,6 +314,8 @@ static void serve_request(struct tree *tree, struct control_peer *peer, const ch
 		answer(peer, "ok");
 	} else if (sscanf(request, "heat %lu %lu", &first, &second) == 2) {
 		serve_heat(tree, peer, first, second);
+	} else if (!strcmp(request, "pools")) {
+		serve_pools(tree, peer);
 	} else if (!propagate_serve(tree, peer, request)) {
 		answer(peer, "unknown request");
 	}
@@ -460,6 +470,29 @@ int control_heat(int connection, uint64_t space, uint64_t at, struct heat_piece 
 	return 0;
 }
 
+static bool good_pools(const struct control_pools *pools)
+{
+	bool good = pools->count <= CONTROL_POOLS;
+	for (size_t i = 0; good && i < pools->count; i++)
+		good = memchr(pools->pools[i].uri, 0, sizeof(pools->pools[i].uri));
+	return good;
+}
+
+int control_pools(int connection, struct control_pools *pools, struct dp_err *err)
+{
+	static const char request[] = "pools";
+	if (send(connection, request, strlen(request), MSG_NOSIGNAL) < 0)
+		return dp_fail_errno(err, errno, "ask the pager for its pools");
+	ssize_t got;
+	while ((got = recv(connection, pools, sizeof(*pools), 0)) < 0 && errno == EINTR)
+		;
+	if (got <= 0)
+		return dp_fail_errno(err, got < 0 ? errno : EPIPE, "the pager did not answer");
+	if (got != sizeof(*pools) || !good_pools(pools))
+		return dp_fail(err, EPROTO, "the pager is of another version of distri-proc");
+	return 0;
+}
+
 static int by_range(const void *first, const void *second)
 {
 	uint64_t a = ((const struct page_range *)first)->pgno, b = ((const struct page_range *)second)->pgno;
@@ -520,14 +553,11 @@ static int read_export(int fd, struct control_export *out)
 	if (ret)
 		return ret;
 	uint64_t left = (uint64_t)status.st_size - sizeof(head);
-	if (head.count > left / sizeof(struct export_space) || head.pool_count > CONTROL_POOLS)
+	if (head.count > left / sizeof(struct export_space) || !good_pools(&head.from))
 		return -EBADMSG;
-	for (size_t i = 0; i < head.pool_count; i++)
-		if (!memchr(head.pools[i].uri, 0, sizeof(head.pools[i].uri)))
-			return -EBADMSG;
-	memcpy(out->pools, head.pools, sizeof(out->pools));
-	out->pool_count = head.pool_count;
-	out->spread = head.spread;
+	memcpy(out->pools, head.from.pools, sizeof(out->pools));
+	out->pool_count = head.from.count;
+	out->spread = head.from.spread;
 	out->spaces = calloc(head.count ? head.count : 1, sizeof(*out->spaces));
 	if (!out->spaces)
 		return -ENOMEM;

@@ -33,8 +33,16 @@ struct control_space {
 #define CONTROL_POOLS 4u
 struct control_pool {
 	uint64_t instance, epoch;
-	uint64_t whole;    /* it has all that it should have, and has said so; else it is out of the mirror, or behind */
+	uint64_t there;    /* it can be asked, and is in the mirror */
+	uint64_t whole;    /* and has said that it has all that it should have; else it is out, or behind */
 	char uri[1400];    /* without a name */
+};
+
+/* What the source is: no pool at all (count 0), one, or several. */
+struct control_pools {
+	uint64_t count;
+	uint64_t spread; /* each pool has the pages of which it is the place (spread_place); else each has all */
+	struct control_pool pools[CONTROL_POOLS];
 };
 
 struct control_export {
@@ -56,6 +64,8 @@ int control_connect(const char *path, struct dp_err *err);
 int control_freeze(int connection, struct dp_err *err);
 int control_export(int connection, struct control_export *out, struct dp_err *err);
 void control_export_done(struct control_export *out);
+/* The pools as they are now, without freezing anything. */
+int control_pools(int connection, struct control_pools *pools, struct dp_err *err);
 int control_thaw(int connection, struct dp_err *err);
 /* Any request whose answer is `ok`, perhaps with a descriptor beside it (taken by the caller). -EIO with the pager's words. */
 int control_ask(int connection, const char *request, int *descriptor, struct dp_err *err);

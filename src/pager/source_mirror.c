@@ -676,7 +676,7 @@ int source_mirror_new(struct source **source, const struct mirror_member *member
 	return 0;
 }
 
-size_t source_mirror_instances(const struct source *source, uint64_t *instances, uint64_t *epochs, bool *in)
+size_t source_mirror_instances(const struct source *source, uint64_t *instances, uint64_t *epochs, bool *there, bool *whole)
 {
 	if (source->ops != &mirror_ops)
 		return 0;
@@ -685,7 +685,8 @@ size_t source_mirror_instances(const struct source *source, uint64_t *instances,
 		link_state(mirror_of(source)->member[i].link, &state);
 		instances[i] = state.instance;
 		epochs[i] = state.epoch;
-		in[i] = mirror_of(source)->member[i].saved->state == MEMBER_IN && state.attached && !state.pending_operations;
+		there[i] = mirror_of(source)->member[i].saved->state == MEMBER_IN && state.attached;
+		whole[i] = there[i] && !state.pending_operations;
 	}
 	return mirror_of(source)->count;
 }

@@ -41,8 +41,8 @@ struct mirror_member {
 /* -EINVAL where the members' instances do not have the same spaces. */
 int source_mirror_new(struct source **source, const struct mirror_member *members, size_t count, bool ack_one,
 		      struct dp_err *err);
-/* The instance in each member, and whether that is in, there, and has acknowledged all that it was sent; count, 0 where it is no
- * mirror. */
-size_t source_mirror_instances(const struct source *source, uint64_t *instances, uint64_t *epochs, bool *in);
+/* The instance in each member, whether that is in and there, and whether it has acknowledged all that it was sent too; count, 0
+ * where it is no mirror. */
+size_t source_mirror_instances(const struct source *source, uint64_t *instances, uint64_t *epochs, bool *there, bool *whole);
 
 #endif
