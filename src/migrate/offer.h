@@ -13,7 +13,7 @@
  *  F1 pages are read from a frozen process only while CRIU lives and holds it (its end of a pipe tells: the kernel closes it
  *     before it lets the tree go), so what was served is what the tree had when it was frozen;
  *  F2 the tree runs on or is killed, never both, and one of the two: it is killed only after offer_release was called, and CRIU
- *     lets it go on whenever its hook, the offerer or the caller is gone without that;
+ *     lets it go on whenever its hook, the offerer or the caller is gone without that (with a record: as the record says);
  *  F3 before the tree goes on, the offerer has stopped serving;
  *  F4 a page that cannot be read is an error (-EIO), never zeros.
  * Thread rule: an offer is used by one thread. The offerer is forked without exec: the caller has one thread at offer_make. */
@@ -39,6 +39,10 @@ struct offer_options {
 	bool allow_plaintext;
 	const char *name;            /* repo:tag of the snapshot; borrowed */
 	const char *registry;        /* of instances; NULL: the default */
+	/* NULL, or where the caller records what it decided (record.h). When the caller is gone, whoever is left and holds the tree (the
+	 * offerer; without it the hook) does what switch_heir(record) says, instead of letting the tree go on at once. Serving goes
+	 * on meanwhile where it can. Absolute path; borrowed. */
+	const char *record;
 	bool verbose;
 	char *const *criu_arguments; /* further ones for `criu dump`; borrowed */
 	size_t criu_argument_count;
