@@ -27,6 +27,7 @@
 #include "base/log.h"
 #include "instance/stats.h"
 #include "restore/criu_cache.h"
+#include "restore/lease.h"
 #include "restore/plan.h"
 #include "restore/processes.h"
 #include "sys/proc.h"
@@ -40,6 +41,7 @@ static struct {
 	pid_t highest_pid; /* of the tree, once it is known */
 	pid_t criu;       /* 0: not running */
 	pid_t root;       /* 0: the tree does not run yet */
+	bool stopped;     /* its lease is over (lease.h) */
 	int kdat_lock;
 	uint64_t criu_started_ns;
 	/* Tasks that ended before CRIU did: one of them may turn out to be the root. */
@@ -240,7 +242,8 @@ static void watch(void)
 		{ .fd = self.channel_fd, .events = POLLIN },
 		{ .fd = self.pager_pidfd, .events = POLLIN },
 	};
-	if (poll(polls, ARRAY_LENGTH(polls), -1) < 0)
+	const struct restore_plan *plan = self.config->plan;
+	if (poll(polls, ARRAY_LENGTH(polls), lease_follow(plan->options->lease, plan->own_pid_namespace, &self.stopped)) < 0)
 		return;
 	if (polls[2].revents) {
 		char path[PATH_MAX];

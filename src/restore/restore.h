@@ -32,6 +32,8 @@
 #include "restore/terminal.h"
 #include "transport/endpoint.h"
 
+struct restore_lease;
+
 #define RESTORE_POOLS 4u /* at most, of a mirror or a spread */
 
 enum restore_record { RECORD_WHERE_NONE_IS, RECORD_ALWAYS, RECORD_NEVER };
@@ -58,6 +60,7 @@ struct restore_options {
 	enum restore_record record;     /* the order in which this run wants its pages, stored with the snapshot */
 	uint64_t commit_interval_ns;    /* from one commit to the next; 0: pages go to the pool only when they leave */
 	bool shell_job;                 /* --shell-job is among criu_arguments */
+	const struct restore_lease *lease; /* mapped shared by the caller: until when the tree may run (lease.h); NULL: for ever */
 	unsigned verbose;
 	char *const *criu_arguments;    /* passed on to `criu restore` */
 	size_t criu_argument_count;
