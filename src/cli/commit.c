@@ -30,50 +30,9 @@ static const char usage[] =
 	"  --root DIRECTORY   registry of instances (default $DISTRI_PROC_ROOT or /run/distri-proc)\n"
 	"  -v, --verbose      a detailed log of CRIU, if it fails\n";
 
-enum { OPTION_KEEP = 256, OPTION_EVERY, OPTION_RATE, OPTION_CRIU_OPTION, OPTION_JSON, OPTION_ROOT };
+static const struct option options[] = { COMMIT_OPTIONS, { 0 } };
 
-static const struct option options[] = {
-	{ "keep", required_argument, NULL, OPTION_KEEP },
-	{ "every", required_argument, NULL, OPTION_EVERY },
-	{ "rate", required_argument, NULL, OPTION_RATE },
-	{ "criu-option", required_argument, NULL, OPTION_CRIU_OPTION },
-	{ "json", no_argument, NULL, OPTION_JSON },
-	{ "root", required_argument, NULL, OPTION_ROOT },
-	{ "verbose", no_argument, NULL, 'v' },
-	{ "help", no_argument, NULL, 'h' },
-	{ 0 },
-};
-
-#define CRIU_ARGUMENTS_LIMIT 32
-
-struct settings {
-	struct commit_options commit;
-	char *criu_arguments[CRIU_ARGUMENTS_LIMIT]; /* borrowed from argv */
-	struct commit_line line;
-	bool help;
-};
-
-static int read_option(struct settings *settings, char **argv, int option)
-{
-	struct commit_options *commit = &settings->commit;
-	switch (option) {
-	case OPTION_KEEP: return commit_line_keep(argv[0], optarg, &commit->keep);
-	case OPTION_EVERY: return commit_line_interval(argv[0], "--every", optarg, &commit->interval_ns);
-	case OPTION_RATE:
-		return parse_size(optarg, &commit->rate_bytes)
-			       ? cli_usage_error(argv[0], "--rate takes bytes a second, such as 100M")
-			       : 0;
-	case OPTION_CRIU_OPTION: return commit_line_criu_option(argv[0], optarg, settings->criu_arguments, CRIU_ARGUMENTS_LIMIT,
-							       &commit->criu_argument_count);
-	case OPTION_JSON: settings->line.json = true; return 0;
-	case OPTION_ROOT: commit->registry = instance_root(optarg); return 0;
-	case 'v': commit->verbose = true; return 0;
-	case 'h': settings->help = true; return 0;
-	default: return cli_usage_hint(argv[0]);
-	}
-}
-
-static int run(struct settings *settings)
+static int run(struct commit_settings *settings)
 {
 	struct committer *committer;
 	struct dp_err err = { "" };
@@ -94,11 +53,11 @@ static int run(struct settings *settings)
 
 int cmd_commit(int argc, char **argv)
 {
-	struct settings settings = { .commit = { .registry = instance_root(NULL), .keep = 2 }, .line.verb = "committed" };
+	struct commit_settings settings = { .commit = { .registry = instance_root(NULL), .keep = 2 }, .line.verb = "committed" };
 	int code = 0;
 	settings.commit.criu_arguments = settings.criu_arguments;
 	for (int option; !code && !settings.help && (option = getopt_long(argc, argv, "vh", options, NULL)) != -1;)
-		code = read_option(&settings, argv, option);
+		code = commit_line_option(&settings, argv[0], option);
 	if (settings.help && !code)
 		return fputs(usage, stdout), EXIT_OK;
 	if (code)

@@ -1,6 +1,7 @@
 #include "cli/commit_line.h"
 
 #include <errno.h>
+#include <getopt.h>
 #include <json-c/json.h>
 #include <signal.h>
 #include <string.h>
@@ -148,7 +149,7 @@ const char *commit_line_note_text(const struct instance *instance, char *text, s
 	return text;
 }
 
-int commit_line_keep(const char *command, const char *text, unsigned *keep)
+static int read_keep(const char *command, const char *text, unsigned *keep)
 {
 	char *end;
 	long number = strtol(text, &end, 10);
@@ -165,16 +166,38 @@ int commit_line_interval(const char *command, const char *option, const char *te
 	return 0;
 }
 
-int commit_line_criu_option(const char *command, char *text, char **arguments, size_t limit, size_t *count)
+static int read_rate(const char *command, const char *text, uint64_t *rate_bytes)
+{
+	return parse_size(text, rate_bytes) ? cli_usage_error(command, "--rate takes bytes a second, such as 100M") : 0;
+}
+
+static int read_criu_option(const char *command, char *text, struct commit_settings *settings)
 {
 	struct dp_err err;
+	size_t *count = &settings->commit.criu_argument_count;
 	if (checkpoint_check_option(text, &err) < 0)
 		return cli_usage_error(command, "%s", err.text);
 	if (strncmp(text, "--", 2))
 		return cli_usage_error(command, "write CRIU's option in its long form: --criu-option=--name[=value], not '%s'",
 				       text);
-	if (*count == limit)
+	if (*count == COMMIT_CRIU_ARGUMENTS)
 		return cli_usage_error(command, "too many options for CRIU");
-	arguments[(*count)++] = text;
+	settings->criu_arguments[(*count)++] = text;
 	return 0;
+}
+
+int commit_line_option(struct commit_settings *settings, const char *command, int option)
+{
+	struct commit_options *commit = &settings->commit;
+	switch (option) {
+	case COMMIT_KEEP: return read_keep(command, optarg, &commit->keep);
+	case COMMIT_EVERY: return commit_line_interval(command, "--every", optarg, &commit->interval_ns);
+	case COMMIT_RATE: return read_rate(command, optarg, &commit->rate_bytes);
+	case COMMIT_CRIU_OPTION: return read_criu_option(command, optarg, settings);
+	case COMMIT_JSON: settings->line.json = true; return 0;
+	case COMMIT_ROOT: commit->registry = instance_root(optarg); return 0;
+	case 'v': commit->verbose = true; return 0;
+	case 'h': settings->help = true; return 0;
+	default: return cli_usage_hint(command);
+	}
 }

@@ -26,9 +26,31 @@ const char *commit_line_note_text(const struct instance *instance, char *text, s
 /* Age alone, such as 12s; "-" where there is none. */
 const char *commit_line_age_text(const struct instance *instance, char *text, size_t size);
 
-/* 0, or the exit code after a message. `command` is argv[0]. */
-int commit_line_keep(const char *command, const char *text, unsigned *keep);
+#define COMMIT_CRIU_ARGUMENTS 32
+
+/* The options that both commands have, into what; `commit.criu_arguments` must be `criu_arguments`, whose texts are of argv. */
+struct commit_settings {
+	struct commit_options commit;
+	char *criu_arguments[COMMIT_CRIU_ARGUMENTS];
+	struct commit_line line;
+	bool help;
+};
+
+enum { COMMIT_KEEP = 256, COMMIT_EVERY, COMMIT_RATE, COMMIT_CRIU_OPTION, COMMIT_JSON, COMMIT_ROOT, COMMIT_OWN_OPTIONS };
+
+/* The first entries of a table for getopt_long; a command's own begin at COMMIT_OWN_OPTIONS. */
+#define COMMIT_OPTIONS                                                                                                           \
+	{ "keep", required_argument, NULL, COMMIT_KEEP }, { "every", required_argument, NULL, COMMIT_EVERY },                    \
+		{ "rate", required_argument, NULL, COMMIT_RATE }, { "criu-option", required_argument, NULL, COMMIT_CRIU_OPTION }, \
+		{ "json", no_argument, NULL, COMMIT_JSON }, { "root", required_argument, NULL, COMMIT_ROOT },                    \
+		{ "verbose", no_argument, NULL, 'v' },                                                                           \
+	{                                                                                                                        \
+		"help", no_argument, NULL, 'h'                                                                                   \
+	}
+
+/* A time between states. 0, or the exit code after a message; `command` is argv[0]. */
 int commit_line_interval(const char *command, const char *option, const char *text, uint64_t *interval_ns);
-int commit_line_criu_option(const char *command, char *text, char **arguments, size_t limit, size_t *count);
+/* Takes one of those, with getopt's optarg. The same. */
+int commit_line_option(struct commit_settings *settings, const char *command, int option);
 
 #endif

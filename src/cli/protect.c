@@ -34,41 +34,21 @@ static const char usage[] =
 	"  --root DIRECTORY   registry of instances (default $DISTRI_PROC_ROOT or /run/distri-proc)\n"
 	"  -v, --verbose      a detailed log of CRIU, if it fails\n";
 
-enum {
-	OPTION_KEEP = 256,
-	OPTION_EVERY,
-	OPTION_TO,
-	OPTION_PID,
-	OPTION_STOP,
-	OPTION_RATE,
-	OPTION_CRIU_OPTION,
-	OPTION_JSON,
-	OPTION_ROOT
-};
+enum { OPTION_TO = COMMIT_OWN_OPTIONS, OPTION_PID, OPTION_STOP };
 
 static const struct option options[] = {
-	{ "keep", required_argument, NULL, OPTION_KEEP },
-	{ "every", required_argument, NULL, OPTION_EVERY },
+	COMMIT_OPTIONS,
 	{ "to", required_argument, NULL, OPTION_TO },
 	{ "pid", required_argument, NULL, OPTION_PID },
 	{ "stop", no_argument, NULL, OPTION_STOP },
-	{ "rate", required_argument, NULL, OPTION_RATE },
-	{ "criu-option", required_argument, NULL, OPTION_CRIU_OPTION },
-	{ "json", no_argument, NULL, OPTION_JSON },
-	{ "root", required_argument, NULL, OPTION_ROOT },
-	{ "verbose", no_argument, NULL, 'v' },
-	{ "help", no_argument, NULL, 'h' },
 	{ 0 },
 };
 
-#define CRIU_ARGUMENTS_LIMIT 32
 #define STOP_WAIT_MS 60000 /* a commit under way is brought to its end */
 
 struct settings {
-	struct commit_options commit;
-	char *criu_arguments[CRIU_ARGUMENTS_LIMIT]; /* borrowed from argv */
-	struct commit_line line;
-	bool stop, help;
+	struct commit_settings common;
+	bool stop;
 };
 
 static int read_pid(const char *command, const char *text, pid_t *pid)
@@ -83,37 +63,25 @@ static int read_pid(const char *command, const char *text, pid_t *pid)
 
 static int read_option(struct settings *settings, char **argv, int option)
 {
-	struct commit_options *commit = &settings->commit;
+	struct commit_options *commit = &settings->common.commit;
 	switch (option) {
-	case OPTION_KEEP: return commit_line_keep(argv[0], optarg, &commit->keep);
-	case OPTION_EVERY: return commit_line_interval(argv[0], "--every", optarg, &commit->interval_ns);
 	case OPTION_TO: commit->to = optarg; return 0;
 	case OPTION_PID: return read_pid(argv[0], optarg, &commit->pid);
 	case OPTION_STOP: settings->stop = true; return 0;
-	case OPTION_RATE:
-		return parse_size(optarg, &commit->rate_bytes)
-			       ? cli_usage_error(argv[0], "--rate takes bytes a second, such as 100M")
-			       : 0;
-	case OPTION_CRIU_OPTION: return commit_line_criu_option(argv[0], optarg, settings->criu_arguments, CRIU_ARGUMENTS_LIMIT,
-							       &commit->criu_argument_count);
-	case OPTION_JSON: settings->line.json = true; return 0;
-	case OPTION_ROOT: commit->registry = instance_root(optarg); return 0;
-	case 'v': commit->verbose = true; return 0;
-	case 'h': settings->help = true; return 0;
-	default: return cli_usage_hint(argv[0]);
+	default: return commit_line_option(&settings->common, argv[0], option);
 	}
 }
 
 static int read_options(struct settings *settings, int argc, char **argv)
 {
 	int code = 0;
-	for (int option; !code && !settings->help && (option = getopt_long(argc, argv, "vh", options, NULL)) != -1;)
+	for (int option; !code && !settings->common.help && (option = getopt_long(argc, argv, "vh", options, NULL)) != -1;)
 		code = read_option(settings, argv, option);
-	if (code || settings->help)
+	if (code || settings->common.help)
 		return code;
-	if (settings->commit.pid ? optind != argc : argc - optind != 1)
+	if (settings->common.commit.pid ? optind != argc : argc - optind != 1)
 		return cli_usage_error(argv[0], "which instance? Give one, or --pid N; `distri-proc ps` lists them");
-	settings->commit.instance = settings->commit.pid ? NULL : argv[optind];
+	settings->common.commit.instance = settings->common.commit.pid ? NULL : argv[optind];
 	return 0;
 }
 
@@ -122,7 +90,7 @@ static const char *mark_path(const struct settings *settings, const char *id, ch
 {
 	char file[INSTANCE_ID_BYTES + 16];
 	snprintf(file, sizeof(file), "%s.protect", id);
-	return commits_path(settings->commit.registry, file, path, size);
+	return commits_path(settings->common.commit.registry, file, path, size);
 }
 
 /* Who holds the lock; 0: nobody. */
@@ -154,9 +122,9 @@ static int stop_other(const struct settings *settings, struct dp_err *err)
 {
 	char path[PATH_MAX], id[INSTANCE_ID_BYTES];
 	struct instance instance;
-	if (settings->commit.pid)
-		snprintf(id, sizeof(id), "pid-%d", (int)settings->commit.pid);
-	else if (!instance_find(settings->commit.registry, settings->commit.instance, &instance, err))
+	if (settings->common.commit.pid)
+		snprintf(id, sizeof(id), "pid-%d", (int)settings->common.commit.pid);
+	else if (!instance_find(settings->common.commit.registry, settings->common.commit.instance, &instance, err))
 		snprintf(id, sizeof(id), "%s", instance.id);
 	else
 		return -ENOENT;
@@ -177,14 +145,14 @@ static int run(struct settings *settings, struct dp_err *err)
 	struct committer *committer;
 	cleanup_fd int mark_fd = -1;
 	char path[PATH_MAX];
-	int ret = commit_open(&committer, &settings->commit, err);
+	int ret = commit_open(&committer, &settings->common.commit, err);
 	if (ret)
 		return ret;
 	char id[INSTANCE_ID_BYTES];
 	snprintf(id, sizeof(id), "%s", commit_last(committer)->id);
 	ret = mark(settings, id, &mark_fd, err);
 	if (!ret) {
-		commit_line_loop(&settings->line, committer, settings->commit.interval_ns);
+		commit_line_loop(&settings->common.line, committer, settings->common.commit.interval_ns);
 		unlink(mark_path(settings, id, path, sizeof(path)));
 	}
 	commit_close(committer);
@@ -194,16 +162,16 @@ static int run(struct settings *settings, struct dp_err *err)
 int cmd_protect(int argc, char **argv)
 {
 	struct settings settings = {
-		.commit = { .registry = instance_root(NULL), .keep = 10, .interval_ns = 60000000000u, .protect = true },
-		.line.verb = "protected",
+		.common.commit = { .registry = instance_root(NULL), .keep = 10, .interval_ns = 60000000000u, .protect = true },
+		.common.line.verb = "protected",
 	};
 	struct dp_err err = { "" };
-	settings.commit.criu_arguments = settings.criu_arguments;
+	settings.common.commit.criu_arguments = settings.common.criu_arguments;
 	int code = read_options(&settings, argc, argv);
-	if (settings.help && !code)
+	if (settings.common.help && !code)
 		return fputs(usage, stdout), EXIT_OK;
 	if (code)
 		return code;
 	int ret = settings.stop ? stop_other(&settings, &err) : run(&settings, &err);
-	return ret ? cli_print_error(ret, &err, settings.line.json) : EXIT_OK;
+	return ret ? cli_print_error(ret, &err, settings.common.line.json) : EXIT_OK;
 }

@@ -9,7 +9,6 @@
 #include "base/log.h"
 #include "sys/uffd.h"
 
-
 /* The kernel installed it (P5): it is the process's now, and waits in a queue for its turn to leave. */
 static void made_local(struct space *space, uint64_t pgno, const void *data, uint8_t flags)
 {
@@ -314,22 +313,36 @@ static uint32_t place_in_request(const struct request *request, struct page_rang
 	return whole ? first : REQUEST_PAGES;
 }
 
-void install_on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last)
+/* The request that an answer is to, and which of its pages the answer begins with; NULL: the tree fails. */
+static struct request *request_answered(struct tree *tree, uint64_t cookie, struct page_range range, uint32_t *first)
 {
-	struct tree *tree = context;
 	struct request *request = &tree->request[cookie & 0xff];
 	bool known = (cookie & 0xff) < REQUESTS && request->generation == cookie >> 8 && request->space;
-	uint32_t first = known ? place_in_request(request, range) : REQUEST_PAGES;
-	if (first == REQUEST_PAGES) {
+	*first = known ? place_in_request(request, range) : REQUEST_PAGES;
+	if (*first == REQUEST_PAGES) {
 		tree_fail(tree, -EPROTO, "the pages' source answered what was not asked");
-		return;
+		return NULL;
 	}
 	tree->in_flight -= range.pages;
-	uint64_t mask = (range.pages == 64 ? ~0ull : (1ull << range.pages) - 1) << first;
-	answer(request, mask, data ? (const uint8_t *)data - (uint64_t)first * PAGE_BYTES : NULL);
+	return request;
+}
+
+static void request_end_answered(struct tree *tree, struct request *request, bool last)
+{
 	request->answered |= last;
 	if (request->answered && !request->parked)
 		request_end(tree, request);
+}
+
+void install_on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last)
+{
+	uint32_t first;
+	struct request *request = request_answered(context, cookie, range, &first);
+	if (!request)
+		return;
+	uint64_t mask = (range.pages == 64 ? ~0ull : (1ull << range.pages) - 1) << first;
+	answer(request, mask, data ? (const uint8_t *)data - (uint64_t)first * PAGE_BYTES : NULL);
+	request_end_answered(context, request, last);
 }
 
 #define DAMAGE_LINES 100u
@@ -381,20 +394,13 @@ static void take_damaged(struct request *request, uint32_t at)
 
 void install_on_damaged(void *context, uint64_t cookie, struct page_range range, bool last)
 {
-	struct tree *tree = context;
-	struct request *request = &tree->request[cookie & 0xff];
-	bool known = (cookie & 0xff) < REQUESTS && request->generation == cookie >> 8 && request->space;
-	uint32_t first = known ? place_in_request(request, range) : REQUEST_PAGES;
-	if (first == REQUEST_PAGES) {
-		tree_fail(tree, -EPROTO, "the pages' source answered what was not asked");
+	uint32_t first;
+	struct request *request = request_answered(context, cookie, range, &first);
+	if (!request)
 		return;
-	}
-	tree->in_flight -= range.pages;
 	for (uint32_t i = 0; i < range.pages && !request->space->closed; i++)
 		take_damaged(request, first + i);
-	request->answered |= last;
-	if (request->answered && !request->parked)
-		request_end(tree, request);
+	request_end_answered(context, request, last);
 }
 
 void install_parked(struct tree *tree)
@@ -408,7 +414,6 @@ void install_parked(struct tree *tree)
 		tree->parked_requests--;
 		tree->in_flight -= (uint64_t)__builtin_popcountll(mask);
 		answer(request, mask, parked_data(tree, request));
-		if (request->answered && !request->parked)
-			request_end(tree, request);
+		request_end_answered(tree, request, false);
 	}
 }

@@ -15,6 +15,7 @@
 
 struct oplog {
 	struct source source;
+	struct source_ops ops; /* log_ops, but for what the inner source cannot */
 	struct source *inner;
 	struct oplog_area *area;
 	uint32_t put_space;
@@ -265,30 +266,15 @@ static const struct source_ops log_ops = {
 	.free = log_free,
 };
 
-/* What the inner source cannot, this one cannot either. */
-static const struct source_ops log_ops_without_order = {
-	.find_space = find_space,
-	.get = get,
-	.put = put,
-	.drop = drop,
-	.move = move,
-	.fork = fork_space,
-	.space_free = space_free,
-	.receive = receive,
-	.work = work,
-	.health = health,
-	.fd = fd,
-	.wants_write = wants_write,
-	.bytes = bytes,
-	.free = log_free,
-};
-
 int oplog_new(struct source **source, struct source *inner, struct oplog_area *area)
 {
 	struct oplog *log = calloc(1, sizeof(*log));
 	if (!log)
 		return -ENOMEM;
-	log->source = (struct source){ .ops = inner->ops->order_put ? &log_ops : &log_ops_without_order, .writable = true };
+	log->ops = log_ops;
+	if (!inner->ops->order_put)
+		log->ops.order_put = NULL;
+	log->source = (struct source){ .ops = &log->ops, .writable = true };
 	log->inner = inner;
 	log->area = area;
 	inner->handler = (struct source_handler){ log, on_pages, on_done, on_damaged };
@@ -299,7 +285,7 @@ int oplog_new(struct source **source, struct source *inner, struct oplog_area *a
 void oplog_next_put(struct source *source, uint32_t space_number, const struct op_page *pages, size_t count)
 {
 	struct oplog *log = of(source);
-	if (source->ops != &log_ops && source->ops != &log_ops_without_order)
+	if (source->ops->put != put) /* a source that needs no log */
 		return;
 	log->put_space = space_number;
 	log->put_pages = pages;

@@ -279,23 +279,22 @@ void recover_save_warden(struct space *space)
 	bool ready = warden->state == WARDEN_READY;
 	if (ready && tell(tree, KEEPER_WARDEN, space->number, warden->pidfd))
 		log_warn("the supervisor does not take a warden's pidfd");
-	bool first = ready && !saved->staging;
+	bool first = ready && !saved->place.staging;
 	if (first)
 		saved->head = saved->tail = 0;
-	saved->warden_own_pid = warden->own_pid;
-	saved->warden_traced = warden->traced;
-	saved->area = warden->area;
-	saved->area_bytes = warden->area_bytes;
-	saved->staging_bytes = warden->staging_bytes;
+	struct warden_place place = warden_place(warden);
+	place.pid = saved->place.pid;
+	place.staging = saved->place.staging; /* all the rest is there before it says so */
+	saved->place = place;
 	saved->move_posted = saved->move_booked = saved->drop_posted = 0;
 	in_order();
-	saved->warden_pid = ready ? warden->pid : 0;
-	saved->staging = warden->staging;
+	saved->place.pid = ready ? warden->pid : 0;
+	saved->place.staging = warden->staging;
 }
 
 void recover_retiring(struct space *space)
 {
-	space->saved->staging = 0;
+	space->saved->place.staging = 0;
 	in_order();
 }
 

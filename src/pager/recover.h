@@ -106,9 +106,7 @@ struct space_saved {
 	uint32_t leaf_top;
 	struct saved_ranges ranges[SAVED_KINDS];
 	struct warden_job job;   /* warden.h */
-	/* the warden: all zero while there is none */
-	int32_t warden_pid, warden_own_pid, warden_traced;
-	uint64_t area, area_bytes, staging, staging_bytes;
+	struct warden_place place; /* all zero while there is no warden, nor staging of one that died */
 	uint64_t head, tail;     /* of staging's ring */
 	uint64_t drop_tail;      /* tail after the DROP */
 	uint32_t move_posted, move_booked, drop_posted; /* numbers of the warden's ring */

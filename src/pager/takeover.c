@@ -107,9 +107,9 @@ static int take_staging(struct space *space)
 {
 	const struct space_saved *saved = space->saved;
 	struct staging *staging = &space->staging;
-	if (saved->staging_bytes < PAGE_BYTES || saved->staging_bytes > HIGHEST_ADDRESS)
+	if (saved->place.staging_bytes < PAGE_BYTES || saved->place.staging_bytes > HIGHEST_ADDRESS)
 		return -EBADMSG;
-	int ret = staging_init(staging, saved->staging_bytes / PAGE_BYTES);
+	int ret = staging_init(staging, saved->place.staging_bytes / PAGE_BYTES);
 	if (ret)
 		return ret;
 	for (uint64_t slot = 0; slot < staging->capacity; slot++)
@@ -134,7 +134,7 @@ static void take_job(struct space *space)
 	const struct warden_job *job = &space->saved->job;
 	uint32_t state = __atomic_load_n(&job->state, __ATOMIC_ACQUIRE);
 	bool booked = job->kind == JOB_PLACE && state == JOB_DONE && space->warden.state == WARDEN_READY &&
-		      space->warden.pid == job->pid;
+		      space->warden.pid == job->place.pid;
 	if (state == JOB_NONE || state == JOB_UNWANTED)
 		return;
 	if (booked)
@@ -151,23 +151,17 @@ static int take_warden(struct space *space)
 	struct warden *warden = &space->warden;
 	int pidfd = take_fd(tree, KEEPER_WARDEN, space->number);
 	uint32_t job = __atomic_load_n(&saved->job.state, __ATOMIC_ACQUIRE);
-	if (!saved->staging) {
+	if (!saved->place.staging) {
 		if (pidfd >= 0 && job == JOB_NONE) /* R15 */
 			proc_pidfd_kill(pidfd, SIGKILL);
 		dp_close_fd(&pidfd);
 		return 0;
 	}
-	warden->own_pid = saved->warden_own_pid;
-	warden->traced = saved->warden_traced;
-	warden->area = saved->area;
-	warden->area_bytes = saved->area_bytes;
-	warden->staging = saved->staging;
-	warden->staging_bytes = saved->staging_bytes;
+	warden_set_place(warden, &saved->place);
 	int ret = warden_adopt(warden, take_fd(tree, KEEPER_RING, space->number), take_fd(tree, KEEPER_EVENT, space->number),
 			       pidfd);
 	if (ret)
 		return ret;
-	warden->pid = saved->warden_pid;
 	if (warden->ring->command == WARDEN_MOVE)
 		warden_wait_move(warden);
 	bool dead = warden_is_dead(warden);

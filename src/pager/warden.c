@@ -42,6 +42,30 @@ void warden_init(struct warden *warden, struct warden_job *job)
 	warden->event_fd = -1;
 }
 
+struct warden_place warden_place(const struct warden *warden)
+{
+	return (struct warden_place){
+		.pid = warden->pid,
+		.own_pid = warden->own_pid,
+		.traced = warden->traced,
+		.area = warden->area,
+		.area_bytes = warden->area_bytes,
+		.staging = warden->staging,
+		.staging_bytes = warden->staging_bytes,
+	};
+}
+
+void warden_set_place(struct warden *warden, const struct warden_place *place)
+{
+	warden->pid = place->pid;
+	warden->own_pid = place->own_pid;
+	warden->traced = place->traced;
+	warden->area = place->area;
+	warden->area_bytes = place->area_bytes;
+	warden->staging = place->staging;
+	warden->staging_bytes = place->staging_bytes;
+}
+
 static int write_target(pid_t pid, uint64_t to, const void *from, size_t bytes)
 {
 	struct iovec local = { (void *)from, bytes }, remote = { (void *)to, bytes };
@@ -463,13 +487,7 @@ static int place(struct warden *warden, pid_t target, int uffd, uint64_t staging
 static void publish(struct warden *warden, int ret, const struct dp_err *err)
 {
 	struct warden_job *job = warden->job;
-	job->pid = warden->pid;
-	job->own_pid = warden->own_pid;
-	job->traced = warden->traced;
-	job->area = warden->area;
-	job->area_bytes = warden->area_bytes;
-	job->staging = warden->staging;
-	job->staging_bytes = warden->staging_bytes;
+	job->place = warden_place(warden);
 	snprintf(job->text, sizeof(job->text), "%s", err->text);
 	uint32_t running = JOB_RUNNING;
 	bool wanted = __atomic_compare_exchange_n(&job->state, &running, ret < 0 ? JOB_FAILED : JOB_DONE, false, __ATOMIC_ACQ_REL,
@@ -588,14 +606,8 @@ int warden_poll(struct warden *warden, struct dp_err *err)
 		forget(warden);
 		return 1;
 	}
-	warden->pid = job->pid;
-	warden->own_pid = job->own_pid;
-	warden->traced = job->traced;
-	warden->area = job->area;
-	warden->area_bytes = job->area_bytes;
-	warden->staging = job->staging;
-	warden->staging_bytes = job->staging_bytes;
-	warden->pidfd = proc_pidfd_open(job->pid);
+	warden_set_place(warden, &job->place);
+	warden->pidfd = proc_pidfd_open(warden->pid);
 	warden->state = WARDEN_READY;
 	return 1;
 }
@@ -606,7 +618,7 @@ static void end(struct warden *warden)
 		proc_pidfd_kill(warden->pidfd, SIGKILL);
 	else if (warden->state == WARDEN_STOPPING_TARGET &&
 		 __atomic_exchange_n(&warden->job->state, JOB_UNWANTED, __ATOMIC_ACQ_REL) == JOB_DONE)
-		kill(warden->job->pid, SIGKILL); /* it was placed a moment ago */
+		kill(warden->job->place.pid, SIGKILL); /* it was placed a moment ago */
 }
 
 void warden_kill(struct warden *warden)

@@ -31,14 +31,19 @@ enum warden_state { WARDEN_ABSENT, WARDEN_LOST, WARDEN_STOPPING_TARGET, WARDEN_R
 enum job_kind { JOB_PLACE = 1, JOB_RETIRE };
 enum job_state { JOB_NONE, JOB_ASKED, JOB_RUNNING, JOB_DONE, JOB_FAILED, JOB_UNWANTED };
 
+/* Where a warden is: what is told and kept of one; the fields are those of struct warden. */
+struct warden_place {
+	int32_t pid, own_pid, traced;
+	uint64_t area, area_bytes, staging, staging_bytes;
+};
+
 /* What injector and pager tell each other; outlives both. */
 struct warden_job {
 	uint32_t state, kind;
 	int32_t injector;
-	int32_t pid, own_pid, traced; /* the result, as in struct warden */
-	uint64_t needs_page;          /* address of a page without which the stopped thread cannot run calls; 0: none */
-	uint64_t area, area_bytes, staging, staging_bytes;
-	char text[256];               /* of a failure */
+	uint64_t needs_page;       /* address of a page without which the stopped thread cannot run calls; 0: none */
+	struct warden_place place; /* the result */
+	char text[256];            /* of a failure */
 };
 
 struct warden {
@@ -59,6 +64,8 @@ struct warden {
 };
 
 void warden_init(struct warden *warden, struct warden_job *job);
+struct warden_place warden_place(const struct warden *warden);
+void warden_set_place(struct warden *warden, const struct warden_place *place);
 /* Makes ring and eventfd for a warden that is about to be placed. */
 int warden_prepare(struct warden *warden);
 /* Forks the injector: it places a warden by way of a thread of the target, or takes the one that is there out of it. */

@@ -23,6 +23,7 @@
 #include "pager/recover.h"
 #include "pager/source_pool.h"
 #include "pager_target.h"
+#include "places.h"
 #include "pool_fixture.h"
 #include "recover_world.h"
 #include "sys/uffd_abi.h"
@@ -61,27 +62,7 @@ void plan_steps(const struct step *steps, uint32_t count)
 		memcpy(plan->step, steps, count * sizeof(*steps));
 }
 
-/* A call of the pager's with a place before and one behind it. */
-#define PLACE(type, function, parameters, arguments)                                                                             \
-	extern type __real_##function parameters;                                                                                \
-	type __wrap_##function parameters;                                                                                       \
-	type __wrap_##function parameters                                                                                        \
-	{                                                                                                                        \
-		place("before " #function);                                                                                      \
-		type result = __real_##function arguments;                                                                       \
-		place("after " #function);                                                                                       \
-		return result;                                                                                                   \
-	}
-#define PLACE_VOID(function, parameters, arguments)                                                                              \
-	extern void __real_##function parameters;                                                                                \
-	void __wrap_##function parameters;                                                                                       \
-	void __wrap_##function parameters                                                                                        \
-	{                                                                                                                        \
-		place("before " #function);                                                                                      \
-		__real_##function arguments;                                                                                     \
-		place("after " #function);                                                                                       \
-	}
-
+#define DIE_AT(text) place(text)
 struct link;
 struct control_peer;
 PLACE(uint64_t, uffd_copy, (int uffd, uint64_t to, const void *from, uint64_t bytes, int *error), (uffd, to, from, bytes, error))

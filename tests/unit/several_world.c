@@ -16,6 +16,7 @@
 
 #include "base/base.h"
 #include "base/log.h"
+#include "places.h"
 #include "pool_fixture.h"
 
 struct world world;
@@ -53,25 +54,7 @@ static void place(void)
 	longjmp(world.crash, 1);
 }
 
-#define PLACE(type, function, parameters, arguments)                                                                             \
-	extern type __real_##function parameters;                                                                                \
-	type __wrap_##function parameters;                                                                                       \
-	type __wrap_##function parameters                                                                                        \
-	{                                                                                                                        \
-		place();                                                                                                         \
-		type result = __real_##function arguments;                                                                       \
-		place();                                                                                                         \
-		return result;                                                                                                   \
-	}
-#define PLACE_VOID(function, parameters, arguments)                                                                              \
-	extern void __real_##function parameters;                                                                                \
-	void __wrap_##function parameters;                                                                                       \
-	void __wrap_##function parameters                                                                                        \
-	{                                                                                                                        \
-		place();                                                                                                         \
-		__real_##function arguments;                                                                                     \
-		place();                                                                                                         \
-	}
+#define DIE_AT(text) place()
 struct mirror;
 struct member;
 struct mirrored;
