@@ -32,10 +32,12 @@ struct instance_process {
 struct instance {
 	char id[INSTANCE_ID_BYTES];
 	char name[INSTANCE_ID_BYTES]; /* --name, else the id */
+	char group[INSTANCE_ID_BYTES]; /* of those that were started together, as NAME-1, NAME-2, ...; "": none */
 	char snapshot[256];           /* repo:tag */
 	char pool[1400];              /* pool's URI without the name */
 	char directory[512];          /* ROOT/ID */
 	bool running;                 /* false: being restored */
+	bool spare;                   /* restored but for its first instruction, and waiting to be wanted (restore/spares.h) */
 	bool own_pid_namespace;       /* init is pid 1 of a namespace made for the tree */
 	struct instance_process root, init, pager, supervisor;
 	uint64_t created_unix_ns;

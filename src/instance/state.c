@@ -24,6 +24,10 @@ char *instance_encode(const struct instance *instance)
 	json_object_object_add(object, "name", json_object_new_string(instance->name));
 	json_object_object_add(object, "snapshot", json_object_new_string(instance->snapshot));
 	json_object_object_add(object, "pool", json_object_new_string(instance->pool));
+	if (instance->group[0])
+		json_object_object_add(object, "group", json_object_new_string(instance->group));
+	if (instance->spare)
+		json_object_object_add(object, "spare", json_object_new_boolean(true));
 	json_object_object_add(object, "running", json_object_new_boolean(instance->running));
 	json_object_object_add(object, "own_pid_namespace", json_object_new_boolean(instance->own_pid_namespace));
 	add_process(object, "root", &instance->root);
@@ -70,6 +74,11 @@ static bool get_flag(json_object *object, const char *name, bool *to)
 	return true;
 }
 
+static bool has(json_object *object, const char *name)
+{
+	return json_object_object_get_ex(object, name, NULL);
+}
+
 static bool get_process(json_object *object, const char *name, struct instance_process *to)
 {
 	json_object *value;
@@ -92,6 +101,8 @@ int instance_decode(struct instance *instance, const char *json, struct dp_err *
 		    get_text(object, "name", instance->name, sizeof(instance->name)) &&
 		    get_text(object, "snapshot", instance->snapshot, sizeof(instance->snapshot)) &&
 		    get_text(object, "pool", instance->pool, sizeof(instance->pool)) &&
+		    (!has(object, "group") || get_text(object, "group", instance->group, sizeof(instance->group))) &&
+		    (!has(object, "spare") || get_flag(object, "spare", &instance->spare)) &&
 		    get_flag(object, "running", &instance->running) &&
 		    get_flag(object, "own_pid_namespace", &instance->own_pid_namespace) &&
 		    get_process(object, "root", &instance->root) && get_process(object, "init", &instance->init) &&

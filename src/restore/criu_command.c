@@ -63,8 +63,8 @@ int criu_command_make(const struct restore_plan *plan, struct criu_command *comm
 	list[count++] = options->verbose > 1 ? "-v4" : "-v2";
 	if (needs_root(plan))
 		list[count++] = "--root=/";
-	if (options->working_set) {
-		ret = working_set_prepare(instance, err);
+	if (options->working_set || options->hold) {
+		ret = working_set_prepare(instance, options->working_set, options->hold, err);
 		if (ret)
 			return ret;
 		list[count++] = format_text("--action-script=%s/" WORKING_SET_ACTION, instance->directory);

@@ -213,9 +213,14 @@ int plan_begin(const struct restore_options *options, struct restore_plan *plan,
 	*plan = (struct restore_plan){ .options = options, .stdio = { -1, -1, -1 }, .report_fd = -1 };
 	if (!options->endpoint->name[0])
 		return dp_fail(err, EINVAL, "no snapshot named: write POOL/REPO:TAG");
-	int ret = instance_create_dir(options->root, options->endpoint->name, options->name, &plan->instance, err);
+	bool named = options->name && options->name_is_free;
+	int ret = instance_create_dir(options->root, options->endpoint->name, named ? NULL : options->name, &plan->instance, err);
 	if (ret)
 		return ret;
+	if (named)
+		snprintf(plan->instance.name, sizeof(plan->instance.name), "%s", options->name);
+	if (options->group)
+		snprintf(plan->instance.group, sizeof(plan->instance.group), "%s", options->group);
 	endpoint_pool_text(options->endpoint, plan->instance.pool, sizeof(plan->instance.pool));
 	plan->own_pid_namespace = plan->instance.own_pid_namespace = !options->host_pid_namespace;
 	/* With the host's pids, a CRIU that is here before they are known may have one of them; and a terminal cannot be given

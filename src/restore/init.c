@@ -11,6 +11,7 @@
  * pager's holder keeps the userfaultfds (pager/recover.h). */
 #include <errno.h>
 #include <fcntl.h>
+#include <net/if.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -105,6 +106,29 @@ static void enter_namespaces(void)
 		give_up("make mounts private", errno);
 	if (self.config->plan->own_pid_namespace && mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
 		give_up("mount /proc", errno);
+}
+
+static void set_loopback_up(void)
+{
+	struct ifreq request = { .ifr_name = "lo" };
+	cleanup_fd int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0 || ioctl(fd, SIOCGIFFLAGS, &request))
+		give_up("the loopback of the tree's network namespace", errno);
+	request.ifr_flags |= IFF_UP;
+	if (ioctl(fd, SIOCSIFFLAGS, &request))
+		give_up("the loopback of the tree's network namespace", errno);
+}
+
+/* One of our own is there already: clone made it. Its sockets are the tree's, ours are not: the pager stays outside. */
+static void enter_network(const char *network)
+{
+	if (!strcmp(network, RESTORE_NETWORK_OWN)) {
+		set_loopback_up();
+		return;
+	}
+	cleanup_fd int fd = open(network, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || setns(fd, CLONE_NEWNET))
+		give_up("enter the network namespace of --network", errno);
 }
 
 static int set_last_pid(pid_t last_pid)
@@ -288,6 +312,8 @@ void init_main(const struct init_config *config)
 		ioctl(plan->stdio[0], TIOCSCTTY, 0); /* without one, jobs of the tree just have no job control */
 	if (!plan->options->host_pid_namespace)
 		enter_namespaces();
+	if (plan->options->network)
+		enter_network(plan->options->network);
 	/* CRIU and its helpers get pids that are none of the snapshot's; CRIU asks for those by number. */
 	int ret = plan->own_pid_namespace ? set_last_pid(plan->last_pid) : 0;
 	if (ret)

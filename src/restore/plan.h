@@ -44,9 +44,19 @@ int gate_open(const struct instance *instance, int gate_fd, struct dp_err *err);
 
 /* ---- working_set.c ---- */
 #define WORKING_SET_ACTION "working-set-gate" /* file of the instance's directory: CRIU's action script */
-int working_set_prepare(const struct instance *instance, struct dp_err *err);
+/* The tree is resumed when its working set is there, and (hold) when hold_release says so. */
+int working_set_prepare(const struct instance *instance, bool working_set, bool hold, struct dp_err *err);
 /* The pager's end of the FIFO, or -1. */
 int working_set_open(const struct instance *instance);
+/* The supervisor's: readable when the tree waits. */
+struct hold {
+	int held_fd, go_fd; /* -1: closed */
+};
+int hold_open(const struct instance *instance, struct hold *hold, struct dp_err *err);
+/* Has it come to the gate? Closes held_fd then. */
+bool hold_reached(struct hold *hold);
+/* Through. 0 or -errno. */
+int hold_release(struct hold *hold);
 
 /* ---- pids.c ---- */
 /* Pids and thread ids that CRIU will claim, ascending, fresh array: the images core-*.img name each, pstree its sessions. */
@@ -60,7 +70,7 @@ bool plan_gap_is_free(const pid_t *pids, size_t count, pid_t last_pid, pid_t roo
 int plan_refuse_used_pids(const pid_t *pids, size_t count, struct dp_err *err);
 
 /* ---- messages: supervisor -> caller ---- */
-enum report_kind { REPORT_RUNNING = 1, REPORT_FAILED, REPORT_ENDED };
+enum report_kind { REPORT_RUNNING = 1, REPORT_FAILED, REPORT_ENDED, REPORT_HELD };
 struct report {
 	uint32_t kind;
 	int32_t code; /* FAILED: positive errno; ENDED: exit code of the root */
@@ -73,6 +83,13 @@ struct report {
 struct verdict {
 	bool cancelled;
 	struct restore_plan plan; /* pointers and descriptors in it mean nothing */
+};
+
+/* Once, to one that is held: it may run. */
+struct go {
+	char name[INSTANCE_ID_BYTES], group[INSTANCE_ID_BYTES]; /* "": as they were */
+	uint64_t start_ns;                                      /* when it was wanted */
+	bool foreground;
 };
 
 /* ---- messages: supervisor -> init ---- */

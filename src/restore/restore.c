@@ -97,7 +97,7 @@ static int start(const struct restore_options *options, struct restore_session *
 		bool none = next_report(session, &report); /* after a failure of ours: all is cleaned up */
 		if (!ret && none)
 			ret = dp_fail(err, EOWNERDEAD, "the supervisor was killed before the tree ran");
-		else if (!ret && report.kind != REPORT_RUNNING)
+		else if (!ret && report.kind != (options->hold ? REPORT_HELD : REPORT_RUNNING))
 			ret = dp_fail(err, report.code, "%s", report.text);
 	}
 	if (ret) {
@@ -120,6 +120,30 @@ int restore_start(const struct restore_options *options, struct restore_session 
 	int ret = start(options, session, err);
 	awake_done(&awake);
 	return ret;
+}
+
+int restore_prepare(const struct restore_options *options, struct restore_session *session, struct dp_err *err)
+{
+	return start(options, session, err);
+}
+
+int restore_go(struct restore_session *session, const char *name, const char *group, bool foreground, struct dp_err *err)
+{
+	struct go go = { .start_ns = clock_now_ns(), .foreground = foreground };
+	struct report report;
+	snprintf(go.name, sizeof(go.name), "%s", name);
+	snprintf(go.group, sizeof(go.group), "%s", group);
+	session->times = (struct restore_times){ .start_ns = go.start_ns };
+	if (send_with_fd(session->report_fd, &go, sizeof(go), -1) || next_report(session, &report))
+		return dp_fail(err, EOWNERDEAD, "the spare was not there any more");
+	if (report.kind != REPORT_RUNNING)
+		return dp_fail(err, report.code, "%s", report.text);
+	session->instance = report.instance;
+	session->times.opened_ns = session->times.fetched_ns = session->times.checked_ns = go.start_ns;
+	session->times.criu_started_ns = go.start_ns;
+	session->times.criu_done_ns = report.criu_done_ns;
+	session->times.done_ns = clock_now_ns();
+	return 0;
 }
 
 static void pass_on(const struct restore_session *session, int signal_fd)

@@ -36,6 +36,8 @@ struct restore_lease;
 
 #define RESTORE_POOLS 4u /* at most, of a mirror or a spread */
 
+#define RESTORE_NETWORK_OWN "none" /* a fresh namespace, with nothing but a loopback that is up */
+
 enum restore_record { RECORD_WHERE_NONE_IS, RECORD_ALWAYS, RECORD_NEVER };
 
 struct restore_options {
@@ -46,6 +48,10 @@ struct restore_options {
 	bool spread;                    /* pages are spread over the pools, rather than kept in each */
 	bool ack_one;                   /* of a mirror: a change is safe when one pool has it */
 	const char *name;               /* --name, or NULL */
+	const char *group;              /* that it belongs to, or NULL */
+	bool name_is_free;              /* the caller has looked */
+	const char *network;            /* the tree's network namespace: NULL: the caller's; RESTORE_NETWORK_OWN; or that of a file */
+	bool hold;                      /* restore_prepare: everything but the first instruction */
 	const char *local_memory;       /* "50%", "512M", or NULL: no budget */
 	bool host_pid_namespace;        /* the same pids on this host instead of a namespace of its own */
 	bool foreground;                /* the tree ends when the caller does */
@@ -82,6 +88,13 @@ struct restore_session {
 /* Restores and returns once the tree runs. On failure nothing is left but logs, which err names. Blocks. -ENOENT no such
  * snapshot, -ENOEXEC another architecture, -ENOTUNIQ files differ, -EEXIST name or pid taken, -EINVAL budget, and others. */
 int restore_start(const struct restore_options *options, struct restore_session *session, struct dp_err *err);
+/* The same, but stops before the tree runs its first instruction: CRIU, with all of the tree in its place, waits in its
+ * pre-resume action (working_set.c). Where the session is closed then, or its holder dies, nothing is left. A session that was
+ * prepared may be handed to another process: its report_fd and instance are all of it. options->hold has to be set. */
+int restore_prepare(const struct restore_options *options, struct restore_session *session, struct dp_err *err);
+/* Lets a prepared tree run, under this name and in this group ("" : as it was prepared), and returns when it does. What fails
+ * leaves nothing. -EOWNERDEAD: it was not there any more. */
+int restore_go(struct restore_session *session, const char *name, const char *group, bool foreground, struct dp_err *err);
 /* Waits until the tree has ended and its instance is removed; signals of `forward` (blocked by the caller; may be NULL) are
  * passed on to the tree's root meanwhile. *exit_code is the root's, or 128 + signal. -ECHILD with a text where it was ended by
  * a failure of ours (pager or pool). */

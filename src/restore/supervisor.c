@@ -3,6 +3,7 @@
  *
  * One loop over poll: signals, the keeper's socket, init's messages, the caller. It never waits for anything but the death of
  * processes that it has killed, and reads the keeper until the tree is dead. */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/sched.h>
@@ -48,6 +49,9 @@ struct supervisor {
 	uint64_t pager_deaths_ns[PAGERS_MOST]; /* the last ones, in a ring */
 	unsigned pager_deaths;
 	bool decided;           /* the caller's verdict has come */
+	struct hold hold;       /* of a spare */
+	bool held, went;        /* it waits before its first instruction; it was let go */
+	struct restore_options options; /* what the plan's are from then on */
 	bool running;           /* the caller has been told so */
 	bool failed;            /* ... or will be told that it failed */
 	uint64_t kill_at_ns;    /* 0: never */
@@ -240,10 +244,56 @@ static void pager_left(struct supervisor *supervisor)
 	log_info("all memory is local, the pager has left");
 }
 
+static void tree_waits(struct supervisor *supervisor)
+{
+	struct dp_err err;
+	if (!hold_reached(&supervisor->hold))
+		return;
+	supervisor->held = supervisor->instance->spare = true;
+	if (instance_save(supervisor->instance, &err))
+		log_error("%s", err.text);
+	report(supervisor, REPORT_HELD, 0);
+}
+
+static void let_go(struct supervisor *supervisor, const struct go *go)
+{
+	struct restore_plan *plan = supervisor->plan;
+	struct instance *instance = supervisor->instance;
+	if (!supervisor->held || supervisor->went)
+		return;
+	supervisor->went = true;
+	supervisor->options = *plan->options;
+	supervisor->options.foreground = go->foreground;
+	plan->options = &supervisor->options;
+	supervisor->times.start_ns = go->start_ns;
+	if (go->name[0])
+		snprintf(instance->name, sizeof(instance->name), "%.*s", (int)sizeof(go->name) - 1, go->name);
+	if (go->group[0])
+		snprintf(instance->group, sizeof(instance->group), "%.*s", (int)sizeof(go->group) - 1, go->group);
+	instance->spare = false;
+	int ret = hold_release(&supervisor->hold);
+	if (ret)
+		fail(supervisor, "let a spare go: %s", strerror(-ret));
+}
+
+/* CRIU has mapped them; nobody reads them any more, and they lie in memory. */
+static void drop_page_images(const struct instance *instance)
+{
+	char path[PATH_MAX];
+	DIR *images = opendir(instance_path(instance, "images", path, sizeof(path)));
+	for (struct dirent *entry = images ? readdir(images) : NULL; entry; entry = readdir(images))
+		if (!strncmp(entry->d_name, "pages-", 6))
+			unlinkat(dirfd(images), entry->d_name, 0);
+	if (images)
+		closedir(images);
+}
+
 static void tree_runs(struct supervisor *supervisor, const struct init_message *message, int pidfd)
 {
 	struct instance *instance = supervisor->instance;
 	struct dp_err err;
+	if (supervisor->plan->options->hold && !supervisor->went)
+		fail(supervisor, "the spare did not wait: criu could not run its action script");
 	supervisor->root_pidfd = pidfd;
 	supervisor->times.criu_started_ns = message->criu_started_ns;
 	supervisor->times.criu_done_ns = message->criu_done_ns;
@@ -266,6 +316,7 @@ static void tree_runs(struct supervisor *supervisor, const struct init_message *
 	supervisor->running = true;
 	committer_wanted(&supervisor->committer, supervisor->plan->options);
 	report(supervisor, REPORT_RUNNING, 0);
+	drop_page_images(instance);
 	/* From here on we only fork pagers; but the committer is a program, and needs all that a checkpoint needs, and so is a
 	 * pool. */
 	if (!supervisor->plan->options->commit_interval_ns && !pool_starter_is_needed(supervisor->plan->options))
@@ -303,6 +354,7 @@ static void take_caller_message(struct supervisor *supervisor)
 {
 	union {
 		struct verdict verdict;
+		struct go go;
 		int32_t number;
 	} message;
 	ssize_t got = recv(supervisor->report_fd, &message, sizeof(message), MSG_DONTWAIT);
@@ -313,6 +365,10 @@ static void take_caller_message(struct supervisor *supervisor)
 			take_verdict(supervisor, &message.verdict);
 		return;
 	}
+	if (got == sizeof(message.go)) {
+		let_go(supervisor, &message.go);
+		return;
+	}
 	if (got == sizeof(message.number)) {
 		if (message.number > 0 && message.number < SIGRTMAX)
 			signal_root(supervisor, message.number);
@@ -320,6 +376,10 @@ static void take_caller_message(struct supervisor *supervisor)
 	}
 	close(supervisor->report_fd);
 	supervisor->report_fd = -1;
+	if (supervisor->held && !supervisor->went) { /* a spare that nobody wanted: no failure */
+		supervisor->failed = true;
+		finish(supervisor);
+	}
 	if (!supervisor->running)
 		fail(supervisor, "the caller went away");
 	if (supervisor->plan->options->foreground) {
@@ -390,6 +450,7 @@ static void watch(struct supervisor *supervisor)
 		{ .fd = supervisor->report_fd, .events = POLLIN },
 		{ .fd = supervisor->signal_fd, .events = POLLIN },
 		{ .fd = supervisor->pools_wanted ? supervisor->starter : -1, .events = POLLIN },
+		{ .fd = supervisor->hold.held_fd, .events = POLLIN },
 	};
 	int timeout_ms = committer_work(&supervisor->committer, supervisor->plan->options, supervisor->instance);
 	if (supervisor->kill_at_ns) {
@@ -408,6 +469,8 @@ static void watch(struct supervisor *supervisor)
 			start_pools(supervisor);
 		supervisor->keeper.lost = false;
 	}
+	if (polls[5].revents)
+		tree_waits(supervisor);
 	if (polls[1].revents)
 		take_init_message(supervisor);
 	if (polls[2].revents)
@@ -520,6 +583,8 @@ static void start_init(struct supervisor *supervisor)
 		clone.flags |= CLONE_NEWPID;
 	if (!plan->options->host_pid_namespace)
 		clone.flags |= CLONE_NEWNS;
+	if (plan->options->network && !strcmp(plan->options->network, RESTORE_NETWORK_OWN))
+		clone.flags |= CLONE_NEWNET;
 	long pid = syscall(SYS_clone3, &clone, sizeof(clone));
 	if (pid < 0)
 		fail(supervisor, "make namespaces for the tree: %s", strerror(errno));
@@ -531,6 +596,9 @@ static void start_init(struct supervisor *supervisor)
 	}
 	free(command.argv);
 	close(channel[1]);
+	if (plan->options->hold && supervisor->hold.go_fd < 0 &&
+	    hold_open(supervisor->instance, &supervisor->hold, &supervisor->err))
+		give_up(supervisor);
 	supervisor->channel_fd = channel[0];
 	supervisor->init = (pid_t)pid;
 	close_fd(&supervisor->init_pidfd);
@@ -602,6 +670,7 @@ void supervisor_main(struct restore_plan *plan)
 		.listen_fd = -1,
 		.control_fd = -1,
 		.starter = -1,
+		.hold = { -1, -1 },
 		.times = { .start_ns = plan->start_ns },
 	};
 	set_up_process(&supervisor);
