@@ -12,19 +12,19 @@
 #define RECORD_LIMIT_BYTES 4096
 #define LEASE_LONGEST_NS UINT64_C(3600000000000)
 
-static bool read_boot(char boot[static 64])
+bool switch_boot_id(char boot[static SWITCH_BOOT_BYTES])
 {
 	cleanup_free char *text = NULL;
 	if (io_read_file("/proc/sys/kernel/random/boot_id", &text, 64) < 0)
 		return false;
-	snprintf(boot, 64, "%.*s", (int)strcspn(text, "\n"), text);
+	snprintf(boot, SWITCH_BOOT_BYTES, "%.*s", (int)strcspn(text, "\n"), text);
 	return true;
 }
 
 int switch_record_write(const char *path, const struct switch_record *record, struct dp_err *err)
 {
-	char boot[64] = "", next[PATH_MAX];
-	if (!read_boot(boot) || snprintf(next, sizeof(next), "%s.next", path) >= (int)sizeof(next))
+	char boot[SWITCH_BOOT_BYTES] = "", next[PATH_MAX];
+	if (!switch_boot_id(boot) || snprintf(next, sizeof(next), "%s.next", path) >= (int)sizeof(next))
 		return dp_fail(err, EIO, "%s: this boot's id cannot be read, or the path is too long", path);
 	json_object *object = json_object_new_object();
 	json_object_object_add(object, "schema", json_object_new_string("distriproc.switch/1"));
@@ -51,14 +51,14 @@ static bool take_number(json_object *object, const char *name, uint64_t *number)
 
 static bool decode(json_object *object, struct switch_record *record)
 {
-	char boot[64] = "";
+	char boot[SWITCH_BOOT_BYTES] = "";
 	json_object *state, *its_boot;
 	if (!json_object_is_type(object, json_type_object) || !json_object_object_get_ex(object, "state", &state) ||
 	    !json_object_object_get_ex(object, "boot", &its_boot) || !take_number(object, "lease_ns", &record->lease_ns) ||
 	    !take_number(object, "margin_ns", &record->margin_ns))
 		return false;
 	int parsed = switch_state_parse(json_object_get_string(state));
-	if (parsed < 0 || !read_boot(boot))
+	if (parsed < 0 || !switch_boot_id(boot))
 		return false;
 	record->state = (enum switch_state)parsed;
 	record->this_boot = !strcmp(boot, json_object_get_string(its_boot));

@@ -21,6 +21,10 @@ struct switch_record {
 	bool this_boot;
 };
 
+#define SWITCH_BOOT_BYTES 64
+/* This boot's id. false: it cannot be read. */
+bool switch_boot_id(char boot[static SWITCH_BOOT_BYTES]);
+
 /* -errno: the decision must not be told then. */
 int switch_record_write(const char *path, const struct switch_record *record, struct dp_err *err);
 /* No file is FROZEN, and no error. -EBADMSG where it cannot be understood. */

@@ -33,6 +33,7 @@
 #define SWITCH_LEASE_NS UINT64_C(10000000000)
 #define SWITCH_MARGIN_NS UINT64_C(3000000000)
 #define SWITCH_LEASE_LEAST_NS UINT64_C(500000000)
+#define SWITCH_MARGIN_LEAST_NS UINT64_C(500000000) /* it takes a moment to stop a tree */
 #define SWITCH_PREPARE_NS UINT64_C(60000000000) /* how long a frozen tree waits for the first ask */
 
 enum switch_state { SWITCH_FROZEN, SWITCH_GRANTED, SWITCH_RELEASED, SWITCH_RESUMED };

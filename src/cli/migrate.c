@@ -1,0 +1,209 @@
+/* migrate: moves a running process tree to another host; this host's agent does it. */
+#include <errno.h>
+#include <getopt.h>
+#include <json-c/json.h>
+#include <string.h>
+
+#include "agent/agent.h"
+#include "base/base.h"
+#include "cli/cli.h"
+#include "cli/commands.h"
+#include "instance/instance.h"
+#include "migrate/switch.h"
+
+static const char usage[] =
+	"Usage: distri-proc migrate --pid N --to HOST[:PORT] [OPTIONS]\n"
+	"       distri-proc migrate --name INSTANCE --to HOST[:PORT] [OPTIONS]\n"
+	"\n"
+	"Moves a running process tree to another host: it is frozen, its skeleton travels, it runs there at once, and its pages\n"
+	"follow from here, those that it touches first; when all have come, what was frozen here is ended. Whatever fails, exactly\n"
+	"one copy runs afterwards. Both hosts run `distri-proc agent`. Ctrl-C only ends the display.\n"
+	"\n"
+	"  --to HOST[:PORT]    the host to go to (default port 7410), or dps://HOST:PORT, tcp://HOST:PORT without encryption\n"
+	"  --mode post-copy    the pages follow (the default, and for now the only one)\n"
+	"  --tcp-established   open TCP connections go along; without it, a process that has some is refused\n"
+	"  --address ADDRESS/LENGTH@DEVICE  an IPv4 address that leaves this host with the process and comes up there, on the\n"
+	"                      device of that name, such as 10.0.0.5/32@eth0: it is what the connections need\n"
+	"  --rate RATE         at most so many bytes a second in the background, such as 800M\n"
+	"  --lease TIME        how long the copy there may run without hearing from here (default 10s); a source that has\n"
+	"                      heard nothing for that long and a little runs on\n"
+	"  --criu-option OPTION  a further option for `criu restore`; may be repeated\n"
+	"  --json              one object at the end, or the error as one\n"
+	"  --root DIRECTORY    registry of instances (default $DISTRI_PROC_ROOT or /run/distri-proc)\n"
+	"  --verbose           CRIU logs more, on both sides\n";
+
+struct settings {
+	const char *root;
+	json_object *request, *criu;
+	bool json, help;
+};
+
+static double ms(json_object *event, const char *name)
+{
+	return (double)line_number(event, name) / 1e6;
+}
+
+static void print_summary(json_object *event)
+{
+	char bytes[32];
+	printf("runs on %s as %s (pid %lld there): gap %.1f ms\n", line_text(event, "to"), line_text(event, "instance"),
+	       (long long)line_number(event, "pid"), ms(event, "gap_ns"));
+	printf("  prepare %.1f ms, until frozen %.1f ms; frozen: skeleton %.1f ms, offered %.1f ms, granted %.1f ms, runs %.1f ms\n",
+	       ms(event, "prepare_ns"), ms(event, "freeze_ns"), ms(event, "skeleton_ns"), ms(event, "ready_ns"), ms(event, "granted_ns"),
+	       ms(event, "gap_ns"));
+	printf("  %s of pages in %.1f ms; all in all %.1f ms\n",
+	       format_size((uint64_t)line_number(event, "bytes"), bytes, sizeof(bytes)), ms(event, "pages_ns"), ms(event, "total_ns"));
+}
+
+static void show(json_object *event, bool redraw)
+{
+	const char *kind = line_text(event, "event"), *phase = line_text(event, "phase");
+	char left[32], all[32];
+	if (!kind || !redraw)
+		return;
+	if (!strcmp(kind, "progress"))
+		printf("\r\033[Kruns there; %s of %s of pages are still here",
+		       format_size((uint64_t)line_number(event, "pages_left") * PAGE_BYTES, left, sizeof(left)),
+		       format_size((uint64_t)line_number(event, "pages") * PAGE_BYTES, all, sizeof(all)));
+	else
+		printf("\r\033[K%s", phase ? phase : kind);
+	fflush(stdout);
+}
+
+static int finish(const struct settings *settings, json_object *event, bool redraw)
+{
+	struct dp_err err = { "" };
+	const char *text = line_text(event, "text");
+	if (redraw)
+		printf("\r\033[K");
+	if (strcmp(line_text(event, "event"), "done") != 0) {
+		int64_t code = line_number(event, "code");
+		dp_fail(&err, 1, "%s", text ? text : "the migration failed");
+		return cli_print_error(code > 0 && code < 4096 ? -(int)code : -EIO, &err, settings->json);
+	}
+	if (settings->json) {
+		line_add_text(event, "schema", "distriproc.migrate/1");
+		cli_print_json(json_object_get(event));
+	} else {
+		print_summary(event);
+	}
+	return EXIT_OK;
+}
+
+static int migrate(struct settings *settings)
+{
+	struct dp_err err;
+	struct lines lines;
+	bool redraw = !settings->json && isatty(1);
+	int ret = agent_connect(settings->root, &lines, &err), code = -1;
+	if (ret)
+		return cli_print_error(ret, &err, settings->json);
+	ret = lines_send(&lines, json_object_get(settings->request), 5000);
+	while (!ret && code < 0) {
+		json_object *event;
+		ret = lines_receive(&lines, &event, 60000);
+		if (ret == -EAGAIN) { /* nothing to tell yet */
+			ret = 0;
+			continue;
+		}
+		const char *kind = ret ? NULL : line_text(event, "event");
+		if (kind && (!strcmp(kind, "done") || !strcmp(kind, "failed")))
+			code = finish(settings, event, redraw);
+		else if (!ret)
+			show(event, redraw);
+		json_object_put(event);
+	}
+	lines_done(&lines);
+	if (code >= 0)
+		return code;
+	dp_fail(&err, EPIPE, "the agent's process for this migration is gone: `distri-proc events` says what became of it; where nothing was "
+		"granted, the process runs on here");
+	return cli_print_error(-EPIPE, &err, settings->json);
+}
+
+static int take_number(struct settings *settings, const char *command, const char *name, const char *text)
+{
+	char *end;
+	errno = 0;
+	long long number = strtoll(text, &end, 10);
+	if (errno || end == text || *end || number <= 0)
+		return cli_usage_error(command, "--%s takes a number, not '%s'", name, text);
+	line_add_number(settings->request, name, (uint64_t)number);
+	return 0;
+}
+
+static int take_size(struct settings *settings, const char *command, const char *text)
+{
+	uint64_t rate;
+	if (parse_size(text, &rate) || !rate)
+		return cli_usage_error(command, "--rate takes bytes a second, such as 800M");
+	line_add_number(settings->request, "migrate_rate", rate);
+	return 0;
+}
+
+static int take_lease(struct settings *settings, const char *command, const char *text)
+{
+	uint64_t lease;
+	if (parse_duration(text, &lease) || lease < SWITCH_LEASE_LEAST_NS || lease > UINT64_C(3600000000000))
+		return cli_usage_error(command, "--lease takes a time from 500ms to 1h, such as 10s");
+	line_add_number(settings->request, "lease_ns", lease);
+	return 0;
+}
+
+static int take_option(struct settings *settings, const char *command, int option)
+{
+	switch (option) {
+	case 'p': return take_number(settings, command, "pid", optarg);
+	case 'n': line_add_text(settings->request, "name", optarg); return 0;
+	case 't': line_add_text(settings->request, "to", optarg); return 0;
+	case 'm': line_add_text(settings->request, "mode", optarg); return 0;
+	case 'e': line_add_flag(settings->request, "tcp_established", true); return 0;
+	case 'a': line_add_text(settings->request, "address", optarg); return 0;
+	case 'R': return take_size(settings, command, optarg);
+	case 'L': return take_lease(settings, command, optarg);
+	case 'c': json_object_array_add(settings->criu, json_object_new_string(optarg)); return 0;
+	case 'j': settings->json = true; return 0;
+	case 'r': settings->root = instance_root(optarg); return 0;
+	case 'v': line_add_flag(settings->request, "verbose", true); return 0;
+	case 'h': settings->help = true; return 0;
+	default: return cli_usage_hint(command);
+	}
+}
+
+static int read_options(struct settings *settings, int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "pid", required_argument, NULL, 'p' },     { "name", required_argument, NULL, 'n' },
+		{ "to", required_argument, NULL, 't' },      { "mode", required_argument, NULL, 'm' },
+		{ "tcp-established", no_argument, NULL, 'e' }, { "address", required_argument, NULL, 'a' },
+		{ "rate", required_argument, NULL, 'R' },    { "lease", required_argument, NULL, 'L' },
+		{ "criu-option", required_argument, NULL, 'c' }, { "json", no_argument, NULL, 'j' },
+		{ "root", required_argument, NULL, 'r' },    { "verbose", no_argument, NULL, 'v' },
+		{ "help", no_argument, NULL, 'h' },          { 0 },
+	};
+	for (int option; (option = getopt_long(argc, argv, "hv", options, NULL)) != -1;) {
+		int code = take_option(settings, argv[0], option);
+		if (code || settings->help)
+			return code;
+	}
+	if (optind != argc)
+		return cli_usage_error(argv[0], "unexpected argument '%s'", argv[optind]);
+	if (!line_number(settings->request, "pid") == !line_text(settings->request, "name"))
+		return cli_usage_error(argv[0], "which process? Give --pid N or --name INSTANCE, one of them");
+	if (!line_text(settings->request, "to"))
+		return cli_usage_error(argv[0], "where to? Give --to HOST");
+	return 0;
+}
+
+int cmd_migrate(int argc, char **argv)
+{
+	struct settings settings = { .root = instance_root(NULL), .request = line_op("migrate"), .criu = json_object_new_array() };
+	json_object_object_add(settings.request, "criu", settings.criu);
+	int code = read_options(&settings, argc, argv);
+	if (settings.help && !code)
+		fputs(usage, stdout);
+	else if (!code)
+		code = migrate(&settings);
+	json_object_put(settings.request);
+	return code;
+}

@@ -1,0 +1,59 @@
+/* ferry_in: what the parts of the destination's ferry share. Only for this room. */
+#ifndef DP_MIGRATE_FERRY_IN_H
+#define DP_MIGRATE_FERRY_IN_H
+
+#include <sys/types.h>
+
+#include "instance/instance.h"
+#include "migrate/address.h"
+#include "migrate/ferry.h"
+#include "migrate/record.h"
+#include "migrate/switch.h"
+#include "restore/lease.h"
+
+/* What the restorer, our child, says over a pipe: once that the tree runs or cannot be restored, once how it ended. */
+struct in_report {
+	enum { IN_RUNS = 1, IN_FAILED, IN_ENDED } kind;
+	int code; /* FAILED: errno, ENDED: the root's exit code */
+	struct instance instance;
+	uint64_t criu_ns, restore_ns;
+	struct dp_err err;
+};
+
+struct in {
+	const char *root;
+	char id[FERRY_ID_BYTES], token[FERRY_ID_BYTES], boot[SWITCH_BOOT_BYTES], name[INSTANCE_ID_BYTES];
+	struct endpoint back;      /* the source's agent, for our asks */
+	struct lines source;       /* the ferry out; not connected in a ferry that follows another */
+	struct lines asks;
+	struct switch_destination place;
+	struct restore_lease *lease; /* the page that init has too */
+	struct address address;
+	bool address_moves, address_here, closed;
+	struct listener gate;      /* CRIU's action comes here */
+	struct stream *at_gate;
+	pid_t restorer;
+	int report_fd, init_pidfd, lock_fd;
+	struct instance instance;
+	bool gate_opened;
+	bool runs, ended, whole, by_itself; /* ended: the tree; by_itself: as a process ends, not by a failure of ours */
+	uint64_t next_ask_ns;      /* BOOTTIME */
+	uint64_t give_up_ns;       /* BOOTTIME: nobody has to hear of a tree that is dead, longer than a lease lasts */
+	json_object *prepare;      /* borrowed; NULL in one that follows another */
+	struct dp_err err;
+};
+
+/* Checks all that can be checked before the source is frozen, and gets ready. (ferry_ready.c) */
+int in_get_ready(struct in *in, json_object *prepare);
+/* What a ferry that follows needs, from the directory. -ENOENT, -EBADMSG. */
+int in_read_state(struct in *in, const char *id);
+/* Maps the lease's page; made: it is new. */
+int in_map_lease(struct in *in, bool made);
+/* Our child, who restores and then waits for the tree's end. (ferry_restorer.c) */
+int in_start_restorer(struct in *in, const char *uri);
+/* One ask, blocking for at most about two seconds: the answer is in the place then. -errno: there was none. (ferry_ask.c) */
+int in_ask(struct in *in, enum switch_ask ask, const char *why);
+/* Is there an agent that knows this migration? */
+int in_reach(struct in *in);
+
+#endif

@@ -1,0 +1,48 @@
+/* ferry_out: what the parts of the source's ferry share. Only for this room. */
+#ifndef DP_MIGRATE_FERRY_OUT_H
+#define DP_MIGRATE_FERRY_OUT_H
+
+#include <sys/types.h>
+
+#include "migrate/address.h"
+#include "migrate/ferry.h"
+#include "migrate/offer.h"
+#include "migrate/switch.h"
+#include "transport/stream.h"
+
+#define OUT_ASKERS 8u
+
+struct out {
+	const char *root;
+	json_object *request;
+	struct lines *client;      /* who asked for it; may have gone */
+	bool client_gone;
+	char id[FERRY_ID_BYTES], token[FERRY_ID_BYTES], record[PATH_MAX], name[64];
+	pid_t pid;
+	struct endpoint to;
+	struct lines destination;  /* the agent there, and its ferry */
+	struct listener asks;
+	struct lines asker[OUT_ASKERS];
+	struct address address;
+	bool address_moves, address_away;
+	struct offer *offer;
+	struct offer_facts facts;
+	struct switch_source decision;
+	bool carried_out;          /* the decision is final, and the tree killed or let go */
+	int lock_fd;
+	uint64_t begun_ns, prepared_ns, ready_ns, granted_ns, started_ns, whole_ns, released_ns; /* CLOCK_MONOTONIC, here */
+	uint64_t shown_ns;
+	json_object *started;      /* what the destination said when it ran, or NULL */
+	int code;                  /* why it failed */
+	struct dp_err err;
+};
+
+/* Everything up to the freeze: nothing stands still yet. (ferry_plan.c) */
+int out_prepare(struct out *out, const struct endpoint *listen);
+/* The files that the tree has mapped, [{path, bytes}], for the destination to compare; NULL where it brings its own. */
+json_object *out_files(pid_t pid);
+/* Tells the client; takes the object. */
+void out_tell(struct out *out, json_object *event);
+void out_phase(struct out *out, const char *phase);
+
+#endif
