@@ -7,6 +7,8 @@ int cmd_checkpoint(int argc, char **argv);
 int cmd_commit(int argc, char **argv);
 int cmd_criu_hook(int argc, char **argv);
 int cmd_lazy_pages(int argc, char **argv);
+int cmd_exec(int argc, char **argv);
+int cmd_events(int argc, char **argv);
 int cmd_migrate_in(int argc, char **argv);
 int cmd_pool(int argc, char **argv);
 int cmd_protect(int argc, char **argv);
@@ -16,4 +18,5 @@ int cmd_run(int argc, char **argv);
 int cmd_stats(int argc, char **argv);
 int cmd_stop(int argc, char **argv);
 
+int cmd_spares(int argc, char **argv);
 #endif

@@ -31,6 +31,8 @@ static const struct command {
 	{ "stats", cmd_stats, "show memory, faults and traffic of one", GROUP_PROCESSES },
 	{ "migrate-in", cmd_migrate_in, "fetch all memory of a running one in the background", GROUP_PROCESSES },
 	{ "commit", cmd_commit, "make the present state of one restorable, while it runs on", GROUP_PROCESSES },
+	{ "spares", cmd_spares, "list and end what `run --pre-created` keeps ready", GROUP_PROCESSES },
+	{ "exec", cmd_exec, "run a program in the namespaces of one", GROUP_PROCESSES },
 	{ "protect", cmd_protect, "commit one again and again, and keep the newest states", GROUP_PROCESSES },
 	{ "stop", cmd_stop, "end one and wait until nothing of it is left", GROUP_PROCESSES },
 	{ "pool", cmd_pool, "serve a pool; list, show and remove what is in one", GROUP_POOL },

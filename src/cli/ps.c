@@ -16,10 +16,12 @@
 #include "sys/proc.h"
 
 static const char usage[] =
-	"Usage: distri-proc ps [--json] [--root DIRECTORY]\n"
+	"Usage: distri-proc ps [--group NAME|--groups] [--json] [--root DIRECTORY]\n"
 	"\n"
 	"Lists the process trees restored on this host.\n"
 	"\n"
+	"  --group NAME      only those of a group (`run --count`)\n"
+	"  --groups          a line for each group instead; those of no group have one of their own\n"
 	"  --json            one object, sizes in bytes, times in ns\n"
 	"  --root DIRECTORY  registry of instances (default $DISTRI_PROC_ROOT or /run/distri-proc)\n";
 
@@ -32,6 +34,8 @@ struct row {
 
 static const char *state_of(const struct row *row)
 {
+	if (row->instance->spare)
+		return "spare";
 	if (!row->instance->running)
 		return "restoring";
 	if (!row->tasks)
@@ -93,6 +97,7 @@ static json_object *row_json(const struct row *row)
 	json_object *object = json_object_new_object();
 	json_object_object_add(object, "id", json_object_new_string(instance->id));
 	json_object_object_add(object, "name", json_object_new_string(instance->name));
+	json_object_object_add(object, "group", json_object_new_string(instance->group));
 	json_object_object_add(object, "snapshot", json_object_new_string(instance->snapshot));
 	json_object_object_add(object, "pool", json_object_new_string(instance->pool));
 	json_object_object_add(object, "state", json_object_new_string(state_of(row)));
@@ -171,17 +176,111 @@ static void print_table(const struct instance *list, size_t count)
 	}
 }
 
+struct group {
+	const char *name, *snapshot;
+	size_t instances, running, tasks;
+	uint64_t resident_bytes, remote_bytes, faults;
+};
+
+/* Groups in the order of their oldest instances; fresh array. */
+static struct group *sum_groups(const struct instance *list, size_t count, size_t *group_count)
+{
+	struct group *groups = calloc(count + 1, sizeof(*groups));
+	*group_count = 0;
+	for (size_t i = 0; groups && i < count; i++) {
+		const char *name = list[i].group[0] ? list[i].group : "-";
+		size_t at = 0;
+		struct row row;
+		while (at < *group_count && (strcmp(groups[at].name, name) || strcmp(groups[at].snapshot, list[i].snapshot)))
+			at++;
+		*group_count = DP_MAX(*group_count, at + 1);
+		fill_row(&row, &list[i]);
+		groups[at].name = name;
+		groups[at].snapshot = list[i].snapshot;
+		groups[at].instances++;
+		groups[at].running += list[i].running;
+		groups[at].tasks += row.tasks;
+		groups[at].resident_bytes += row.resident_bytes;
+		groups[at].remote_bytes += row.remote_bytes;
+		groups[at].faults += row.faults;
+	}
+	return groups;
+}
+
+static void print_groups_json(const struct group *groups, size_t count)
+{
+	json_object *all = json_object_new_object(), *rows = json_object_new_array();
+	json_object_object_add(all, "schema", json_object_new_string("distriproc.groups/1"));
+	json_object_object_add(all, "groups", rows);
+	for (size_t i = 0; i < count; i++) {
+		json_object *object = json_object_new_object();
+		json_object_object_add(object, "group", json_object_new_string(groups[i].name));
+		json_object_object_add(object, "snapshot", json_object_new_string(groups[i].snapshot));
+		json_object_object_add(object, "instances", json_object_new_uint64(groups[i].instances));
+		json_object_object_add(object, "running", json_object_new_uint64(groups[i].running));
+		json_object_object_add(object, "tasks", json_object_new_uint64(groups[i].tasks));
+		json_object_object_add(object, "resident_bytes", json_object_new_uint64(groups[i].resident_bytes));
+		json_object_object_add(object, "remote_bytes", json_object_new_uint64(groups[i].remote_bytes));
+		json_object_object_add(object, "faults", json_object_new_uint64(groups[i].faults));
+		json_object_array_add(rows, object);
+	}
+	cli_print_json(all);
+}
+
+static int print_groups(const struct instance *list, size_t count, bool json)
+{
+	size_t group_count;
+	int name = 5, snapshot = 8;
+	cleanup_free struct group *groups = sum_groups(list, count, &group_count);
+	if (!groups)
+		return cli_print_error(-ENOMEM, NULL, json);
+	if (json) {
+		print_groups_json(groups, group_count);
+		return EXIT_OK;
+	}
+	for (size_t i = 0; i < group_count; i++) {
+		name = DP_MAX(name, (int)strlen(groups[i].name));
+		snapshot = DP_MAX(snapshot, (int)strlen(groups[i].snapshot));
+	}
+	printf("%-*s  %-*s  %9s  %7s  %5s  %10s  %10s  %10s\n", name, "GROUP", snapshot, "SNAPSHOT", "INSTANCES", "RUNNING", "TASKS",
+	       "RESIDENT", "REMOTE", "FAULTS");
+	for (size_t i = 0; i < group_count; i++) {
+		const struct group *group = &groups[i];
+		char resident[32], remote[32];
+		printf("%-*s  %-*s  %9zu  %7zu  %5zu  %10s  %10s  %10llu\n", name, group->name, snapshot, group->snapshot,
+		       group->instances, group->running, group->tasks,
+		       format_size(group->resident_bytes, resident, sizeof(resident)),
+		       format_size(group->remote_bytes, remote, sizeof(remote)), (unsigned long long)group->faults);
+	}
+	return EXIT_OK;
+}
+
+/* Only those of the group stay, in their order. */
+static size_t keep_group(struct instance *list, size_t count, const char *group)
+{
+	size_t kept = 0;
+	for (size_t i = 0; i < count; i++)
+		if (!strcmp(list[i].group, group))
+			list[kept++] = list[i];
+	return kept;
+}
+
 int cmd_ps(int argc, char **argv)
 {
 	static const struct option options[] = {
+		{ "group", required_argument, NULL, 'g' }, { "groups", no_argument, NULL, 's' },
 		{ "json", no_argument, NULL, 'j' }, { "root", required_argument, NULL, 'r' },
 		{ "help", no_argument, NULL, 'h' }, { 0 },
 	};
-	bool json = false;
-	const char *root = NULL;
+	bool json = false, groups = false;
+	const char *root = NULL, *group = NULL;
 	for (int option; (option = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
 		if (option == 'j')
 			json = true;
+		else if (option == 'g')
+			group = optarg;
+		else if (option == 's')
+			groups = true;
 		else if (option == 'r')
 			root = optarg;
 		else if (option == 'h')
@@ -198,10 +297,15 @@ int cmd_ps(int argc, char **argv)
 	int ret = instance_list(instance_root(root), &list, &count, &err);
 	if (ret)
 		return cli_print_error(ret, &err, json);
-	if (json)
+	if (group)
+		count = keep_group(list, count, group);
+	int code = EXIT_OK;
+	if (groups)
+		code = print_groups(list, count, json);
+	else if (json)
 		print_json(list, count);
 	else
 		print_table(list, count);
 	free(list);
-	return 0;
+	return code;
 }

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <json-c/json.h>
+#include <limits.h>
 #include <signal.h>
 #include <string.h>
 
@@ -11,7 +12,10 @@
 #include "cli/cli.h"
 #include "cli/commands.h"
 #include "cli/commit_line.h"
+#include "cli/run_many.h"
+#include "restore/many.h"
 #include "restore/restore.h"
+#include "restore/spares.h"
 #include "transport/endpoint.h"
 
 static const char restore_usage[] =
@@ -32,7 +36,16 @@ static const char run_usage[] =
 	"  --local-memory SHARE|SIZE  local memory the tree may keep, such as 50% or 512M (default: no limit)\n";
 
 static const char common_usage[] =
-	"  --name NAME                name of the instance (default: its id)\n"
+	"  --name NAME                name of the instance (default: its id), or of the group with --count\n"
+	"  --count N                  N instances side by side, named NAME-1 to NAME-N (default: after the snapshot); returns when they\n"
+	"                             run, or with --wait when all have ended\n"
+	"  --parallel N               of them, so many are started at a time (default: as many as there are processors)\n"
+	"  --all-or-none              if one of them fails, none is left\n"
+	"  --network host|none|PATH   host: the network namespace of the caller (default); none: each has its own, with nothing but a\n"
+	"                             loopback (default with --count and --pre-created): `distri-proc exec` reaches it; or a file's\n"
+	"  --pre-created N            keep N spares ready, restored but for the first instruction: later starts of this snapshot with\n"
+	"                             the same options take one; with --count 0 nothing else is done\n"
+	"  --spares-for TIME          spares end when none was taken for so long (default 10m)\n"
 	"  --compress auto|off|lz4    pages on the wire: packed where that is faster (default), never, always\n"
 	"  --prefetch-policy NAME     what is fetched besides the page asked for: adaptive (default), none, sequential, stride,\n"
 	"                             trend, learned, recorded\n"
@@ -98,6 +111,12 @@ enum {
 	OPTION_POOL,
 	OPTION_ACK,
 	OPTION_SPREAD,
+	OPTION_COUNT,
+	OPTION_PARALLEL,
+	OPTION_ALL_OR_NONE,
+	OPTION_NETWORK,
+	OPTION_PRE_CREATED,
+	OPTION_SPARES_FOR,
 };
 
 static const struct option options[] = {
@@ -123,6 +142,12 @@ static const struct option options[] = {
 	{ "pool", required_argument, NULL, OPTION_POOL },
 	{ "ack", required_argument, NULL, OPTION_ACK },
 	{ "spread", no_argument, NULL, OPTION_SPREAD },
+	{ "count", required_argument, NULL, OPTION_COUNT },
+	{ "parallel", required_argument, NULL, OPTION_PARALLEL },
+	{ "all-or-none", no_argument, NULL, OPTION_ALL_OR_NONE },
+	{ "network", required_argument, NULL, OPTION_NETWORK },
+	{ "pre-created", required_argument, NULL, OPTION_PRE_CREATED },
+	{ "spares-for", required_argument, NULL, OPTION_SPARES_FOR },
 	{ "json", no_argument, NULL, OPTION_JSON },
 	{ "root", required_argument, NULL, OPTION_ROOT },
 	{ "verbose", no_argument, NULL, 'v' },
@@ -165,6 +190,12 @@ struct settings {
 	char **criu_arguments;
 	const char *pidfile;
 	int status_fd;
+	int count;          /* -1: one, without a number */
+	unsigned parallel;
+	int spares;         /* -1: as it is */
+	uint64_t spares_for_ns;
+	bool all_or_none, network_given;
+	char network[PATH_MAX]; /* a file's */
 	bool detach, wait, json, help, last_commit, latest, take_over;
 };
 
@@ -209,6 +240,50 @@ static int take_number(const struct settings *settings, const char *text, int *n
 	if (end == text || *end || value < 0 || value > INT32_MAX || fcntl((int)value, F_GETFD) < 0)
 		return cli_usage_error(settings->command, "--status-fd takes the number of an open descriptor");
 	*number = (int)value;
+	return 0;
+}
+
+static int take_count(const struct settings *settings, const char *option, unsigned least, unsigned most, int *count)
+{
+	char *end;
+	long value = strtol(optarg, &end, 10);
+	if (end == optarg || *end || value < (long)least || value > (long)most)
+		return cli_usage_error(settings->command, "%s takes a number from %u to %u", option, least, most);
+	*count = (int)value;
+	return 0;
+}
+
+static int take_parallel(struct settings *settings)
+{
+	int parallel = 0;
+	int code = take_count(settings, "--parallel", 1, 64, &parallel);
+	settings->parallel = (unsigned)parallel;
+	return code;
+}
+
+static int take_network(struct settings *settings)
+{
+	settings->network_given = true;
+	settings->restore.network = NULL;
+	if (!strcmp(optarg, "host"))
+		return 0;
+	if (!strcmp(optarg, RESTORE_NETWORK_OWN)) {
+		settings->restore.network = RESTORE_NETWORK_OWN;
+		return 0;
+	}
+	if (!realpath(optarg, settings->network))
+		return cli_usage_error(settings->command,
+				       "--network takes host, none, or the file of a network namespace such as /run/netns/blue: %s: %s",
+				       optarg, strerror(errno));
+	settings->restore.network = settings->network;
+	return 0;
+}
+
+static int take_spares_for(struct settings *settings)
+{
+	uint64_t *lifetime_ns = &settings->spares_for_ns;
+	if (parse_duration(optarg, lifetime_ns) || *lifetime_ns < 1000000000u || *lifetime_ns > UINT64_C(86400000000000))
+		return cli_usage_error(settings->command, "--spares-for takes a time from 1s to 24h, such as 10m");
 	return 0;
 }
 
@@ -300,6 +375,12 @@ static int take_option(struct settings *settings, int value, const struct option
 	case OPTION_ON_LOST: return take_on_lost(settings);
 	case OPTION_POOL: settings->pool_list = optarg; return 0;
 	case OPTION_SPREAD: restore->spread = true; return 0;
+	case OPTION_COUNT: return take_count(settings, "--count", 0, MANY_MOST, &settings->count);
+	case OPTION_PARALLEL: return take_parallel(settings);
+	case OPTION_ALL_OR_NONE: settings->all_or_none = true; return 0;
+	case OPTION_NETWORK: return take_network(settings);
+	case OPTION_PRE_CREATED: return take_count(settings, "--pre-created", 0, SPARES_MOST, &settings->spares);
+	case OPTION_SPARES_FOR: return take_spares_for(settings);
 	case OPTION_ACK:
 		restore->ack_one = !strcmp(optarg, "1");
 		if (restore->ack_one || !strcmp(optarg, "all"))
@@ -327,6 +408,24 @@ static int take_option(struct settings *settings, int value, const struct option
 	}
 }
 
+/* What goes together, and what follows from it. */
+static int settle(struct settings *settings)
+{
+	struct restore_options *restore = &settings->restore;
+	if (settings->count < 0 && (settings->parallel || settings->all_or_none))
+		return cli_usage_error(settings->command, "--parallel and --all-or-none go with --count");
+	if (settings->count == 0 && settings->spares < 0)
+		return cli_usage_error(settings->command, "--count 0 goes with --pre-created");
+	if (settings->count >= 0 && (restore->shell_job || settings->pidfile || settings->status_fd >= 0 || restore->host_pid_namespace))
+		return cli_usage_error(settings->command,
+				       "--count does not go with --shell-job, --pidfile, --status-fd or --pid-namespace host");
+	if (settings->count >= 0)
+		restore->foreground = false;
+	if (!settings->network_given && (settings->count > 1 || settings->spares > 0))
+		restore->network = RESTORE_NETWORK_OWN;
+	return 0;
+}
+
 static int read_options(struct settings *settings, int argc, char **argv)
 {
 	settings->criu_arguments = calloc((size_t)argc + 1, sizeof(char *));
@@ -335,11 +434,14 @@ static int read_options(struct settings *settings, int argc, char **argv)
 	settings->restore.criu_arguments = settings->criu_arguments;
 	for (int value, index = 0; (value = getopt_long(argc, argv, "vhj", options, &index)) != -1;) {
 		static const struct option shell_job = { "shell-job", no_argument, NULL, OPTION_SHELL_JOB };
-		int code = value == 'j' ? take_option(settings, OPTION_SHELL_JOB, &shell_job)
+		int wrong = value == 'j' ? take_option(settings, OPTION_SHELL_JOB, &shell_job)
 					: take_option(settings, value, &options[index]);
-		if (code || settings->help)
-			return code;
+		if (wrong || settings->help)
+			return wrong;
 	}
+	int code = settle(settings);
+	if (code)
+		return code;
 	if (argc - optind != 1)
 		return cli_usage_error(settings->command,
 				       "which snapshot? Write one POOL/REPO:TAG, such as dp://host:7400/redis:prod");
@@ -440,19 +542,43 @@ static int failure(const struct settings *settings, int ret, const struct dp_err
 	return settings->restore.foreground ? EXIT_RUN_FAILED : code;
 }
 
+/* That a later start will be slower is no failure of this one. */
+static int keep_spares(const struct settings *settings)
+{
+	struct dp_err err;
+	int ret = settings->spares < 0 ? 0 : spares_keep(&settings->restore, (unsigned)settings->spares, settings->spares_for_ns, &err);
+	if (ret)
+		cli_print_error(ret, &err, settings->json && settings->count == 0);
+	return ret;
+}
+
+static int start_many(struct settings *settings)
+{
+	const struct run_many run = {
+		.restore = &settings->restore, .name = settings->restore.name, .count = (unsigned)settings->count,
+		.parallel = settings->parallel, .all_or_none = settings->all_or_none, .wait = settings->wait, .json = settings->json,
+	};
+	int ret = keep_spares(settings);
+	if (settings->count == 0)
+		return cli_exit_code(ret);
+	return run_many(&run);
+}
+
 static int restore_and_wait(struct settings *settings)
 {
 	struct restore_session session;
+	bool was_spare;
 	struct dp_err err = { "" };
 	sigset_t forward;
 	bool foreground = settings->restore.foreground;
 	forwarded_signals(&forward);
 	if (foreground)
 		sigprocmask(SIG_BLOCK, &forward, NULL); /* none is lost while the tree is not there yet */
-	int ret = restore_start(&settings->restore, &session, &err);
+	int ret = many_start_one(&settings->restore, true, &session, &was_spare, &err);
 	if (ret)
 		return failure(settings, ret, &err);
 	ret = announce(settings, &session, &err);
+	keep_spares(settings);
 	int code = ret ? cli_print_error(ret, &err, settings->json) : EXIT_OK;
 	if (foreground || settings->wait) {
 		ret = restore_wait(&session, foreground ? &forward : NULL, &code, &err);
@@ -543,7 +669,7 @@ static int restore_command(int argc, char **argv, bool foreground)
 {
 	struct dp_err err;
 	struct settings settings = {
-		.command = argv[0], .status_fd = -1,
+		.command = argv[0], .status_fd = -1, .count = -1, .spares = -1, .spares_for_ns = SPARES_LIFETIME_NS,
 		.restore = { .root = instance_root(NULL), .foreground = foreground },
 	};
 	int code = read_options(&settings, argc, argv);
@@ -552,7 +678,10 @@ static int restore_command(int argc, char **argv, bool foreground)
 	} else if (!code) {
 		int ret = settings.pool_list ? take_pools(&settings, argv[optind], &err) : resolve(&settings, argv[optind], &err);
 		settings.restore.endpoint = &settings.endpoint;
-		code = ret ? failure(&settings, ret, &err) : restore_and_wait(&settings);
+		if (ret)
+			code = failure(&settings, ret, &err);
+		else
+			code = settings.count >= 0 ? start_many(&settings) : restore_and_wait(&settings);
 	}
 	for (size_t i = 0; i < settings.restore.criu_argument_count; i++)
 		free(settings.criu_arguments[i]);

@@ -89,7 +89,7 @@ static int claim_directory(const char *root, bool in_memory, const char *id, str
 	return 0;
 }
 
-static int refuse_taken_name(const char *root, const char *name, struct dp_err *err)
+int instance_check_name(const char *root, const char *name, struct dp_err *err)
 {
 	if (!name_is_proper(name))
 		return dp_fail(err, EINVAL, "`%s` is no name for an instance: letters, digits and . _ - only, at most %d", name,
@@ -112,7 +112,7 @@ int instance_create_dir(const char *root, const char *snapshot, const char *name
 	*instance = (struct instance){ 0 };
 	if (strlen(root) > 400 || root[0] != '/')
 		return dp_fail(err, EINVAL, "directory of instances `%s`: give an absolute path of at most 400 characters", root);
-	int ret = name ? refuse_taken_name(root, name, err) : 0;
+	int ret = name ? instance_check_name(root, name, err) : 0;
 	if (!ret)
 		ret = make_directory(root, err);
 	bool in_memory = !ret && !is_tmpfs(root) && is_tmpfs("/dev/shm");
