@@ -5,8 +5,10 @@
 #include <string.h>
 
 #include "base/base.h"
+#include "checkpoint/hidden.h"
 #include "checkpoint/inherit.h"
 #include "checkpoint/pipeline.h"
+#include "checkpoint/precopy.h"
 #include "pager/source_spread.h"
 
 #define INHERIT_BATCH 1024 /* ranges a request */
@@ -20,6 +22,7 @@ struct captured {
 	const struct control_space *source; /* of the export; NULL where the task is no instance's */
 	size_t copy_cursor;
 	struct page_list sent;   /* all pages CRIU sent, zero ones too; only kept where there is a source */
+	struct page_list kept;   /* those of them that were put into the pool; only kept where precopy has a part in it */
 	struct page_list shared; /* sent, but what the pool has already */
 	struct image_pagemap thin;
 	uint64_t file_pages; /* eager pages written to its pages image */
@@ -130,6 +133,8 @@ static int sink_open(void *context, bool shared_memory, uint32_t id, struct dp_e
 		if (capture->config.on_frozen)
 			rc = capture->config.on_frozen(capture->config.context, &capture->export, capture->targets,
 						       &capture->target_count, err);
+		if (rc == 0 && capture->config.precopy)
+			rc = precopy_frozen(capture->config.precopy, err);
 		if (rc < 0)
 			return rc;
 		for (size_t i = 0; i < capture->target_count; i++)
@@ -147,6 +152,8 @@ static int sink_open(void *context, bool shared_memory, uint32_t id, struct dp_e
 	if (!map->source)
 		map->source = recall_space(capture->config.recall_from, (int)id);
 	rc = drain(capture, err); /* the client's blocking calls want no answers under way */
+	if (rc == 0 && capture->config.precopy)
+		return precopy_space(capture->config.precopy, id, &map->space[0], err);
 	for (size_t i = 0; i < capture->target_count && rc == 0; i++)
 		rc = client_snapshot_space(capture->targets[i].client, capture->targets[i].draft, id, &map->space[i], err);
 	return rc;
@@ -205,6 +212,8 @@ static int take_lazy(struct capture *capture, struct captured *map, uint64_t pgn
 		return dp_fail_errno(err, -rc, "page map");
 	for (size_t i = 0; i < count; i++) {
 		rc = add_run(capture, ranges[i].pgno, ranges[i].pages, PAGEMAP_LAZY, err);
+		if (rc == 0 && capture->config.precopy && page_list_add(&map->kept, ranges[i].pgno, ranges[i].pages))
+			rc = dp_fail_errno(err, ENOMEM, "page map");
 		if (rc < 0)
 			return rc;
 		capture->totals.stored_pages += ranges[i].pages;
@@ -401,6 +410,31 @@ static int take_remote(struct capture *capture, struct captured *map, struct dp_
 	return rc;
 }
 
+/* ---- pages that went ahead ---- */
+
+static int take_ahead(struct capture *capture, struct captured *map, struct dp_err *err)
+{
+	struct page_list hidden = {0}, lazy = {0};
+	int rc = hidden_pages(capture->config.hidden, map->id, capture->config.images_fd, &hidden, err);
+	if (rc == 0)
+		rc = precopy_finish(capture->config.precopy, map->id, &hidden, &map->kept, &lazy, err);
+	if (rc == 0 && inherit_merge_runs(&map->thin, &lazy) < 0)
+		rc = dp_fail_errno(err, ENOMEM, "page map");
+	capture->totals.stored_pages += lazy.pages;
+	page_list_done(&hidden);
+	page_list_done(&lazy);
+	return rc;
+}
+
+static int take_all_ahead(struct capture *capture, struct dp_err *err)
+{
+	int rc = 0;
+	for (size_t i = 0; i < capture->map_count && rc == 0; i++)
+		if (!capture->maps[i].shared_memory)
+			rc = take_ahead(capture, &capture->maps[i], err);
+	return rc < 0 ? rc : precopy_finish_all(capture->config.precopy, err);
+}
+
 /* ---- the end ---- */
 
 static int write_pagemap(const struct capture *capture, const struct captured *map, struct dp_err *err)
@@ -422,6 +456,8 @@ int capture_finish(struct capture *capture, struct dp_err *err)
 	dp_close_fd(&capture->pages_fd);
 	capture->pages_fd = -1;
 	int rc = drain(capture, err);
+	if (rc == 0 && capture->config.precopy)
+		rc = take_all_ahead(capture, err);
 	for (size_t i = 0; i < capture->map_count && rc == 0; i++) {
 		if (capture->maps[i].source)
 			rc = take_remote(capture, &capture->maps[i], err);
@@ -453,6 +489,7 @@ void capture_free(struct capture *capture)
 	for (size_t i = 0; i < capture->map_count; i++) {
 		page_list_done(&capture->maps[i].sent);
 		page_list_done(&capture->maps[i].shared);
+		page_list_done(&capture->maps[i].kept);
 		image_pagemap_done(&capture->maps[i].thin);
 	}
 	for (size_t i = 0; i < CONTROL_POOLS; i++)

@@ -18,6 +18,8 @@
 #include "pager/control.h"
 
 struct capture;
+struct hidden;
+struct precopy;
 
 struct capture_totals {
 	uint64_t stored_pages;    /* sent by CRIU, put into the pool */
@@ -44,6 +46,9 @@ struct capture_config {
 			 size_t *count, struct dp_err *err);
 	const struct recall *recall_from; /* what the state before has, for tasks of which no export tells; or NULL */
 	struct recall *recall_into;       /* gets what this one has; or NULL */
+	/* NULL, or pages are sent by precopy into the same draft, and CRIU is kept from seeing those (precopy.h): both or none */
+	struct precopy *precopy;
+	const struct hidden *hidden;
 	void (*on_progress)(void *context, const struct capture_totals *totals); /* after each chunk; may be NULL */
 	void *context;
 };

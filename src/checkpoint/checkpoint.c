@@ -8,6 +8,7 @@
 #include "base/base.h"
 #include "checkpoint/capture.h"
 #include "checkpoint/criu_dump.h"
+#include "checkpoint/hidden.h"
 #include "checkpoint/localize.h"
 #include "checkpoint/progress.h"
 #include "checkpoint/recall.h"
@@ -42,6 +43,8 @@ struct checkpoint {
 	struct progress progress;
 	struct recall *recall; /* being filled, or NULL */
 	char *command_line;
+	struct precopy *precopy; /* at work, or NULL */
+	struct hidden hidden;
 	uint64_t frozen_at_ns;
 	bool committed;
 	int source_pidfd; /* the tree's root */
@@ -163,7 +166,7 @@ static void on_progress(void *context, const struct capture_totals *totals)
 static const struct recall *recall_begin(struct checkpoint *checkpoint)
 {
 	struct recall **before = checkpoint->options->recall;
-	if (!before || checkpoint->control >= 0)
+	if (!before || checkpoint->control >= 0 || checkpoint->precopy)
 		return NULL;
 	checkpoint->recall = recall_new();
 	return *before && recall_find(*before, checkpoint->client) ? *before : NULL;
@@ -182,6 +185,21 @@ static void recall_end(struct checkpoint *checkpoint, bool good)
 }
 
 static int prepare(struct checkpoint *checkpoint, struct dp_err *err)
+/* A tree with a pager is another matter: that knows which pages the pool has. */
+static int precopy_start(struct checkpoint *checkpoint, struct dp_err *err)
+{
+	const struct checkpoint_options *options = checkpoint->options;
+	if (!options->precopy || checkpoint->control >= 0)
+		return 0;
+	int rc = hidden_open(&checkpoint->hidden, err);
+	if (rc == 0)
+		rc = precopy_begin(options->precopy, checkpoint->client, checkpoint->draft, err);
+	if (rc < 0)
+		return rc;
+	checkpoint->precopy = options->precopy;
+	return precopy_rounds(options->precopy, options->precopy_limits, NULL, err);
+}
+
 {
 	const struct checkpoint_options *options = checkpoint->options;
 	int rc = target_check(options->pid, err);
@@ -210,6 +228,8 @@ static int prepare(struct checkpoint *checkpoint, struct dp_err *err)
 		rc = freeze_instance(checkpoint, err);
 	if (rc < 0)
 		return rc;
+	if (rc == 0)
+		rc = precopy_start(checkpoint, err);
 	checkpoint->command_line = target_command_line(options->pid);
 	progress_start(&checkpoint->progress, options->progress, options->progress ? target_resident_pages(options->pid) : 0);
 	checkpoint->targets[0] = (struct capture_target){.client = checkpoint->client, .draft = checkpoint->draft, .pool = -1};
@@ -218,6 +238,7 @@ static int prepare(struct checkpoint *checkpoint, struct dp_err *err)
 					      .images_fd = checkpoint->workspace.images_fd, .on_frozen = on_frozen,
 					      .on_progress = on_progress, .context = checkpoint,
 					      .recall_from = recall_begin(checkpoint), .recall_into = checkpoint->recall};
+					      .precopy = checkpoint->precopy, .hidden = &checkpoint->hidden,
 	return capture_new(&checkpoint->capture, &config, err);
 }
 
@@ -291,7 +312,8 @@ static int dump(struct checkpoint *checkpoint, bool *ours, struct dp_err *err)
 							.leave_running = options->leave_running,
 							.verbose = options->verbose,
 							.arguments = options->criu_arguments,
-							.argument_count = options->criu_argument_count };
+							.argument_count = options->criu_argument_count,
+							.hidden = checkpoint->precopy ? &checkpoint->hidden : NULL };
 	/* One of a series need not be there before the tree goes on: the one before it is, and without this one nothing is lost
 	 * (C2). */
 	bool may_thaw = options->origin && options->leave_running;
@@ -366,11 +388,13 @@ static void release(struct checkpoint *checkpoint)
 
 int checkpoint_run(const struct checkpoint_options *options, struct checkpoint_result *result, struct dp_err *err)
 {
+	hidden_close(&checkpoint->hidden);
 	uint64_t started_ns = clock_now_ns();
 	bool ours = true;
 	struct dp_err local;
 	struct checkpoint checkpoint = {.options = options, .result = result, .control = -1, .source_pidfd = -1,
-					.workspace = {.root_fd = -1, .images_fd = -1, .work_fd = -1}};
+					.workspace = {.root_fd = -1, .images_fd = -1, .work_fd = -1},
+					.hidden = {.records_fd = -1, .fds = {-1, -1}}};
 	err = err ? err : &local;
 	*result = (struct checkpoint_result){0};
 	int rc = prepare(&checkpoint, err);
@@ -390,6 +414,10 @@ int checkpoint_run(const struct checkpoint_options *options, struct checkpoint_r
 		result->sent_bytes += client_bytes_sent(checkpoint.targets[i].client);
 	release(&checkpoint);
 	result->total_ns = clock_now_ns() - started_ns;
+	if (checkpoint.precopy) {
+		result->ahead = *precopy_totals(checkpoint.precopy);
+		precopy_end(checkpoint.precopy, rc == 0 ? options->endpoint->name : NULL);
+	}
 	if (rc < 0)
 		dp_err_doing(err, "checkpoint of process %d to %s", options->pid, options->endpoint->name);
 	return rc;

@@ -18,6 +18,7 @@
 #include <sys/types.h>
 
 #include "base/err.h"
+#include "checkpoint/precopy.h"
 #include "client/client.h"
 #include "transport/endpoint.h"
 
@@ -42,6 +43,10 @@ struct checkpoint_options {
 	const struct checkpoint_origin *origin; /* NULL: an ordinary snapshot */
 	/* NULL, or what the state before has (*recall NULL: nothing); replaced by this one's when it succeeds */
 	struct recall **recall;
+	/* NULL, or pages go ahead of the freeze, where the tree is no instance with a pager of its own; the caller's, who may use it for
+	 * the next state of the same tree */
+	struct precopy *precopy;
+	const struct precopy_limits *precopy_limits; /* NULL: the usual ones */
 };
 
 struct checkpoint_result {
@@ -55,6 +60,7 @@ struct checkpoint_result {
 	char instance[64]; /* id of the instance that the tree was, or "" */
 	char also[3][1400]; /* further pools, of the instance's mirror, that have the snapshot */
 	size_t also_count;
+	struct precopy_totals ahead; /* with precopy */
 };
 
 /* Blocks until it is done. Errors: -ESRCH no such process, -EINVAL one that cannot be checkpointed (kernel's, ours), -EPERM,

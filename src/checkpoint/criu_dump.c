@@ -12,6 +12,8 @@
 #include <sys/wait.h>
 
 #include "base/base.h"
+#include "checkpoint/hidden.h"
+#include "sys/criu.h"
 #include "sys/proc.h"
 
 #define FIXED_ARGUMENTS 24
@@ -142,8 +144,10 @@ static int listen_for_hook(const struct workspace *workspace, struct dp_err *err
 
 /* ---- the process ---- */
 
-static void run_criu(char *const *argv, int page_fd, int workspace_fd)
+static void run_criu(char *const *argv, const struct hidden *hidden, int page_fd, int workspace_fd)
 {
+	if (hidden && hidden_environment(hidden))
+		_exit(127);
 	fcntl(page_fd, F_SETFD, 0);
 	fcntl(workspace_fd, F_SETFD, 0);
 	signal(SIGPIPE, SIG_IGN); /* a closed page stream is an error for criu, not its end */
@@ -163,13 +167,13 @@ static int exit_code(int status)
 }
 
 /* setns(CLONE_NEWPID) holds for children only: criu is our child's child then. */
-static void run_inside(int target_pidfd, char *const *argv, int page_fd, int workspace_fd)
+static void run_inside(int target_pidfd, char *const *argv, const struct hidden *hidden, int page_fd, int workspace_fd)
 {
 	if (setns(target_pidfd, CLONE_NEWPID | CLONE_NEWNS) < 0)
 		_exit(126);
 	pid_t child = fork();
 	if (child == 0)
-		run_criu(argv, page_fd, workspace_fd);
+		run_criu(argv, hidden, page_fd, workspace_fd);
 	/* The stream must end with criu, and for criu with us: whoever holds its other end, or those of the pool and the pager,
 	 * keeps criu waiting in a full stream and the tree frozen. Nothing of it is needed here. */
 	close_range(STDERR_FILENO + 1, ~0u, 0);
@@ -201,15 +205,15 @@ static void close_all(struct criu_dump *dump)
 	dump->pages_fd = dump->hook_listen_fd = dump->hook_fd = dump->pidfd = -1;
 }
 
-static int start_child(struct criu_dump *dump, char *const *argv, int page_fd, int workspace_fd, int target_pidfd,
-		       struct dp_err *err)
+static int start_child(struct criu_dump *dump, char *const *argv, const struct hidden *hidden, int page_fd, int workspace_fd,
+		       int target_pidfd, struct dp_err *err)
 {
 	dump->child = fork();
 	if (dump->child == 0) {
 		setpgid(0, 0);
 		if (target_pidfd >= 0)
-			run_inside(target_pidfd, argv, page_fd, workspace_fd);
-		run_criu(argv, page_fd, workspace_fd);
+			run_inside(target_pidfd, argv, hidden, page_fd, workspace_fd);
+		run_criu(argv, hidden, page_fd, workspace_fd);
 	}
 	if (dump->child < 0)
 		return dp_fail_errno(err, errno, "start criu");
@@ -239,7 +243,7 @@ int criu_dump_start(struct criu_dump *dump, const struct criu_dump_options *opti
 	if (rc == 0)
 		rc = dump->hook_listen_fd = listen_for_hook(workspace, err);
 	if (rc >= 0)
-		rc = start_child(dump, command.argv, page_fd, workspace->root_fd, target_pidfd, err);
+		rc = start_child(dump, command.argv, options->hidden, page_fd, workspace->root_fd, target_pidfd, err);
 	if (rc < 0)
 		close_all(dump);
 	return rc < 0 ? rc : 0;

@@ -17,6 +17,8 @@
 #include "base/err.h"
 #include "checkpoint/workspace.h"
 
+struct hidden;
+
 struct criu_dump_options {
 	const char *criu;         /* path */
 	pid_t pid;                /* as this process sees it */
@@ -24,6 +26,7 @@ struct criu_dump_options {
 	bool verbose;
 	char *const *arguments;   /* further ones for criu; borrowed */
 	size_t argument_count;
+	const struct hidden *hidden; /* NULL, or the pages of private memory are kept from criu; borrowed until it has ended */
 };
 
 struct criu_dump {

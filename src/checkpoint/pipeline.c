@@ -70,6 +70,23 @@ int pipeline_put(struct pipeline *pipeline, uint64_t space, const struct page_ra
 	return rc;
 }
 
+int pipeline_drop(struct pipeline *pipeline, uint64_t space, const struct page_range *ranges, size_t count)
+{
+	int rc = receive(pipeline);
+	while (rc == 0) {
+		rc = client_drop(pipeline->client, space, 0, ranges, count, 0);
+		if (rc == 0) {
+			pipeline->outstanding++;
+			return 0;
+		}
+		if (rc == -EAGAIN)
+			rc = wait_and_receive(pipeline);
+	}
+	if (pipeline->error == 0)
+		pipeline->error = rc;
+	return rc;
+}
+
 int pipeline_get(struct pipeline *pipeline, uint64_t space, const struct page_range *ranges, size_t count)
 {
 	int rc = pipeline->error;

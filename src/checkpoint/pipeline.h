@@ -17,6 +17,8 @@ struct pipeline {
 /* Queues, waiting for room; `data` is borrowed for the call. */
 int pipeline_put(struct pipeline *pipeline, uint64_t space, const struct page_range *ranges, size_t count,
 		 const struct iovec *data, size_t data_count);
+/* At most 256 ranges. */
+int pipeline_drop(struct pipeline *pipeline, uint64_t space, const struct page_range *ranges, size_t count);
 /* Asks and waits for all: on_pages has been called for every page when it returns 0. */
 int pipeline_get(struct pipeline *pipeline, uint64_t space, const struct page_range *ranges, size_t count);
 /* Waits until every request has its answer. */

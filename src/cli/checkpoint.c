@@ -22,6 +22,9 @@ static const char usage[] =
 	"  --leave-running    let the tree go on afterwards\n"
 	"  --force            replace a snapshot of this name\n"
 	"  --root DIRECTORY   registry of instances (default $DISTRI_PROC_ROOT or /run/distri-proc)\n"
+	"  --precopy          send the pages while the tree runs, so that it stands still for the last few only\n"
+	"  --precopy-pause D  stop sending ahead when the rest takes no longer than this (default 30ms)\n"
+	"  --precopy-rate N   send ahead at most so many bytes a second, such as 100M\n"
 	"  --compress MODE    pages on the wire: auto (default: packed where that is faster), off, lz4\n"
 	"  --json             one object, or the error as one\n"
 	"  -v, --verbose      a detailed log of CRIU, if it fails\n"
@@ -40,6 +43,9 @@ enum {
 	OPTION_ROOT,
 	OPTION_JSON,
 	OPTION_COMPRESS,
+	OPTION_PRECOPY,
+	OPTION_PRECOPY_PAUSE,
+	OPTION_PRECOPY_RATE,
 	OPTION_CRIU_OPTION,
 	OPTION_CRIU
 };
@@ -53,6 +59,9 @@ static const struct option options[] = {
 	{"json", no_argument, NULL, OPTION_JSON},
 	{"verbose", no_argument, NULL, 'v'},
 	{"help", no_argument, NULL, 'h'},
+	{"precopy", no_argument, NULL, OPTION_PRECOPY},
+	{"precopy-pause", required_argument, NULL, OPTION_PRECOPY_PAUSE},
+	{"precopy-rate", required_argument, NULL, OPTION_PRECOPY_RATE},
 	{"criu-option", required_argument, NULL, OPTION_CRIU_OPTION},
 	{"tcp-established", no_argument, NULL, OPTION_CRIU},
 	{"tcp-close", no_argument, NULL, OPTION_CRIU},
@@ -85,7 +94,8 @@ struct settings {
 	struct checkpoint_options checkpoint;
 	struct endpoint endpoint;
 	char *criu_arguments[CRIU_ARGUMENTS_LIMIT]; /* owned */
-	bool json, help;
+	struct precopy_limits precopy_limits;
+	bool precopy, json, help;
 };
 
 static int add_criu_argument(struct settings *settings, const char *name, const char *value)
@@ -114,6 +124,19 @@ static int read_pid(const char *text, pid_t *pid)
 /* 0, or the exit code after a message. */
 static int read_option(struct settings *settings, char **argv, int option, int index)
 {
+/* 0, or the exit code after a message. */
+static int read_precopy_option(struct settings *settings, char **argv, int option)
+{
+	settings->precopy = true;
+	if (option == OPTION_PRECOPY_PAUSE && (parse_duration(optarg, &settings->precopy_limits.pause_ns) < 0 ||
+					       !settings->precopy_limits.pause_ns))
+		return cli_usage_error(argv[0], "--precopy-pause wants a time, such as 30ms, not '%s'", optarg);
+	if (option == OPTION_PRECOPY_RATE && (parse_size(optarg, &settings->precopy_limits.rate_bytes) < 0 ||
+					      !settings->precopy_limits.rate_bytes))
+		return cli_usage_error(argv[0], "--precopy-rate wants bytes a second, such as 100M, not '%s'", optarg);
+	return 0;
+}
+
 	struct dp_err err;
 	int rc = 0;
 	switch (option) {
@@ -137,6 +160,10 @@ static int read_option(struct settings *settings, char **argv, int option, int i
 	case OPTION_JSON:
 		settings->json = true;
 		break;
+	case OPTION_PRECOPY:
+	case OPTION_PRECOPY_PAUSE:
+	case OPTION_PRECOPY_RATE:
+		return read_precopy_option(settings, argv, option);
 	case 'v':
 		settings->checkpoint.verbose = true;
 		break;
@@ -180,6 +207,21 @@ static int read_options(struct settings *settings, int argc, char **argv)
 static void print_json(const struct settings *settings, const struct checkpoint_result *result)
 {
 	struct json_object *object = json_object_new_object();
+static struct json_object *precopy_json(const struct precopy_totals *ahead)
+{
+	struct json_object *object = json_object_new_object(), *rounds = json_object_new_array();
+	for (unsigned i = 0; i < ahead->rounds && i < PRECOPY_ROUNDS; i++)
+		json_object_array_add(rounds, json_object_new_int64((int64_t)ahead->round_pages[i]));
+	json_object_object_add(object, "rounds", rounds);
+	json_object_object_add(object, "ahead_pages", json_object_new_int64((int64_t)ahead->ahead_pages));
+	json_object_object_add(object, "frozen_pages", json_object_new_int64((int64_t)ahead->frozen_pages));
+	json_object_object_add(object, "tracked", json_object_new_int64((int64_t)ahead->tracked));
+	json_object_object_add(object, "untracked", json_object_new_int64((int64_t)ahead->untracked));
+	if (ahead->why[0])
+		json_object_object_add(object, "why", json_object_new_string(ahead->why));
+	return object;
+}
+
 	const struct {
 		const char *name;
 		uint64_t number;
@@ -204,6 +246,8 @@ static void print_json(const struct settings *settings, const struct checkpoint_
 	if (result->instance[0])
 		json_object_object_add(object, "instance", json_object_new_string(result->instance));
 	cli_print_json(object);
+	if (settings->precopy)
+		json_object_object_add(object, "precopy", precopy_json(&result->ahead));
 }
 
 static void print_text(const struct settings *settings, const struct checkpoint_result *result)
@@ -220,6 +264,11 @@ static void print_text(const struct settings *settings, const struct checkpoint_
 }
 
 static int run(struct settings *settings, const char *uri)
+	if (settings->precopy && result->ahead.rounds)
+		printf("  %u rounds sent %llu pages ahead, %llu were left\n", result->ahead.rounds,
+		       (unsigned long long)result->ahead.ahead_pages, (unsigned long long)result->ahead.frozen_pages);
+	if (settings->precopy && result->ahead.why[0])
+		printf("  not sent ahead: %s\n", result->ahead.why);
 {
 	struct dp_err err = {""};
 	struct checkpoint_result result;
@@ -230,8 +279,11 @@ static int run(struct settings *settings, const char *uri)
 	if (rc == 0)
 		rc = checkpoint_run(&settings->checkpoint, &result, &err);
 	if (rc < 0)
+	if (rc == 0 && settings->precopy)
+		rc = precopy_open(&settings->checkpoint.precopy, settings->checkpoint.pid, &err);
 		return cli_print_error(rc, &err, settings->json);
 	if (settings->json)
+	precopy_close(settings->checkpoint.precopy);
 		print_json(settings, &result);
 	else
 		print_text(settings, &result);
@@ -246,6 +298,7 @@ int cmd_checkpoint(int argc, char **argv)
 	settings.checkpoint.progress = isatty(2);
 	int code = read_options(&settings, argc, argv);
 	if (code == 0 && settings.help)
+	settings.checkpoint.precopy_limits = &settings.precopy_limits;
 		printf("%s", usage);
 	else if (code == 0)
 		code = run(&settings, argv[optind]);

@@ -74,6 +74,10 @@ struct pm_scan_arg {
 #define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
 #endif
 
+#ifndef PAGE_IS_GUARD /* Linux 6.15 */
+#define PAGE_IS_GUARD (1 << 8)
+#endif
+
 #ifndef SO_PASSPIDFD
 #define SO_PASSPIDFD 76
 #endif
