@@ -42,9 +42,9 @@ struct checkpoint {
 	struct criu_dump dump;
 	struct progress progress;
 	struct recall *recall; /* being filled, or NULL */
-	char *command_line;
 	struct precopy *precopy; /* at work, or NULL */
 	struct hidden hidden;
+	char *command_line;
 	uint64_t frozen_at_ns;
 	bool committed;
 	int source_pidfd; /* the tree's root */
@@ -184,7 +184,6 @@ static void recall_end(struct checkpoint *checkpoint, bool good)
 	}
 }
 
-static int prepare(struct checkpoint *checkpoint, struct dp_err *err)
 /* A tree with a pager is another matter: that knows which pages the pool has. */
 static int precopy_start(struct checkpoint *checkpoint, struct dp_err *err)
 {
@@ -200,6 +199,7 @@ static int precopy_start(struct checkpoint *checkpoint, struct dp_err *err)
 	return precopy_rounds(options->precopy, options->precopy_limits, NULL, err);
 }
 
+static int prepare(struct checkpoint *checkpoint, struct dp_err *err)
 {
 	const struct checkpoint_options *options = checkpoint->options;
 	int rc = target_check(options->pid, err);
@@ -226,19 +226,19 @@ static int precopy_start(struct checkpoint *checkpoint, struct dp_err *err)
 	}
 	if (rc == 0)
 		rc = freeze_instance(checkpoint, err);
-	if (rc < 0)
-		return rc;
 	if (rc == 0)
 		rc = precopy_start(checkpoint, err);
+	if (rc < 0)
+		return rc;
 	checkpoint->command_line = target_command_line(options->pid);
 	progress_start(&checkpoint->progress, options->progress, options->progress ? target_resident_pages(options->pid) : 0);
 	checkpoint->targets[0] = (struct capture_target){.client = checkpoint->client, .draft = checkpoint->draft, .pool = -1};
 	checkpoint->target_count = 1;
 	const struct capture_config config = {.target = checkpoint->targets[0],
 					      .images_fd = checkpoint->workspace.images_fd, .on_frozen = on_frozen,
+					      .precopy = checkpoint->precopy, .hidden = &checkpoint->hidden,
 					      .on_progress = on_progress, .context = checkpoint,
 					      .recall_from = recall_begin(checkpoint), .recall_into = checkpoint->recall};
-					      .precopy = checkpoint->precopy, .hidden = &checkpoint->hidden,
 	return capture_new(&checkpoint->capture, &config, err);
 }
 
@@ -382,13 +382,13 @@ static void release(struct checkpoint *checkpoint)
 	}
 	control_export_done(&checkpoint->export);
 	workspace_close(&checkpoint->workspace);
+	hidden_close(&checkpoint->hidden);
 	dp_close_fd(&checkpoint->source_pidfd);
 	free(checkpoint->command_line);
 }
 
 int checkpoint_run(const struct checkpoint_options *options, struct checkpoint_result *result, struct dp_err *err)
 {
-	hidden_close(&checkpoint->hidden);
 	uint64_t started_ns = clock_now_ns();
 	bool ours = true;
 	struct dp_err local;
@@ -408,16 +408,16 @@ int checkpoint_run(const struct checkpoint_options *options, struct checkpoint_r
 	if (rc < 0)
 		unpublish(&checkpoint, err);
 	recall_end(&checkpoint, rc == 0);
+	if (checkpoint.precopy) {
+		result->ahead = *precopy_totals(checkpoint.precopy);
+		precopy_end(checkpoint.precopy, rc == 0 ? options->endpoint->name : NULL);
+	}
 	if (checkpoint.client)
 		result->sent_bytes = client_bytes_sent(checkpoint.client);
 	for (size_t i = 1; i < checkpoint.target_count; i++)
 		result->sent_bytes += client_bytes_sent(checkpoint.targets[i].client);
 	release(&checkpoint);
 	result->total_ns = clock_now_ns() - started_ns;
-	if (checkpoint.precopy) {
-		result->ahead = *precopy_totals(checkpoint.precopy);
-		precopy_end(checkpoint.precopy, rc == 0 ? options->endpoint->name : NULL);
-	}
 	if (rc < 0)
 		dp_err_doing(err, "checkpoint of process %d to %s", options->pid, options->endpoint->name);
 	return rc;

@@ -56,12 +56,12 @@ static const struct option options[] = {
 	{"force", no_argument, NULL, OPTION_FORCE},
 	{"root", required_argument, NULL, OPTION_ROOT},
 	{"compress", required_argument, NULL, OPTION_COMPRESS},
-	{"json", no_argument, NULL, OPTION_JSON},
-	{"verbose", no_argument, NULL, 'v'},
-	{"help", no_argument, NULL, 'h'},
 	{"precopy", no_argument, NULL, OPTION_PRECOPY},
 	{"precopy-pause", required_argument, NULL, OPTION_PRECOPY_PAUSE},
 	{"precopy-rate", required_argument, NULL, OPTION_PRECOPY_RATE},
+	{"json", no_argument, NULL, OPTION_JSON},
+	{"verbose", no_argument, NULL, 'v'},
+	{"help", no_argument, NULL, 'h'},
 	{"criu-option", required_argument, NULL, OPTION_CRIU_OPTION},
 	{"tcp-established", no_argument, NULL, OPTION_CRIU},
 	{"tcp-close", no_argument, NULL, OPTION_CRIU},
@@ -122,9 +122,6 @@ static int read_pid(const char *text, pid_t *pid)
 }
 
 /* 0, or the exit code after a message. */
-static int read_option(struct settings *settings, char **argv, int option, int index)
-{
-/* 0, or the exit code after a message. */
 static int read_precopy_option(struct settings *settings, char **argv, int option)
 {
 	settings->precopy = true;
@@ -137,6 +134,9 @@ static int read_precopy_option(struct settings *settings, char **argv, int optio
 	return 0;
 }
 
+/* 0, or the exit code after a message. */
+static int read_option(struct settings *settings, char **argv, int option, int index)
+{
 	struct dp_err err;
 	int rc = 0;
 	switch (option) {
@@ -157,13 +157,13 @@ static int read_precopy_option(struct settings *settings, char **argv, int optio
 		if (client_compress_parse(optarg, &settings->checkpoint.compress) < 0)
 			return cli_usage_error(argv[0], "--compress takes auto, off or lz4, not '%s'", optarg);
 		break;
-	case OPTION_JSON:
-		settings->json = true;
-		break;
 	case OPTION_PRECOPY:
 	case OPTION_PRECOPY_PAUSE:
 	case OPTION_PRECOPY_RATE:
 		return read_precopy_option(settings, argv, option);
+	case OPTION_JSON:
+		settings->json = true;
+		break;
 	case 'v':
 		settings->checkpoint.verbose = true;
 		break;
@@ -204,9 +204,6 @@ static int read_options(struct settings *settings, int argc, char **argv)
 	return 0;
 }
 
-static void print_json(const struct settings *settings, const struct checkpoint_result *result)
-{
-	struct json_object *object = json_object_new_object();
 static struct json_object *precopy_json(const struct precopy_totals *ahead)
 {
 	struct json_object *object = json_object_new_object(), *rounds = json_object_new_array();
@@ -222,6 +219,9 @@ static struct json_object *precopy_json(const struct precopy_totals *ahead)
 	return object;
 }
 
+static void print_json(const struct settings *settings, const struct checkpoint_result *result)
+{
+	struct json_object *object = json_object_new_object();
 	const struct {
 		const char *name;
 		uint64_t number;
@@ -243,11 +243,11 @@ static struct json_object *precopy_json(const struct precopy_totals *ahead)
 	json_object_object_add(object, "left_running", json_object_new_boolean(settings->checkpoint.leave_running));
 	for (size_t i = 0; i < ARRAY_LENGTH(numbers); i++)
 		json_object_object_add(object, numbers[i].name, json_object_new_int64((int64_t)numbers[i].number));
+	if (settings->precopy)
+		json_object_object_add(object, "precopy", precopy_json(&result->ahead));
 	if (result->instance[0])
 		json_object_object_add(object, "instance", json_object_new_string(result->instance));
 	cli_print_json(object);
-	if (settings->precopy)
-		json_object_object_add(object, "precopy", precopy_json(&result->ahead));
 }
 
 static void print_text(const struct settings *settings, const struct checkpoint_result *result)
@@ -261,14 +261,14 @@ static void print_text(const struct settings *settings, const struct checkpoint_
 	       settings->endpoint.name, (unsigned long long)result->tasks, result->tasks == 1 ? "" : "s",
 	       (unsigned long long)result->pages, bytes, zero_bytes, shared, (double)result->frozen_ns / 1e9,
 	       (double)result->total_ns / 1e9);
-}
-
-static int run(struct settings *settings, const char *uri)
 	if (settings->precopy && result->ahead.rounds)
 		printf("  %u rounds sent %llu pages ahead, %llu were left\n", result->ahead.rounds,
 		       (unsigned long long)result->ahead.ahead_pages, (unsigned long long)result->ahead.frozen_pages);
 	if (settings->precopy && result->ahead.why[0])
 		printf("  not sent ahead: %s\n", result->ahead.why);
+}
+
+static int run(struct settings *settings, const char *uri)
 {
 	struct dp_err err = {""};
 	struct checkpoint_result result;
@@ -276,14 +276,14 @@ static int run(struct settings *settings, const char *uri)
 	if (rc == 0 && settings->endpoint.name[0] == 0)
 		rc = dp_fail(&err, EINVAL, "%s names a pool but no snapshot: add #REPO:TAG (or /REPO:TAG behind dp://HOST:PORT)",
 			     uri);
-	if (rc == 0)
-		rc = checkpoint_run(&settings->checkpoint, &result, &err);
-	if (rc < 0)
 	if (rc == 0 && settings->precopy)
 		rc = precopy_open(&settings->checkpoint.precopy, settings->checkpoint.pid, &err);
+	if (rc == 0)
+		rc = checkpoint_run(&settings->checkpoint, &result, &err);
+	precopy_close(settings->checkpoint.precopy);
+	if (rc < 0)
 		return cli_print_error(rc, &err, settings->json);
 	if (settings->json)
-	precopy_close(settings->checkpoint.precopy);
 		print_json(settings, &result);
 	else
 		print_text(settings, &result);
@@ -295,10 +295,10 @@ int cmd_checkpoint(int argc, char **argv)
 	struct settings settings = {0};
 	settings.checkpoint.endpoint = &settings.endpoint;
 	settings.checkpoint.criu_arguments = settings.criu_arguments;
+	settings.checkpoint.precopy_limits = &settings.precopy_limits;
 	settings.checkpoint.progress = isatty(2);
 	int code = read_options(&settings, argc, argv);
 	if (code == 0 && settings.help)
-	settings.checkpoint.precopy_limits = &settings.precopy_limits;
 		printf("%s", usage);
 	else if (code == 0)
 		code = run(&settings, argv[optind]);
