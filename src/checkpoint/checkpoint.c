@@ -12,6 +12,7 @@
 #include "checkpoint/localize.h"
 #include "checkpoint/progress.h"
 #include "checkpoint/recall.h"
+#include "checkpoint/runtime_dump.h"
 #include "checkpoint/skeleton.h"
 #include "checkpoint/target.h"
 #include "checkpoint/workspace.h"
@@ -218,7 +219,8 @@ static int prepare(struct checkpoint *checkpoint, struct dp_err *err)
 		return dp_fail(err, EEXIST, "%s exists in this pool: choose another name, or --force to replace it",
 			       options->endpoint->name);
 	if (rc == 0)
-		rc = workspace_open(&checkpoint->workspace, err);
+		rc = options->runtime ? runtime_dump_open(options->runtime, &checkpoint->workspace, err)
+				      : workspace_open(&checkpoint->workspace, err);
 	if (rc == 0) {
 		checkpoint->source_pidfd = proc_pidfd_open(options->pid);
 		rc = checkpoint->source_pidfd < 0 ? dp_fail_errno(err, -checkpoint->source_pidfd, "open process %d", options->pid)
@@ -318,7 +320,9 @@ static int dump(struct checkpoint *checkpoint, bool *ours, struct dp_err *err)
 	 * (C2). */
 	bool may_thaw = options->origin && options->leave_running;
 	*ours = true;
-	int rc = criu_dump_start(&checkpoint->dump, &dump_options, &checkpoint->workspace, err);
+	int rc = options->runtime ? runtime_dump_start(&checkpoint->dump, options->runtime, checkpoint->criu, &checkpoint->workspace, err)
+				  : criu_dump_start(&checkpoint->dump, &dump_options, &checkpoint->workspace, err);
+	*ours = rc != -ECANCELED;
 	if (rc < 0)
 		return rc;
 	rc = page_receiver_run(checkpoint->dump.pages_fd, capture_sink(checkpoint->capture), err);
@@ -331,6 +335,8 @@ static int dump(struct checkpoint *checkpoint, bool *ours, struct dp_err *err)
 			rc = capture_finish(checkpoint->capture, err);
 			if (rc == 0 && !may_thaw)
 				rc = publish(checkpoint, err);
+			if (rc == 0 && options->runtime && options->runtime->on_published)
+				rc = options->runtime->on_published(options->runtime->context, err);
 			*ours = rc < 0;
 			int answered = criu_dump_answer(&checkpoint->dump, rc == 0, rc == 0 ? err : NULL);
 			rc = rc < 0 ? rc : answered;

@@ -37,6 +37,13 @@ static int send_file(struct client *client, uint64_t draft, int images_fd, const
 	return rc;
 }
 
+/* A runtime may have its CRIU write the log beside the images; it is being written. */
+static bool is_log(const char *name)
+{
+	size_t length = strlen(name);
+	return length > 4 && strcmp(name + length - 4, ".log") == 0;
+}
+
 int skeleton_send(struct client *client, uint64_t draft, int images_fd, uint64_t *bytes, struct dp_err *err)
 {
 	int again = openat(images_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -50,7 +57,7 @@ int skeleton_send(struct client *client, uint64_t draft, int images_fd, uint64_t
 	struct dirent *entry;
 	*bytes = 0;
 	while (rc == 0 && (entry = readdir(directory)))
-		if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+		if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 && !is_log(entry->d_name))
 			rc = send_file(client, draft, images_fd, entry->d_name, bytes, err);
 	closedir(directory);
 	return rc;

@@ -46,6 +46,17 @@ static int open_private_directory(struct workspace *workspace, struct dp_err *er
 	return fd < 0 ? dp_fail_errno(err, errno, "open %s", workspace->directory) : fd;
 }
 
+int workspace_open_private(struct workspace *workspace, struct dp_err *err)
+{
+	*workspace = (struct workspace){.images_fd = -1, .work_fd = -1};
+	workspace->root_fd = open_private_directory(workspace, err);
+	if (workspace->root_fd >= 0)
+		return 0;
+	int rc = workspace->root_fd;
+	workspace_close(workspace);
+	return rc;
+}
+
 static int make_directory(const struct workspace *workspace, const char *name)
 {
 	if (mkdirat(workspace->root_fd, name, 0700) < 0)

@@ -8,7 +8,10 @@
 #include "base/base.h"
 #include "cli/cli.h"
 #include "cli/commands.h"
+#include "oci/oci.h"
+#include "restore/container.h"
 #include "restore/restore.h"
+#include "sys/criu_launch.h"
 
 enum group { GROUP_PROCESSES, GROUP_POOL, GROUP_HOST, GROUP_HIDDEN };
 
@@ -217,6 +220,12 @@ int main(int argc, char **argv)
 	/* a pool that goes away is an error of a write, not the end of this process */
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGXFSZ, SIG_IGN); /* a limit of file sizes is a full disk, not the end */
+	if (argc && criu_launch_is(argv[0]))
+		return criu_launch_main(argc, argv);
+	if (argc && container_gate_is_action(argv[0]))
+		return container_gate_action(argv[0]);
+	if (argc && oci_runtime_is(argv[0]))
+		return oci_runtime_main(argc, argv);
 	if (argc && working_set_is_action(argv[0]))
 		return working_set_action(argv[0]);
 	argc = take_connection_options(argc, argv);

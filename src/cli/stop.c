@@ -99,7 +99,8 @@ static int finish_stop(const struct stopping *stopping, uint64_t until_ns, struc
 	if (!(stopping->asked && wait_for_end(stopping->last, until_ns > now_ns ? until_ns - now_ns : 0))) {
 		kill_tasks(instance);
 		/* init's end is the end of everything below it; the supervisor sees to what a namespace does not. */
-		int end = stopping->tree >= 0 ? stopping->tree : stopping->last;
+		bool container = instance->container[0] && stopping->first >= 0;
+		int end = container ? stopping->first : stopping->tree >= 0 ? stopping->tree : stopping->last;
 		if (pidfd_send_signal(end, SIGKILL, NULL, 0) && errno != ESRCH)
 			return dp_fail_errno(err, errno, "kill %s", instance->id);
 		if (!wait_for_end(stopping->last, KILLED_WAIT_NS))

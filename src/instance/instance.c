@@ -353,7 +353,7 @@ static const struct instance *pick(const struct instance *list, size_t count, co
 {
 	const struct instance *found = NULL;
 	for (size_t i = 0; i < count; i++)
-		if (!strcmp(list[i].id, key) || !strcmp(list[i].name, key)) {
+		if (!strcmp(list[i].id, key) || !strcmp(list[i].name, key) || !strcmp(list[i].container, key)) {
 			*fitting = 1;
 			return &list[i];
 		}
@@ -409,6 +409,13 @@ int instance_find_by_pid(const char *root, pid_t pid, struct instance *instance,
 
 int instance_tasks(const struct instance *instance, pid_t **pids, size_t *count)
 {
+	if (instance->container[0]) {
+		if (!process_is_alive(instance->root.pid, instance->root.start_time))
+			return -ESRCH;
+		ssize_t all = proc_tree(instance->root.pid, pids);
+		*count = (size_t)DP_MAX(all, 0);
+		return all < 0 ? (int)all : 0;
+	}
 	if (!process_is_alive(instance->init.pid, instance->init.start_time))
 		return -ESRCH;
 	ssize_t processes = proc_tree(instance->init.pid, pids);

@@ -33,6 +33,7 @@ struct instance {
 	char id[INSTANCE_ID_BYTES];
 	char name[INSTANCE_ID_BYTES]; /* --name, else the id */
 	char group[INSTANCE_ID_BYTES]; /* of those that were started together, as NAME-1, NAME-2, ...; "": none */
+	char container[256];          /* as its runtime knows it; "": it is none */
 	char snapshot[256];           /* repo:tag */
 	char pool[1400];              /* pool's URI without the name */
 	char directory[512];          /* ROOT/ID */

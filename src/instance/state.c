@@ -28,6 +28,8 @@ char *instance_encode(const struct instance *instance)
 		json_object_object_add(object, "group", json_object_new_string(instance->group));
 	if (instance->spare)
 		json_object_object_add(object, "spare", json_object_new_boolean(true));
+	if (instance->container[0])
+		json_object_object_add(object, "container", json_object_new_string(instance->container));
 	json_object_object_add(object, "running", json_object_new_boolean(instance->running));
 	json_object_object_add(object, "own_pid_namespace", json_object_new_boolean(instance->own_pid_namespace));
 	add_process(object, "root", &instance->root);
@@ -101,6 +103,8 @@ int instance_decode(struct instance *instance, const char *json, struct dp_err *
 		    get_text(object, "name", instance->name, sizeof(instance->name)) &&
 		    get_text(object, "snapshot", instance->snapshot, sizeof(instance->snapshot)) &&
 		    get_text(object, "pool", instance->pool, sizeof(instance->pool)) &&
+		    (!json_object_object_get_ex(object, "container", NULL) ||
+		     get_text(object, "container", instance->container, sizeof(instance->container))) &&
 		    (!has(object, "group") || get_text(object, "group", instance->group, sizeof(instance->group))) &&
 		    (!has(object, "spare") || get_flag(object, "spare", &instance->spare)) &&
 		    get_flag(object, "running", &instance->running) &&

@@ -9,6 +9,7 @@
 #include "base/base.h"
 #include "client/client.h"
 #include "pager/pager.h"
+#include "restore/container.h"
 #include "restore/plan.h"
 
 #define SKELETON_LIMIT_BYTES (1ull << 30) /* eager pages are part of it; anything larger is no skeleton */
@@ -104,6 +105,25 @@ int restore_budget(const char *local_memory, uint64_t snapshot_pages, size_t tas
 	return 0;
 }
 
+/* "50%" remote is 50 % local; of "512M" the rest of the snapshot. */
+static int local_of_remote(const char *remote_memory, uint64_t snapshot_pages, char *local, size_t size, struct dp_err *err)
+{
+	uint64_t remote_bytes, all_bytes = snapshot_pages * PAGE_BYTES;
+	char *end;
+	double percent = strtod(remote_memory, &end);
+	if (end != remote_memory && !strcmp(end, "%") && percent >= 0 && percent < 100) {
+		snprintf(local, size, "%g%%", 100 - percent);
+		return 0;
+	}
+	if (parse_size(remote_memory, &remote_bytes))
+		return dp_fail(err, EINVAL, "remote memory %s: give a share below 100%% or a size, such as 50%% or 512M", remote_memory);
+	if (remote_bytes >= all_bytes)
+		return dp_fail(err, EINVAL, "remote memory %s is all that the snapshot has: give less, or a share such as 50%%",
+			       remote_memory);
+	snprintf(local, size, "%llu", (unsigned long long)(all_bytes - remote_bytes));
+	return 0;
+}
+
 /* With a mount namespace of its own the snapshot brings its own root: this host's files are not what it will see. */
 static int check_files(int images_fd, const struct image_namespaces *own, struct dp_err *err)
 {
@@ -183,7 +203,14 @@ static int read_skeleton(struct restore_plan *plan, int images_fd, struct dp_err
 	plan->own_mounts = own.mnt;
 	plan->own_pid_namespace = !own.pid && !options->host_pid_namespace;
 	plan->instance.own_pid_namespace = plan->own_pid_namespace;
-	ret = restore_budget(options->local_memory, plan->instance.snapshot_pages, count, &plan->instance.budget_bytes, err);
+	char local[32];
+	const char *local_memory = options->local_memory;
+	if (options->remote_memory) {
+		local_memory = local;
+		ret = local_of_remote(options->remote_memory, plan->instance.snapshot_pages, local, sizeof(local), err);
+	}
+	if (!ret)
+		ret = restore_budget(local_memory, plan->instance.snapshot_pages, count, &plan->instance.budget_bytes, err);
 	if (!ret)
 		ret = place_pids(plan, images_fd, tasks, count, err);
 	if (!ret)
@@ -219,6 +246,8 @@ int plan_begin(const struct restore_options *options, struct restore_plan *plan,
 		return ret;
 	if (named)
 		snprintf(plan->instance.name, sizeof(plan->instance.name), "%s", options->name);
+	if (options->container)
+		snprintf(plan->instance.container, sizeof(plan->instance.container), "%s", options->container->id);
 	if (options->group)
 		snprintf(plan->instance.group, sizeof(plan->instance.group), "%s", options->group);
 	endpoint_pool_text(options->endpoint, plan->instance.pool, sizeof(plan->instance.pool));

@@ -70,7 +70,7 @@ bool plan_gap_is_free(const pid_t *pids, size_t count, pid_t last_pid, pid_t roo
 int plan_refuse_used_pids(const pid_t *pids, size_t count, struct dp_err *err);
 
 /* ---- messages: supervisor -> caller ---- */
-enum report_kind { REPORT_RUNNING = 1, REPORT_FAILED, REPORT_ENDED, REPORT_HELD };
+enum report_kind { REPORT_RUNNING = 1, REPORT_FAILED, REPORT_ENDED, REPORT_HELD, REPORT_READY };
 struct report {
 	uint32_t kind;
 	int32_t code; /* FAILED: positive errno; ENDED: exit code of the root */
@@ -128,6 +128,7 @@ struct init_config {
 	const struct restore_plan *plan;
 	const struct criu_command *command;
 	int channel_fd;          /* to the supervisor, SEQPACKET */
+	int gate_fd, root_pidfd; /* for a container's watcher; -1: none */
 	int log_fd;              /* criu's stdout and stderr */
 };
 /* Becomes init; never returns; exits with the root's code. */

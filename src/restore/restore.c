@@ -5,11 +5,13 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/pidfd.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
 #include "base/base.h"
+#include "restore/container.h"
 #include "restore/plan.h"
 #include "restore/processes.h"
 #include "sys/awake.h"
@@ -45,6 +47,8 @@ static int fork_supervisor(struct restore_plan *plan, struct restore_session *se
 		return ret;
 	}
 	session->supervisor = fork();
+	if (session->supervisor == 0 && plan->options->container && fork() != 0)
+		_exit(0); /* a runtime must not find a child that it never made */
 	if (session->supervisor == 0)
 		supervisor_main(plan);
 	int code = errno;
@@ -80,6 +84,11 @@ static int decide(struct restore_plan *plan, struct restore_session *session, st
 	return ret;
 }
 
+static enum report_kind wanted_report(const struct restore_options *options)
+{
+	return options->container ? REPORT_READY : options->hold ? REPORT_HELD : REPORT_RUNNING;
+}
+
 static int start(const struct restore_options *options, struct restore_session *session, struct dp_err *err)
 {
 	struct restore_plan plan;
@@ -97,7 +106,7 @@ static int start(const struct restore_options *options, struct restore_session *
 		bool none = next_report(session, &report); /* after a failure of ours: all is cleaned up */
 		if (!ret && none)
 			ret = dp_fail(err, EOWNERDEAD, "the supervisor was killed before the tree ran");
-		else if (!ret && report.kind != (options->hold ? REPORT_HELD : REPORT_RUNNING))
+		else if (!ret && report.kind != wanted_report(options))
 			ret = dp_fail(err, report.code, "%s", report.text);
 	}
 	if (ret) {
@@ -143,6 +152,25 @@ int restore_go(struct restore_session *session, const char *name, const char *gr
 	session->times.criu_started_ns = go.start_ns;
 	session->times.criu_done_ns = report.criu_done_ns;
 	session->times.done_ns = clock_now_ns();
+	return 0;
+}
+
+int restore_container_start(struct restore_options *options, struct restore_container *container, struct instance *instance,
+			    struct dp_err *err)
+{
+	struct restore_session session;
+	options->container = container;
+	options->host_pid_namespace = true; /* the runtime makes what there is to make */
+	cleanup_fd int self = pidfd_open(getpid(), 0);
+	if (self < 0)
+		return dp_fail_errno(err, errno, "pidfd of this process");
+	container->caller_pidfd = self;
+	int ret = start(options, &session, err);
+	if (ret)
+		return ret;
+	waitpid(session.supervisor, NULL, 0); /* the one between, which has ended */
+	close(session.report_fd);
+	*instance = session.instance;
 	return 0;
 }
 

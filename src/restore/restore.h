@@ -40,6 +40,8 @@ struct restore_lease;
 
 enum restore_record { RECORD_WHERE_NONE_IS, RECORD_ALWAYS, RECORD_NEVER };
 
+struct restore_container;
+
 struct restore_options {
 	const char *root;               /* registry, see instance_root */
 	const struct endpoint *endpoint; /* pool and snapshot name */
@@ -53,6 +55,8 @@ struct restore_options {
 	const char *network;            /* the tree's network namespace: NULL: the caller's; RESTORE_NETWORK_OWN; or that of a file */
 	bool hold;                      /* restore_prepare: everything but the first instruction */
 	const char *local_memory;       /* "50%", "512M", or NULL: no budget */
+	const char *remote_memory;      /* instead: what is to be remote, "50%" or "512M" */
+	struct restore_container *container; /* its runtime restores it (container.h); NULL: CRIU, started by us */
 	bool host_pid_namespace;        /* the same pids on this host instead of a namespace of its own */
 	bool foreground;                /* the tree ends when the caller does */
 	enum client_compress compress;  /* of pages on the wire */

@@ -25,6 +25,7 @@
 #include "instance/process.h"
 #include "instance/stats.h"
 #include "restore/committer.h"
+#include "restore/container.h"
 #include "restore/criu_cache.h"
 #include "restore/pager_process.h"
 #include "restore/plan.h"
@@ -98,6 +99,8 @@ static void end_tree(struct supervisor *supervisor)
 		supervisor->init = 0;
 	}
 	keeper_kill(&supervisor->keeper);
+	if (supervisor->plan->options->container) /* which is not below us */
+		container_kill(supervisor->root_pidfd, supervisor->plan->nested);
 	kill_descendants(supervisor->pager);
 }
 
@@ -376,6 +379,8 @@ static void take_caller_message(struct supervisor *supervisor)
 	}
 	close(supervisor->report_fd);
 	supervisor->report_fd = -1;
+	if (supervisor->plan->options->container && supervisor->decided)
+		return; /* it is the runtime now, and the watcher's to look after */
 	if (supervisor->held && !supervisor->went) { /* a spare that nobody wanted: no failure */
 		supervisor->failed = true;
 		finish(supervisor);
@@ -388,12 +393,31 @@ static void take_caller_message(struct supervisor *supervisor)
 	}
 }
 
+static void start_init(struct supervisor *supervisor);
+
+/* It is no more than a watcher: the container runs, and gets another one. */
+static void follow_watcher(struct supervisor *supervisor)
+{
+	struct init_order order = { .highest_pid = 0 };
+	struct dp_err err;
+	log_warn("the watcher was killed: another goes on");
+	close_fd(&supervisor->channel_fd);
+	start_init(supervisor);
+	send_with_fd(supervisor->channel_fd, &order, sizeof(order), supervisor->pager ? supervisor->pager_pidfd : -1);
+	if (instance_save(supervisor->instance, &err))
+		log_warn("%s", err.text);
+}
+
 static void init_ended(struct supervisor *supervisor)
 {
 	/* Its last message may wait behind its death. */
 	if (!supervisor->running && supervisor->channel_fd >= 0)
 		take_init_message(supervisor);
 	int status = supervisor->init_status;
+	if (supervisor->plan->options->container && supervisor->running && WIFSIGNALED(status)) {
+		follow_watcher(supervisor);
+		return;
+	}
 	if (!supervisor->running)
 		fail(supervisor, WIFSIGNALED(status) ? "init was killed by signal %d" : "init ended early with code %d",
 		     WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
@@ -491,7 +515,8 @@ static void set_up_process(struct supervisor *supervisor)
 	prctl(PR_SET_NAME, "distri-superv");
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
 	setsid();
-	const int keep[] = { plan->report_fd, plan->stdio[0], plan->stdio[1], plan->stdio[2] };
+	int caller_pidfd = plan->options->container ? plan->options->container->caller_pidfd : -1;
+	const int keep[] = { plan->report_fd, plan->stdio[0], plan->stdio[1], plan->stdio[2], caller_pidfd };
 	close_all_but(keep, ARRAY_LENGTH(keep));
 	int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
 	int log_fd = open(instance_path(supervisor->instance, "supervisor.log", path, sizeof(path)),
@@ -571,7 +596,10 @@ static void start_init(struct supervisor *supervisor)
 	struct criu_command command = { 0 };
 	char path[PATH_MAX];
 	int channel[2];
-	if (criu_command_make(plan, &command, &supervisor->err))
+	cleanup_fd int gate_fd = -1; /* a container's */
+	if (plan->options->container && !supervisor->running)
+		gate_fd = container_prepare(plan, &supervisor->err);
+	if (plan->options->container ? !supervisor->running && gate_fd < 0 : criu_command_make(plan, &command, &supervisor->err))
 		give_up(supervisor);
 	close_fd(&supervisor->log_fd);
 	supervisor->log_fd = open(instance_path(supervisor->instance, "criu-output.log", path, sizeof(path)),
@@ -591,7 +619,10 @@ static void start_init(struct supervisor *supervisor)
 	if (pid == 0) {
 		struct init_config config = {
 			.plan = plan, .command = &command, .channel_fd = channel[1], .log_fd = supervisor->log_fd,
+			.gate_fd = gate_fd, .root_pidfd = supervisor->running ? supervisor->root_pidfd : -1,
 		};
+		if (plan->options->container)
+			container_watch(&config);
 		init_main(&config);
 	}
 	free(command.argv);
@@ -651,6 +682,8 @@ static void take_verdict(struct supervisor *supervisor, const struct verdict *ve
 	for (int i = 0; i < 3; i++)
 		close_fd(&plan->stdio[i]); /* the tree's now: who reads them must see their end when it ends */
 	save_state(supervisor);
+	if (plan->options->container)
+		report(supervisor, REPORT_READY, 0);
 }
 
 void supervisor_main(struct restore_plan *plan)
