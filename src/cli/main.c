@@ -8,6 +8,7 @@
 #include "base/base.h"
 #include "cli/cli.h"
 #include "cli/commands.h"
+#include "migrate/ferry.h"
 #include "oci/oci.h"
 #include "restore/container.h"
 #include "restore/restore.h"
@@ -30,16 +31,20 @@ static const struct command {
 	{ "checkpoint", cmd_checkpoint, "store a running process tree in a pool", GROUP_PROCESSES },
 	{ "restore", cmd_restore, "bring a snapshot back to life, its memory in the pool", GROUP_PROCESSES },
 	{ "run", cmd_run, "restore in the foreground, pass signals on, exit as it does", GROUP_PROCESSES },
-	{ "ps", cmd_ps, "list the process trees restored on this host", GROUP_PROCESSES },
-	{ "stats", cmd_stats, "show memory, faults and traffic of one", GROUP_PROCESSES },
-	{ "migrate-in", cmd_migrate_in, "fetch all memory of a running one in the background", GROUP_PROCESSES },
-	{ "commit", cmd_commit, "make the present state of one restorable, while it runs on", GROUP_PROCESSES },
 	{ "spares", cmd_spares, "list and end what `run --pre-created` keeps ready", GROUP_PROCESSES },
 	{ "exec", cmd_exec, "run a program in the namespaces of one", GROUP_PROCESSES },
+	{ "ps", cmd_ps, "list the process trees restored on this host", GROUP_PROCESSES },
+	{ "stats", cmd_stats, "show memory, faults and traffic of one", GROUP_PROCESSES },
+	{ "offer", cmd_offer, "freeze a process tree for a restore elsewhere, its pages where they are", GROUP_PROCESSES },
+	{ "migrate", cmd_migrate, "move a running process tree to another host, its pages following", GROUP_PROCESSES },
+	{ "migrate-in", cmd_migrate_in, "fetch all memory of a running one in the background", GROUP_PROCESSES },
+	{ "commit", cmd_commit, "make the present state of one restorable, while it runs on", GROUP_PROCESSES },
 	{ "protect", cmd_protect, "commit one again and again, and keep the newest states", GROUP_PROCESSES },
 	{ "stop", cmd_stop, "end one and wait until nothing of it is left", GROUP_PROCESSES },
 	{ "pool", cmd_pool, "serve a pool; list, show and remove what is in one", GROUP_POOL },
 	{ "check", cmd_check, "say what this host can do, and what to do about each \"no\"", GROUP_HOST },
+	{ "agent", cmd_agent, "the daemon of a host that takes part in migrations", GROUP_HOST },
+	{ "events", cmd_events, "show what happened to this host's migrations, and follow it", GROUP_HOST },
 	{ "lazy-pages", cmd_lazy_pages, "stand in for `criu lazy-pages`", GROUP_HOST },
 	{ "criu-hook", cmd_criu_hook, "asked by CRIU during a checkpoint", GROUP_HIDDEN },
 };
@@ -228,6 +233,8 @@ int main(int argc, char **argv)
 		return oci_runtime_main(argc, argv);
 	if (argc && working_set_is_action(argv[0]))
 		return working_set_action(argv[0]);
+	if (argc && ferry_is_gate_action(argv[0]))
+		return ferry_gate_action(argv[0]);
 	argc = take_connection_options(argc, argv);
 	if (argc < 0)
 		return argc == -EINVAL ? EXIT_USAGE : EXIT_FAILED;

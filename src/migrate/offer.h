@@ -3,9 +3,9 @@
  * How it works: `criu dump` freezes the tree and writes the skeleton, but a preloaded library (hide/hide.c) keeps it from seeing
  * the pages that may be lazy, so this takes as long for a gigabyte as for nothing. A process of ours, the *offerer*, is CRIU's
  * parent; when CRIU has finished its images and waits in its post-dump action, the offerer makes a pool of its own in which the
- * images are a snapshot, and whose store (frozen_store.h) reads a page from the frozen process when it is asked for. It serves that
- * pool at the endpoint given; `restore` from there needs nothing new. An offer that is a copy lets the tree go on at once: each of
- * its processes was forked once while it was frozen (shadow.h), and the pages are read from the forks.
+ * images are a snapshot, and whose store (frozen_store.h) reads a page from the frozen process when it is asked for. It serves
+ * that pool at the endpoint given; `restore` from there needs nothing new. An offer that is a copy lets the tree go on at once:
+ * each of its processes was forked once while it was frozen (shadow.h), and the pages are read from the forks.
  *
  *   caller ── control ── offerer (serves the pool) ── hook ── criu ══ holds stopped ══ the tree, or its shadows
  *
@@ -39,9 +39,9 @@ struct offer_options {
 	bool allow_plaintext;
 	const char *name;            /* repo:tag of the snapshot; borrowed */
 	const char *registry;        /* of instances; NULL: the default */
-	/* NULL, or where the caller records what it decided (record.h). When the caller is gone, whoever is left and holds the tree (the
-	 * offerer; without it the hook) does what switch_heir(record) says, instead of letting the tree go on at once. Serving goes
-	 * on meanwhile where it can. Absolute path; borrowed. */
+	/* NULL, or where the caller records what it decided (record.h). When the caller is gone, whoever is left and holds the
+	 * tree (the offerer; without it the hook) does what switch_heir(record) says, instead of letting the tree go on at
+	 * once. Serving goes on meanwhile where it can. Absolute path; borrowed. */
 	const char *record;
 	bool verbose;
 	char *const *criu_arguments; /* further ones for `criu dump`; borrowed */
@@ -66,12 +66,13 @@ struct offer_progress {
 	uint64_t pages_left;   /* never asked for, or not since */
 	uint64_t pages_served; /* answered, each once */
 	uint32_t connections, instances;
+	uint32_t lost; /* instances whose connection is gone without a word */
 };
 
-/* Freezes the tree and serves it. Blocks until the snapshot can be restored from (a few tens of milliseconds for CRIU's start, then
- * as long as the tree has to be frozen). After an error the tree runs on as if nothing had been. Errors: as checkpoint_run, and
- * -EOPNOTSUPP (the tree is an instance with remote pages, or has something that cannot be offered), -EADDRINUSE and others of
- * listening, -EAGAIN (copy: it may have no further process). */
+/* Freezes the tree and serves it. Blocks until the snapshot can be restored from (a few tens of milliseconds for CRIU's start,
+ * then as long as the tree has to be frozen). After an error the tree runs on as if nothing had been. Errors: as
+ * checkpoint_run, and -EOPNOTSUPP (the tree is an instance with remote pages, or has something that cannot be offered),
+ * -EADDRINUSE and others of listening, -EAGAIN (copy: it may have no further process). */
 int offer_make(struct offer **offer, const struct offer_options *options, struct offer_facts *facts, struct dp_err *err);
 /* For poll: readable when the offer has ended by itself. Then offer_wait tells how. Borrowed. */
 int offer_fd(const struct offer *offer);

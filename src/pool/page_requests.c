@@ -125,8 +125,13 @@ static int parts_flush(struct parts *parts, bool more)
 	uint64_t damaged = 0;
 	int result = read_slots(request, reply, &damaged);
 
-	for (uint32_t i = 0; i < reply->slot_count; i++)
-		digests[i] = request->pool->slots.digests[reply->slots[i]];
+	for (uint32_t i = 0; i < reply->slot_count; i++) {
+		struct page_digest *digest = &request->pool->slots.digests[reply->slots[i]];
+
+		if (request->pool->store->digests_late && !page_digest_known(*digest) && reply->extra && !(damaged >> i & 1))
+			*digest = page_digest(reply->extra + (size_t)i * PAGE_BYTES);
+		digests[i] = *digest;
+	}
 	if (result == 0 && request->header->class & MESSAGE_CHECKED)
 		check_slots(request, reply, digests, &damaged);
 	if (damaged)

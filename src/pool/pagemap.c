@@ -216,6 +216,31 @@ int pagemap_set(struct pagemap *map, uint64_t pgno, uint64_t slot)
 	return 0;
 }
 
+int pagemap_fill(struct pagemap *map, uint64_t pgno, uint64_t slot, uint64_t pages)
+{
+	struct pagemap_node *path[TOP_LEVEL + 1];
+
+	while (pages) {
+		unsigned way = way_of(pgno, 0);
+		uint64_t part = DP_MIN(pages, (uint64_t)(WAYS - way));
+		int result = own_path(map, pgno, 0, path);
+
+		if (result < 0)
+			return result;
+		for (unsigned i = 0; i < part; i++) {
+			assert(!path[0]->slot[way + i]);
+			path[0]->slot[way + i] = slot + i;
+		}
+		path[0]->present += (uint16_t)part;
+		for (unsigned level = 0; level <= TOP_LEVEL; level++)
+			path[level]->pages += part;
+		pgno += part;
+		slot += part;
+		pages -= part;
+	}
+	return 0;
+}
+
 /* Drops what lies in [from, end) below *link, whose first page is base. Adds to *dropped, also on failure. */
 static int drop_below(struct slots *slots, struct pagemap_node **link, uint64_t base, uint64_t from, uint64_t end,
 		      uint64_t *dropped)

@@ -39,6 +39,8 @@ void pagemap_read(const struct pagemap *map, uint64_t pgno, uint64_t *slots, siz
 uint64_t pagemap_own_slot(const struct pagemap *map, uint64_t pgno);
 /* Takes the caller's reference on the slot (on success); what was there is released. */
 int pagemap_set(struct pagemap *map, uint64_t pgno, uint64_t slot);
+/* `pages` fresh slots from `slot` on (slots_adopt) where the map has nothing: as pagemap_set for each, and far quicker. */
+int pagemap_fill(struct pagemap *map, uint64_t pgno, uint64_t slot, uint64_t pages);
 int pagemap_drop(struct pagemap *map, uint64_t pgno, uint64_t pages);
 /* The pages from..from+pages of source appear at to..; what map has there is replaced where source has a page and stays where
  * it has none (drop first for an exact copy). source is another map over the same slots. */

@@ -35,6 +35,9 @@ struct server {
 	bool pending;       /* a connection has bytes that epoll does not tell of */
 	bool commits_done; /* the committer has something for us */
 	bool stopping;
+	int (*watch_ready)(void *context); /* of a descriptor that is not ours, or NULL */
+	void *watch_context;
+	int watch_result;
 };
 
 int server_open(struct server **result, struct pool *pool, struct dp_err *err)
@@ -70,6 +73,24 @@ int server_open(struct server **result, struct pool *pool, struct dp_err *err)
 	}
 	*result = server;
 	return 0;
+}
+
+int server_watch(struct server *server, int fd, int (*ready)(void *context), void *context)
+{
+	struct epoll_event event = { .events = EPOLLIN, .data.ptr = &server->watch_ready };
+
+	server->watch_ready = ready;
+	server->watch_context = context;
+	return epoll_ctl(server->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+}
+
+unsigned server_connections(const struct server *server)
+{
+	unsigned count = 0;
+
+	for (const struct connection *connection = server->connections; connection; connection = connection->next)
+		count++;
+	return count;
 }
 
 static int watch_listener(struct server *server, struct server_listener *entry)
@@ -388,13 +409,17 @@ static void tick(struct server *server)
 
 static void dispatch(struct server *server, const struct epoll_event *event)
 {
-	/* An event's data points at stop_fd, commits_done, a listener or a connection. */
+	/* An event's data points at stop_fd, commits_done, watch_ready, a listener or a connection. */
 	if (event->data.ptr == &server->stop_fd) {
 		server->stopping = true;
 		return;
 	}
 	if (event->data.ptr == &server->commits_done) {
 		server->commits_done = true;
+		return;
+	}
+	if (event->data.ptr == &server->watch_ready) {
+		server->watch_result = server->watch_ready(server->watch_context);
 		return;
 	}
 	for (struct server_listener *entry = server->listeners; entry; entry = entry->next) {
@@ -418,6 +443,8 @@ int server_run(struct server *server)
 			return -errno;
 		for (int i = 0; i < count; i++)
 			dispatch(server, &events[i]);
+		if (server->watch_result < 0)
+			return server->watch_result;
 		/* Behind the others: this may close connections that the others are about. */
 		if (server->commits_done)
 			finish_commits(server);

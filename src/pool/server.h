@@ -38,6 +38,11 @@ int server_listen(struct server *server, const struct endpoint *endpoint, bool a
 void server_let_sleep(struct server *server);
 /* Ends by itself when nobody has been connected, and no kept instance is left, for idle_ns. */
 void server_set_idle_exit(struct server *server, uint64_t idle_ns);
+/* Calls `ready` in the server's thread whenever the descriptor (borrowed) is readable or hung up; a negative result ends
+ * server_run with it. One per server. 0 or -errno. */
+int server_watch(struct server *server, int fd, int (*ready)(void *context), void *context);
+/* So many connections are open. */
+unsigned server_connections(const struct server *server);
 /* Serves until server_stop or idle exit. 0 or -errno. */
 int server_run(struct server *server);
 void server_stop(struct server *server);

@@ -93,6 +93,23 @@ int slots_alloc(struct slots *slots, uint64_t *list, size_t count)
 	return 0;
 }
 
+int slots_adopt(struct slots *slots, uint64_t first, uint64_t count)
+{
+	int result = accounts_check(&slots->accounts, count * PAGE_BYTES);
+
+	if (result == 0)
+		result = slots_reserve(slots, first + count);
+	if (result < 0)
+		return result;
+	for (uint64_t slot = first; slot < first + count; slot++) {
+		assert(slots->references[slot] == 0);
+		slots->references[slot] = 1;
+		slots->payer[slot] = slots->accounts.payer;
+	}
+	accounts_charge(&slots->accounts, slots->accounts.payer, count * PAGE_BYTES);
+	return 0;
+}
+
 void slots_flush(struct slots *slots)
 {
 	/* store is NULL while the pool closes: see pool_close. */

@@ -31,6 +31,8 @@ int slots_init(struct slots *slots, struct store *store);
 void slots_done(struct slots *slots);
 /* Fresh slots with one reference each, held by the caller. -ENOSPC, -EDQUOT, -ENOMEM. */
 int slots_alloc(struct slots *slots, uint64_t *list, size_t count);
+/* Slots that the store has and nobody refers to: one reference each, held by the caller. -EDQUOT, -ENOMEM. */
+int slots_adopt(struct slots *slots, uint64_t first, uint64_t count);
 /* Makes room for slots below end, as found in a manifest. -ENOMEM. */
 int slots_reserve(struct slots *slots, uint64_t end);
 /* Gives freed slots back to the store. Called at the end of each request. */

@@ -64,6 +64,7 @@ struct store_ops {
 struct store {
 	const struct store_ops *ops;
 	bool persistent; /* blobs and pages outlive the process */
+	bool digests_late; /* nobody has looked at its pages yet: each gets its digest when it is read first */
 	/* owned; a directory of this host beside the store, for what belongs to it, where what was written is in the kernel's
 	 * hands when write returns; NULL: there is none */
 	char *beside;

@@ -1,0 +1,28 @@
+/* What the library that is preloaded into CRIU (hide.c) and the offerer tell each other. Both are of one build.
+ *
+ * The environment variable names three descriptors and the mode: RECORDS,FDS,LIFE,MODE. RECORDS is a memory file to which the
+ * library appends hide_records; FDS a socket on which it sends, for each process, a hide_fds with the two descriptors; LIFE is
+ * the writing end of a pipe that only CRIU is to hold. MODE is 0 or HIDE_COPY. */
+#ifndef DP_MIGRATE_HIDE_RECORD_H
+#define DP_MIGRATE_HIDE_RECORD_H
+
+#include <stdint.h>
+
+#define HIDE_ENVIRONMENT "DISTRI_PROC_HIDE"
+#define HIDE_COPY 1 /* the tree is to go on: what its fork would not have is not hidden; shadows are made */
+
+enum hide_kind {
+	HIDE_STOPPED = 1, /* start: CLOCK_MONOTONIC in ns when the first thread was stopped */
+	HIDE_RANGE,       /* pages of [start, end) of the task were not shown to CRIU */
+};
+struct hide_record {
+	uint32_t kind;
+	int32_t vpid; /* the task's innermost pid, as in the names of its images */
+	uint64_t start, end; /* bytes */
+};
+
+struct hide_fds { /* with /proc/PID/mem and /proc/PID/pagemap */
+	int32_t vpid;
+};
+
+#endif

@@ -1,0 +1,92 @@
+#include "migrate/offered_snapshot.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+
+#include "base/base.h"
+#include "migrate/frozen_store.h"
+
+#define FILE_LIMIT (UINT64_C(4) << 30)
+
+static const char owner; /* of the draft: its address is nobody else's */
+
+static int add_files(struct pool *pool, uint64_t draft, int images_fd, uint64_t *bytes, struct dp_err *err)
+{
+	int again = openat(images_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *directory = again < 0 ? NULL : fdopendir(again);
+	if (!directory) {
+		int code = errno;
+		dp_close_fd(&again);
+		return dp_fail_errno(err, code, "list CRIU's images");
+	}
+	int rc = 0;
+	struct dirent *entry;
+	while (rc == 0 && (entry = readdir(directory))) {
+		cleanup_free char *content = NULL;
+		if (entry->d_name[0] == '.')
+			continue;
+		ssize_t length = io_read_file_at(images_fd, entry->d_name, &content, FILE_LIMIT);
+		if (length < 0)
+			rc = dp_fail_errno(err, (int)-length, "read image %s", entry->d_name);
+		else
+			rc = pool_snapshot_file(pool, &owner, draft, entry->d_name, (uint64_t)length, 0, content,
+						(uint64_t)length, err);
+		*bytes += rc == 0 ? (uint64_t)length : 0;
+	}
+	closedir(directory);
+	return rc;
+}
+
+static int add_pages(struct pool *pool, struct frozen_task *task, struct space *space)
+{
+	int memory = frozen_store_add_memory(pool->store, task->mem_fd);
+	int rc = memory < 0 ? memory : 0;
+	task->mem_fd = -1;
+	for (size_t i = 0; i < task->pages.count && rc == 0; i++) {
+		const struct page_range *range = &task->pages.ranges[i];
+		uint64_t first;
+		rc = frozen_store_add_pages(pool->store, memory, range->pgno, range->pages, &first);
+		if (rc == 0)
+			rc = slots_adopt(&pool->slots, first, range->pages);
+		if (rc == 0)
+			rc = pagemap_fill(&space->map, range->pgno, first, range->pages);
+	}
+	return rc;
+}
+
+static int add_spaces(struct pool *pool, uint64_t draft, const struct frozen_tree *tree, struct dp_err *err)
+{
+	int rc = 0;
+	for (size_t i = 0; i < tree->map_count && rc == 0; i++) {
+		uint64_t id;
+		if (tree->maps[i].shared_memory)
+			continue;
+		rc = pool_snapshot_space(pool, &owner, draft, tree->maps[i].id, &id, err);
+		struct frozen_task *task = frozen_tree_task(tree, (int)tree->maps[i].id);
+		if (rc == 0 && task && task->mem_fd >= 0 && (rc = add_pages(pool, task, pool_space(pool, id))) < 0)
+			dp_fail_errno(err, -rc, "page map");
+	}
+	return rc;
+}
+
+int offered_snapshot_make(struct pool *pool, struct frozen_tree *tree, const char *name, struct skeleton_facts *facts,
+			  uint64_t *skeleton_bytes, struct dp_err *err)
+{
+	uint64_t draft;
+	*skeleton_bytes = 0;
+	int rc = pool_snapshot_begin(pool, &owner, name, false, &draft, err);
+	if (rc == 0)
+		rc = skeleton_read_tasks(tree->images_fd, facts, err);
+	if (rc == 0)
+		rc = add_files(pool, draft, tree->images_fd, skeleton_bytes, err);
+	if (rc == 0)
+		rc = add_spaces(pool, draft, tree, err);
+	cleanup_free char *meta = rc == 0 ? skeleton_meta(facts) : NULL;
+	if (rc == 0 && !meta)
+		rc = dp_fail_errno(err, ENOMEM, "describe the snapshot");
+	if (rc == 0)
+		rc = pool_snapshot_commit_begin(pool, &owner, draft, meta, (uint32_t)strlen(meta), err);
+	return rc == 0 ? pool_snapshot_commit_finish(pool, &owner, draft, 0, err) : rc;
+}

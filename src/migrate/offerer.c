@@ -1,0 +1,516 @@
+#include "migrate/offerer.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+
+#include "base/base.h"
+#include "base/log.h"
+#include "checkpoint/criu_dump.h"
+#include "checkpoint/target.h"
+#include "checkpoint/workspace.h"
+#include "instance/instance.h"
+#include "instance/stats.h"
+#include "migrate/frozen_store.h"
+#include "migrate/frozen_tree.h"
+#include "migrate/hide/record.h"
+#include "migrate/offered_snapshot.h"
+#include "migrate/record.h"
+#include "pool/server.h"
+#include "sys/criu.h"
+#include "sys/proc.h"
+#include "sys/sandbox.h"
+#include "transport/endpoint.h"
+
+#define IDLE_EXIT_NS (UINT64_C(2) * 1000000000)
+#define END_WAIT_MS 10000 /* for CRIU's end, and the tree's behind it, once it was told */
+#define FDS_BUFFER_BYTES (4 << 20)
+#define ARGUMENTS_LIMIT 64
+
+enum state { STATE_FROZEN, STATE_RELEASED, STATE_RESUMED, STATE_LOST };
+
+struct offerer {
+	const struct offer_options *options;
+	int control_fd; /* -1: the caller is gone */
+	enum state state;
+	char criu[256];
+	struct criu_version version;
+	char *arguments[ARGUMENTS_LIMIT]; /* for CRIU; borrowed texts */
+	size_t argument_count;
+	struct workspace workspace;
+	struct criu_dump dump;
+	struct frozen_tree tree;
+	struct store *store; /* the pool's */
+	struct pool *pool;
+	struct server *server;
+	char pool_uri[1400];
+	int records_fd, fds_fd[2], life_fd[2]; /* [1]: CRIU's ends, closed here once it runs */
+	int root_pidfd, watch_fd, heir_fd[2];
+	char *command_line;
+	struct offerer_reply reply;
+};
+
+/* ---- before ---- */
+
+static int check_tree(struct offerer *offerer, struct dp_err *err)
+{
+	const struct offer_options *options = offerer->options;
+	struct instance instance;
+	char path[1024];
+	int rc = target_check(options->pid, err);
+	if (rc < 0)
+		return rc;
+	rc = instance_find_by_pid(instance_root(options->registry), options->pid, &instance, err);
+	if (rc == -ENOENT)
+		return 0;
+	if (rc < 0)
+		return rc;
+	if (stats_pager_left(instance_path(&instance, "stats", path, sizeof(path))))
+		return 0; /* everything is local: a process like any other */
+	return dp_fail(err, EOPNOTSUPP,
+		       "process %d is instance %s, which has pages in a pool: bring them here first (distri-proc migrate-in "
+		       "--lift-budget %s), or restore it elsewhere from a checkpoint into that pool",
+		       options->pid, instance.id, instance.id);
+}
+
+static int collect_arguments(struct offerer *offerer, struct dp_err *err)
+{
+	const struct offer_options *options = offerer->options;
+	if (options->criu_argument_count + 2 > ARGUMENTS_LIMIT)
+		return dp_fail(err, E2BIG, "too many options for CRIU");
+	for (size_t i = 0; i < options->criu_argument_count; i++)
+		offerer->arguments[offerer->argument_count++] = options->criu_arguments[i];
+	if (options->tcp_established)
+		offerer->arguments[offerer->argument_count++] = (char *)(uintptr_t)"--tcp-established";
+	if (options->tcp_close)
+		offerer->arguments[offerer->argument_count++] = (char *)(uintptr_t)"--tcp-close";
+	return 0;
+}
+
+/* The preloaded library lies where this program was built, or where it was installed. */
+static int find_library(char *path, size_t size, struct dp_err *err)
+{
+	static const char *const places[] = { "src/migrate", "../libexec/distri-proc" };
+	char program[1024];
+	ssize_t length = readlink("/proc/self/exe", program, sizeof(program) - 1);
+	program[length > 0 ? length : 0] = 0;
+	char *slash = strrchr(program, '/');
+	if (slash)
+		*slash = 0;
+	if (strpbrk(program, " :")) /* what LD_PRELOAD takes for the end of a name */
+		return dp_fail(err, EINVAL, "this program's directory (%s) has a space or a colon in its name: install it elsewhere",
+			       program);
+	for (size_t i = 0; i < ARRAY_LENGTH(places); i++) {
+		snprintf(path, size, "%s/%s/libdistri-proc-hide.so", program, places[i]);
+		if (access(path, R_OK) == 0)
+			return 0;
+	}
+	return dp_fail(err, ENOPKG, "libdistri-proc-hide.so is neither beside this program nor in libexec/distri-proc: install it anew");
+}
+
+static int open_channels(struct offerer *offerer, struct dp_err *err)
+{
+	int size = FDS_BUFFER_BYTES;
+	offerer->records_fd = memfd_create("distri-proc-hidden", MFD_CLOEXEC);
+	if (offerer->records_fd < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, offerer->fds_fd) < 0 ||
+	    pipe2(offerer->life_fd, O_CLOEXEC) < 0)
+		return dp_fail_errno(err, errno, "make what criu's library tells us by");
+	if (setsockopt(offerer->fds_fd[1], SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size)) < 0)
+		setsockopt(offerer->fds_fd[1], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
+	return 0;
+}
+
+static int open_pool(struct offerer *offerer, struct dp_err *err)
+{
+	const struct offer_options *options = offerer->options;
+	struct endpoint endpoint;
+	const struct endpoint *in_use;
+	struct access *access = NULL;
+	int rc = endpoint_parse(&endpoint, options->listen, err);
+	if (rc == 0 && ((endpoint.kind != ENDPOINT_TCP && endpoint.kind != ENDPOINT_UNIX) || endpoint.name[0]))
+		rc = dp_fail(err, EINVAL, "cannot listen at '%s'; write dps://0.0.0.0:0, tcp://127.0.0.1:0 or unix:///run/offer.sock",
+			     options->listen);
+	if (rc == 0)
+		rc = frozen_store_open(&offerer->store, offerer->life_fd[0], err);
+	if (rc == 0)
+		rc = pool_open(&offerer->pool, offerer->store, err);
+	if (rc == 0)
+		rc = server_open(&offerer->server, offerer->pool, err);
+	if (rc == 0 && options->access_file)
+		rc = access_read(&access, options->access_file, err);
+	if (rc < 0)
+		return rc;
+	server_set_access(offerer->server, access);
+	rc = server_listen(offerer->server, &endpoint, options->allow_plaintext, &in_use, err);
+	if (rc == 0)
+		endpoint_pool_text(in_use, offerer->pool_uri, sizeof(offerer->pool_uri));
+	return rc;
+}
+
+/* What grows with the tree is touched before it is frozen, as far as its size is known by now. */
+static void make_room(struct offerer *offerer)
+{
+	uint64_t pages = target_resident_pages(offerer->options->pid);
+	struct slots *slots = &offerer->pool->slots;
+	if (slots_reserve(slots, pages + pages / 16 + 1) == 0)
+		memset(slots->payer, 0, slots->count * sizeof(*slots->payer));
+}
+
+static int prepare(struct offerer *offerer, struct dp_err *err)
+{
+	int rc = check_tree(offerer, err);
+	if (rc == 0)
+		rc = collect_arguments(offerer, err);
+	if (rc == 0)
+		rc = criu_find(offerer->criu, err);
+	if (rc == 0)
+		rc = criu_check_version(offerer->criu, &offerer->version, err);
+	if (rc == 0)
+		rc = open_channels(offerer, err);
+	if (rc == 0)
+		rc = open_pool(offerer, err);
+	if (rc == 0)
+		rc = workspace_open(&offerer->workspace, err);
+	if (rc < 0)
+		return rc;
+	offerer->root_pidfd = proc_pidfd_open(offerer->options->pid);
+	if (offerer->root_pidfd < 0)
+		return dp_fail_errno(err, -offerer->root_pidfd, "open process %d", offerer->options->pid);
+	offerer->command_line = target_command_line(offerer->options->pid);
+	make_room(offerer);
+	return 0;
+}
+
+/* ---- frozen ---- */
+
+static int start_criu(struct offerer *offerer, struct dp_err *err)
+{
+	char library[1200], orders[80];
+	const struct criu_dump_options options = { .criu = offerer->criu,
+						   .pid = offerer->options->pid,
+						   .leave_running = offerer->options->copy,
+						   .verbose = offerer->options->verbose,
+						   .arguments = offerer->arguments,
+						   .argument_count = offerer->argument_count };
+	int given[] = { offerer->records_fd, offerer->fds_fd[1], offerer->life_fd[1] };
+	int rc = find_library(library, sizeof(library), err);
+	if (rc < 0)
+		return rc;
+	snprintf(orders, sizeof(orders), "%d,%d,%d,%d", given[0], given[1], given[2], offerer->options->copy ? HIDE_COPY : 0);
+	for (size_t i = 0; i < ARRAY_LENGTH(given); i++)
+		fcntl(given[i], F_SETFD, 0);
+	setenv("LD_PRELOAD", library, 1);
+	setenv(HIDE_ENVIRONMENT, orders, 1);
+	rc = criu_dump_start(&offerer->dump, &options, &offerer->workspace, err);
+	unsetenv("LD_PRELOAD");
+	unsetenv(HIDE_ENVIRONMENT);
+	fcntl(offerer->records_fd, F_SETFD, FD_CLOEXEC);
+	dp_close_fd(&offerer->fds_fd[1]);
+	dp_close_fd(&offerer->life_fd[1]); /* the pipe's life is CRIU's now */
+	offerer->fds_fd[1] = offerer->life_fd[1] = -1;
+	return rc;
+}
+
+/* Puts criu's reason and the place of its log into err. */
+static int explain(struct offerer *offerer, struct dp_err *err)
+{
+	char reason[600] = "", kept[300];
+	bool told = criu_dump_reason(&offerer->workspace, reason, sizeof(reason));
+	workspace_keep_log(&offerer->workspace, CRIU_DUMP_LOG, offerer->options->pid, kept, sizeof(kept));
+	return dp_fail(err, ECANCELED, "criu: %s%s%s", told ? reason : "it gave up", kept[0] ? "; its log: " : "", kept);
+}
+
+/* From CRIU's start to where it waits for our word, the tree frozen. */
+static int freeze(struct offerer *offerer, struct dp_err *err)
+{
+	int rc = start_criu(offerer, err);
+	if (rc < 0)
+		return rc;
+	frozen_tree_init(&offerer->tree, offerer->workspace.images_fd);
+	rc = page_receiver_run(offerer->dump.pages_fd, &offerer->tree.sink, err);
+	if (rc == 0) {
+		rc = criu_dump_wait_hook(&offerer->dump, err);
+		if (rc == 0)
+			rc = -ECANCELED; /* it has ended without */
+	}
+	if (rc == -ECANCELED) {
+		criu_dump_wait(&offerer->dump);
+		return explain(offerer, err);
+	}
+	return rc < 0 ? rc : 0;
+}
+
+static int take_snapshot(struct offerer *offerer, struct dp_err *err)
+{
+	const struct offer_options *options = offerer->options;
+	struct offer_facts *facts = &offerer->reply.facts;
+	uint64_t dumped_at_ns = clock_now_ns();
+	const struct checkpoint_options meta_options = { .leave_running = options->copy,
+							 .criu_arguments = offerer->arguments,
+							 .criu_argument_count = offerer->argument_count };
+	int rc = frozen_tree_collect(&offerer->tree, offerer->records_fd, offerer->fds_fd[0], err);
+	if (rc == 0)
+		rc = frozen_tree_scan(&offerer->tree, err);
+	if (rc < 0)
+		return rc;
+	const struct capture_totals totals = { .stored_pages = offerer->tree.pages, .eager_pages = offerer->tree.eager_pages };
+	struct skeleton_facts skeleton = { .options = &meta_options,
+					   .totals = &totals,
+					   .criu_version = offerer->version.text,
+					   .command_line = offerer->command_line ? offerer->command_line : "" };
+	rc = offered_snapshot_make(offerer->pool, &offerer->tree, options->name, &skeleton, &facts->skeleton_bytes, err);
+	if (rc < 0)
+		return rc;
+	snprintf(facts->uri, sizeof(facts->uri), strncmp(offerer->pool_uri, "dp+unix:", 8) ? "%s/%s" : "%s#%s", offerer->pool_uri,
+		 options->name);
+	snprintf(facts->criu, sizeof(facts->criu), "%s", offerer->version.text);
+	snprintf(facts->command_line, sizeof(facts->command_line), "%s", skeleton.command_line);
+	facts->tasks = skeleton.tasks;
+	facts->threads = skeleton.threads;
+	facts->pages = offerer->tree.pages;
+	facts->eager_pages = offerer->tree.eager_pages;
+	facts->frozen_at_ns = offerer->tree.stopped_at_ns;
+	facts->dumped_ns = dumped_at_ns - facts->frozen_at_ns;
+	facts->ready_ns = clock_now_ns() - facts->frozen_at_ns;
+	return 0;
+}
+
+/* ---- the end of a frozen tree ---- */
+
+static bool wait_end(int pidfd, int timeout_ms)
+{
+	struct pollfd ended = { .fd = pidfd, .events = POLLIN };
+	while (poll(&ended, 1, timeout_ms) < 0)
+		if (errno != EINTR)
+			return false;
+	return ended.revents != 0;
+}
+
+/* F2: the only place where CRIU is told to kill. */
+static int release(struct offerer *offerer, bool keep_pages, struct dp_err *err)
+{
+	int rc = keep_pages ? frozen_store_keep(offerer->store) : 0;
+	if (rc < 0)
+		return dp_fail_errno(err, -rc, "copy the pages that were not asked for yet");
+	frozen_store_end(offerer->store);
+	rc = criu_dump_answer(&offerer->dump, true, err);
+	if (rc == 0 && (!wait_end(offerer->dump.pidfd, END_WAIT_MS) || !wait_end(offerer->root_pidfd, END_WAIT_MS)))
+		rc = dp_fail(err, ETIMEDOUT, "criu was told to kill the tree, and it is still there");
+	offerer->state = STATE_RELEASED;
+	server_set_idle_exit(offerer->server, IDLE_EXIT_NS);
+	return rc;
+}
+
+/* The server is closed already (F3), or never served. */
+static int resume(struct offerer *offerer, struct dp_err *err)
+{
+	offerer->state = STATE_RESUMED;
+	int rc = criu_dump_answer(&offerer->dump, false, err);
+	if (!wait_end(offerer->dump.pidfd, END_WAIT_MS))
+		return dp_fail(err, ETIMEDOUT, "criu was told to let the tree go on, and has not ended");
+	return proc_pidfd_has_ended(offerer->root_pidfd) ? dp_fail(err, ECANCELED, "the tree is dead") : rc;
+}
+
+/* ---- commands ---- */
+
+static void answer(struct offerer *offerer)
+{
+	if (offerer->control_fd >= 0 &&
+	    send(offerer->control_fd, &offerer->reply, sizeof(offerer->reply), MSG_NOSIGNAL) < 0)
+		log_warn("the caller does not hear: %s", strerror(errno));
+}
+
+static void progress(struct offerer *offerer)
+{
+	offerer->reply.progress = (struct offer_progress){ .pages_left = frozen_store_left_pages(offerer->store),
+							   .pages_served = frozen_store_read_pages(offerer->store),
+							   .connections = server_connections(offerer->server),
+							   .instances = (uint32_t)offerer->pool->instance_count,
+							   .lost = (uint32_t)offerer->pool->lost_count };
+}
+
+static void *wait_for_heir(void *context)
+{
+	struct offerer *offerer = context;
+	bool kill_it = switch_heir(offerer->options->record);
+	ssize_t ignored = write(offerer->heir_fd[1], kill_it ? "y" : "n", 1);
+	(void)ignored;
+	return NULL;
+}
+
+/* The caller is gone. 0 where serving goes on. */
+static int orphaned(struct offerer *offerer)
+{
+	pthread_t thread;
+	struct epoll_event event = { .events = EPOLLIN, .data.fd = offerer->heir_fd[0] };
+	epoll_ctl(offerer->watch_fd, EPOLL_CTL_DEL, offerer->control_fd, NULL);
+	dp_close_fd(&offerer->control_fd);
+	offerer->control_fd = -1;
+	if (offerer->state != STATE_FROZEN)
+		return 0;
+	if (!offerer->options->record)
+		return -ECANCELED;
+	if (epoll_ctl(offerer->watch_fd, EPOLL_CTL_ADD, offerer->heir_fd[0], &event) < 0 ||
+	    pthread_create(&thread, NULL, wait_for_heir, offerer))
+		return switch_heir(offerer->options->record) ? release(offerer, false, NULL) : -ECANCELED;
+	pthread_detach(thread);
+	return 0;
+}
+
+static int take_command(struct offerer *offerer)
+{
+	struct offerer_command command;
+	struct offerer_reply *reply = &offerer->reply;
+	ssize_t got = recv(offerer->control_fd, &command, sizeof(command), MSG_DONTWAIT);
+	if (got < 0 && (errno == EAGAIN || errno == EINTR))
+		return 0;
+	if (got != sizeof(command))
+		return orphaned(offerer);
+	if (command.verb == OFFERER_RESUME && offerer->state == STATE_FROZEN)
+		return -ECANCELED; /* answered when the server is closed */
+	if (command.verb == OFFERER_RELEASE && offerer->state == STATE_FROZEN)
+		reply->result = release(offerer, command.keep_pages, &reply->err);
+	else if (command.verb == OFFERER_PROGRESS)
+		reply->result = 0;
+	else
+		reply->result = dp_fail(&reply->err, ECANCELED, "the tree is not frozen any more");
+	progress(offerer);
+	answer(offerer);
+	return 0;
+}
+
+static int take_heir(struct offerer *offerer)
+{
+	char kill_it = 0;
+	if (read(offerer->heir_fd[0], &kill_it, 1) < 0 && errno == EAGAIN)
+		return 0;
+	if (kill_it != 'y')
+		return -ECANCELED;
+	epoll_ctl(offerer->watch_fd, EPOLL_CTL_DEL, offerer->heir_fd[0], NULL);
+	release(offerer, false, NULL);
+	return 0;
+}
+
+/* CRIU is gone, and we did not tell it to. */
+static int criu_ended(struct offerer *offerer)
+{
+	epoll_ctl(offerer->watch_fd, EPOLL_CTL_DEL, offerer->dump.pidfd, NULL);
+	frozen_store_end(offerer->store);
+	if (offerer->state != STATE_FROZEN)
+		return 0;
+	offerer->state = STATE_LOST;
+	return -ECHILD;
+}
+
+static int watched(void *context)
+{
+	struct offerer *offerer = context;
+	struct epoll_event events[4];
+	int rc = 0, count = epoll_wait(offerer->watch_fd, events, 4, 0);
+	for (int i = 0; i < count && rc == 0; i++) {
+		if (events[i].data.fd == offerer->dump.pidfd)
+			rc = criu_ended(offerer);
+		else if (events[i].data.fd == offerer->heir_fd[0])
+			rc = take_heir(offerer);
+		else if (offerer->control_fd >= 0)
+			rc = take_command(offerer);
+	}
+	return rc;
+}
+
+static int watch(struct offerer *offerer, struct dp_err *err)
+{
+	struct epoll_event control = { .events = EPOLLIN, .data.fd = offerer->control_fd };
+	struct epoll_event criu = { .events = EPOLLIN, .data.fd = offerer->dump.pidfd };
+	offerer->watch_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (offerer->watch_fd < 0 || pipe2(offerer->heir_fd, O_CLOEXEC | O_NONBLOCK) < 0 ||
+	    epoll_ctl(offerer->watch_fd, EPOLL_CTL_ADD, offerer->control_fd, &control) < 0 ||
+	    epoll_ctl(offerer->watch_fd, EPOLL_CTL_ADD, offerer->dump.pidfd, &criu) < 0)
+		return dp_fail_errno(err, errno, "watch the caller and criu");
+	int rc = server_watch(offerer->server, offerer->watch_fd, watched, offerer);
+	return rc < 0 ? dp_fail_errno(err, -rc, "watch the caller and criu") : 0;
+}
+
+/* ---- all of it ---- */
+
+/* What listens to strangers keeps nothing but what it has open. */
+static void give_up_rights(void)
+{
+	struct dp_err err;
+	int rc = sandbox_drop_capabilities(0, &err);
+	if (rc == 0)
+		rc = sandbox_filter(SANDBOX_POOL, &err);
+	if (rc < 0)
+		log_warn("not all was given up that is not needed: %s", err.text);
+}
+
+static int serve(struct offerer *offerer)
+{
+	struct offerer_reply *reply = &offerer->reply;
+	answer(offerer);
+	give_up_rights();
+	int rc = server_run(offerer->server);
+	server_close(offerer->server); /* F3 */
+	offerer->server = NULL;
+	if (offerer->state == STATE_FROZEN) {
+		frozen_store_end(offerer->store);
+		reply->result = resume(offerer, &reply->err);
+		answer(offerer);
+		return rc == -ECANCELED ? 0 : rc;
+	}
+	if (offerer->state == STATE_LOST) {
+		log_error("criu ended by itself: the tree runs on, or was killed by somebody else");
+		return rc;
+	}
+	return rc;
+}
+
+static int make(struct offerer *offerer, struct dp_err *err)
+{
+	int rc = prepare(offerer, err);
+	if (rc == 0)
+		rc = freeze(offerer, err);
+	if (rc == 0)
+		rc = take_snapshot(offerer, err);
+	if (rc == 0)
+		rc = watch(offerer, err);
+	return rc;
+}
+
+void offerer_main(const struct offer_options *options, int control_fd)
+{
+	struct offerer offerer = { .options = options,
+				   .control_fd = control_fd,
+				   .workspace = { .root_fd = -1, .images_fd = -1, .work_fd = -1 },
+				   .dump = { .child = -1, .pidfd = -1, .pages_fd = -1, .hook_listen_fd = -1, .hook_fd = -1 },
+				   .tree = { .pages_fd = -1 },
+				   .records_fd = -1, .fds_fd = { -1, -1 }, .life_fd = { -1, -1 },
+				   .root_pidfd = -1, .watch_fd = -1, .heir_fd = { -1, -1 } };
+	struct offerer_reply *reply = &offerer.reply;
+	setsid(); /* an interrupt at the terminal is the caller's */
+	prctl(PR_SET_NAME, "dp-offerer");
+	signal(SIGPIPE, SIG_IGN);
+	int rc = reply->result = make(&offerer, &reply->err);
+	if (rc == 0) {
+		rc = serve(&offerer);
+	} else {
+		server_close(offerer.server);
+		if (offerer.dump.hook_fd >= 0)
+			resume(&offerer, NULL);
+		else
+			criu_dump_wait(&offerer.dump);
+		answer(&offerer);
+	}
+	/* Socket files go with server_close; all else goes with the process. */
+	frozen_tree_done(&offerer.tree);
+	workspace_close(&offerer.workspace);
+	_exit(rc < 0 ? 1 : 0);
+}

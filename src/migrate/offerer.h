@@ -1,0 +1,27 @@
+/* offerer: the process behind an offer (offer.h): freezes the tree, makes the snapshot, serves it, and holds the tree.
+ *
+ * It is forked by offer_make and listens on a control socket (SOCK_SEQPACKET, one struct each way): its first reply tells how it
+ * went, then it answers commands. Once it serves it has no right but to what it has open. CRIU is its child; the hook for which
+ * CRIU waits is connected to it. Thread rule: one thread, and one that only waits (switch_heir) once the caller is gone. */
+#ifndef DP_MIGRATE_OFFERER_H
+#define DP_MIGRATE_OFFERER_H
+
+#include "migrate/offer.h"
+
+enum offerer_verb { OFFERER_PROGRESS = 1, OFFERER_RELEASE, OFFERER_RESUME };
+struct offerer_command {
+	uint32_t verb;
+	bool keep_pages; /* OFFERER_RELEASE */
+};
+struct offerer_reply {
+	int result; /* 0 or -errno, with the text */
+	struct dp_err err;
+	struct offer_facts facts;       /* the first reply */
+	struct offer_progress progress; /* that to OFFERER_PROGRESS */
+	char network_lock[64];          /* the first: where CRIU keeps packets out meanwhile; "" nowhere */
+};
+
+/* Does not return. control_fd is taken. */
+void offerer_main(const struct offer_options *options, int control_fd) __attribute__((noreturn));
+
+#endif
