@@ -11,6 +11,7 @@
 #include "migrate/ferry.h"
 #include "oci/oci.h"
 #include "restore/container.h"
+#include "migrate/ferry.h"
 #include "restore/restore.h"
 #include "sys/criu_launch.h"
 

@@ -423,7 +423,8 @@ int ferry_out(const char *root, json_object *request, struct lines *client, cons
 		ret = freeze(&out);
 	if (!ret)
 		ret = carry_over(&out);
-	dp_err_doing(&out.err, "migrate process %d", (int)out.pid);
+	if (ret)
+		dp_err_doing(&out.err, "migrate process %d", (int)out.pid);
 	int code = finish(&out, ret);
 	leave(&out);
 	return code;

@@ -1,0 +1,89 @@
+# hosts.sh: two hosts and a client, as network namespaces joined by a bridge in the client's; an agent on each host. Source it
+# after lib.sh.
+#
+#   start_hosts              sets HOST_1, HOST_2, CLIENT (pids that hold the namespaces); 10.77.0.1, .2 and .3
+#   on HOST command...       runs a command there: 1, 2 or client
+#   start_agent HOST         with a pre-shared key and a registry of its own; sets AGENT_1 or AGENT_2
+#   dp HOST arguments...     distri-proc there, with that registry
+HOSTS_ADDRESS=10.77.0.9 # what moves
+declare -a HOST_PIDS
+
+ip_there() { [ -x "$(command -v ip)" ]; }
+
+start_namespace() { # sets NAMESPACE_PID
+	setsid unshare -n "$BUILD/tests/programs/exclusive" "$T/namespace.$1" 1 </dev/null >/dev/null 2>&1 &
+	NAMESPACE_PID=$!
+	disown $NAMESPACE_PID
+	started $NAMESPACE_PID
+	wait_for "a network namespace" own_network "$NAMESPACE_PID"
+}
+own_network() { [ "$(readlink "/proc/$1/ns/net")" != "$(readlink /proc/self/ns/net)" ]; }
+
+on() { # host command...
+	local host=$1
+	shift
+	nsenter -t "${HOST_PIDS[$host]}" -n "$@"
+}
+root_of() { echo "$T/host$1"; }
+dp() { # host arguments...
+	local host=$1
+	shift
+	DISTRI_PROC_ROOT=$(root_of "$host") on "$host" "$DP" "$@"
+}
+
+start_hosts() {
+	local host
+	for host in 0 1 2; do # 0: the client
+		start_namespace $host
+		HOST_PIDS[$host]=$NAMESPACE_PID
+		on $host ip link set lo up
+	done
+	on 0 ip link add bridge type bridge
+	on 0 ip addr add 10.77.0.3/24 dev bridge
+	on 0 ip link set bridge up
+	for host in 1 2; do
+		on 0 ip link add port$host type veth peer name e0 netns "${HOST_PIDS[$host]}" || return 1
+		on 0 ip link set port$host master bridge up
+		on $host ip addr add 10.77.0.$host/24 dev e0
+		on $host ip link set e0 up
+	done
+	on 1 ip addr add $HOSTS_ADDRESS/32 dev e0
+	"$DP" pool keygen hosts >"$T/psk" && chmod 600 "$T/psk"
+	export DISTRI_PROC_PSK_FILE=$T/psk
+	wait_for "the network" on 0 ping -c 1 -W 1 -q 10.77.0.2 || wait_for "the network" on 1 ip -br link show e0 up
+}
+
+start_agent() { # host [options...]; sets AGENT_HOST
+	local host=$1
+	shift
+	DISTRI_PROC_ROOT=$(root_of "$host") setsid nsenter -t "${HOST_PIDS[$host]}" -n "$DP" agent --listen "tls://10.77.0.$host" --verbose "$@" \
+		</dev/null >>"$T/agent$host.log" 2>&1 &
+	printf -v "AGENT_$host" %s $!
+	disown $!
+	started $!
+	wait_for "the agent of host $host" dp "$host" agent --status
+}
+
+events_of() { cat "$(root_of "$1")/.agent/events" 2>/dev/null; } # host
+# Waits for a phase and prints the process that told of it.
+process_at() { # host phase [side]
+	local line="" deadline=$((SECONDS + WAIT_SECONDS))
+	while [ -z "$line" ] && [ $SECONDS -lt $deadline ]; do
+		line=$(events_of "$1" | grep "\"phase\":\"$2\"" | tail -n 1)
+	done
+	sed -n 's/.*"process":\([0-9]*\).*/\1/p' <<<"$line"
+}
+
+# What the two hosts' registries have, and the instances' processes, besides lib.sh's.
+stop_hosts() {
+	local host directory
+	for host in 1 2; do
+		for directory in "$(root_of $host)"/*/; do
+			[ -e "$directory/state.json" ] && DISTRI_PROC_ROOT=$(root_of $host) timeout 30 "$DP" stop --kill "$(basename "$directory")" >/dev/null 2>&1
+		done
+	done
+	for directory in "$T"/host?/*; do
+		[ -L "$directory" ] && case $(readlink "$directory") in /dev/shm/*) rm -rf "$(readlink "$directory")" ;; esac
+	done
+	return 0
+}
