@@ -474,6 +474,9 @@ static void finish_injections(struct tree *tree, uint64_t now)
 bool evict_work(struct tree *tree)
 {
 	uint64_t used = tree_used_pages(tree);
+	for (struct space *space = tree->spaces; space && tree->running && !tree->deferred_count; space = space->next)
+		if (space->stuck && !space->closed)
+			staging_take_back(space);
 	if (!tree->running || tree->frozen)
 		return false;
 	uint64_t now = clock_now_ns(), local = 0;

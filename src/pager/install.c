@@ -223,20 +223,6 @@ void install_cancel(struct space *space, uint64_t pgno, uint64_t pages, enum pag
 	}
 }
 
-/* Pages that came but cannot be installed yet go back to being remote; a waiting thread's fault is served again later. */
-static void put_back(struct space *space, uint64_t pgno, uint64_t pages, uint64_t read_ns)
-{
-	for (uint64_t i = 0; i < pages; i++) {
-		uint32_t page = table_find(&space->table, pgno + i);
-		if (page == NO_PAGE || (*table_page(&space->table, page) & PAGE_STATE_MASK) != PAGE_IN_FLIGHT)
-			continue;
-		bool demanded = *table_page(&space->table, page) & PAGE_DEMANDED;
-		table_change(&space->table, page, PAGE_REMOTE, 0, PAGE_DEMANDED | PAGE_PREFETCHED);
-		if (demanded)
-			fault_defer(space, (pgno + i) << PAGE_SHIFT, false, read_ns ? read_ns : clock_now_ns());
-	}
-}
-
 static uint8_t *parked_data(const struct tree *tree, const struct request *request)
 {
 	return tree->parked_data + (uint64_t)(request - tree->request) * REQUEST_PAGES * PAGE_BYTES;
@@ -261,22 +247,14 @@ static void answer_run(struct request *request, uint32_t first, uint32_t pages, 
 {
 	struct space *space = request->space;
 	struct tree *tree = space->tree;
-	uint64_t pgno = request->pgno[first], installed = 0;
-	enum install_result result = INSTALL_DONE;
-	if (tree->reading_events) { /* P7: an event that is still to be followed may be about these pages */
-		result = INSTALL_AGAIN;
-	} else if (data) {
-		result = install_pages(space, pgno, data, pages, 0, &installed);
-	} else {
-		result = install_zeros(space, pgno, pages, false);
-		installed = result == INSTALL_DONE ? pages : 0;
-	}
+	uint64_t installed = 0;
+	enum install_result result = INSTALL_AGAIN; /* P7: an event that is still to be followed may be about these pages */
+	if (!tree->reading_events)
+		result = install_pages(space, request->pgno[first], data, pages, 0, &installed);
 	if (space->closed)
 		return;
-	if (result == INSTALL_AGAIN && data)
+	if (result == INSTALL_AGAIN)
 		park(request, first + (uint32_t)installed, pages - (uint32_t)installed, data + installed * PAGE_BYTES);
-	else if (result == INSTALL_AGAIN)
-		put_back(space, pgno + installed, pages - installed, request->asked_ns);
 	if (request->asked_ns && first <= request->demanded && request->demanded < first + installed) {
 		tree->stats->faults[FAULT_REMOTE]++;
 		histogram_add(&tree->stats->fault_remote, clock_now_ns() - request->asked_ns);
@@ -285,7 +263,7 @@ static void answer_run(struct request *request, uint32_t first, uint32_t pages, 
 		space->installed_since_freeze += installed;
 }
 
-/* Pages of the mask have come; `data` is where the request's first page would be, or NULL for zeros. */
+/* Pages of the mask have come; `data` is where the request's first page would be. */
 static void answer(struct request *request, uint64_t mask, const uint8_t *data)
 {
 	for (uint32_t at = 0; at < request->pages && !request->space->closed;) {
@@ -294,7 +272,7 @@ static void answer(struct request *request, uint64_t mask, const uint8_t *data)
 		       request->pgno[run] == request->pgno[at] + run - at)
 			request->wanted &= ~(1ull << run++);
 		if (run > at) {
-			answer_run(request, at, run - at, data ? data + (uint64_t)at * PAGE_BYTES : NULL);
+			answer_run(request, at, run - at, data + (uint64_t)at * PAGE_BYTES);
 			at = run;
 		} else {
 			at++; /* none of these, or something happened to it meanwhile (P3) */
@@ -334,17 +312,6 @@ static void request_end_answered(struct tree *tree, struct request *request, boo
 		request_end(tree, request);
 }
 
-void install_on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last)
-{
-	uint32_t first;
-	struct request *request = request_answered(context, cookie, range, &first);
-	if (!request)
-		return;
-	uint64_t mask = (range.pages == 64 ? ~0ull : (1ull << range.pages) - 1) << first;
-	answer(request, mask, data ? (const uint8_t *)data - (uint64_t)first * PAGE_BYTES : NULL);
-	request_end_answered(context, request, last);
-}
-
 #define DAMAGE_LINES 100u
 
 /* SIGBUS for whoever waits for the page, and whoever touches it later; never zeros, never what came. */
@@ -373,7 +340,8 @@ static void poison_page(struct space *space, uint64_t pgno, uint32_t page, uint6
 	}
 }
 
-static void take_damaged(struct request *request, uint32_t at)
+/* `what`: is wrong with it in the pool. */
+static void take_damaged(struct request *request, uint32_t at, const char *what)
 {
 	static unsigned lines; /* the log is not for ever */
 	struct space *space = request->space;
@@ -386,20 +354,41 @@ static void take_damaged(struct request *request, uint32_t at)
 	table_change(&space->table, page, PAGE_DAMAGED, 0, PAGE_DEMANDED | PAGE_PREFETCHED | PAGE_HAS_COPY);
 	if (lines++ < DAMAGE_LINES)
 		log_error("page at %#" PRIx64
-			  " of process %d is damaged in the pool%s; distri-proc pool scrub --repair-from may repair it",
-			  pgno << PAGE_SHIFT, space->pid, demanded ? ": the process gets a bus error (SIGBUS)" : "");
+			  " of process %d %s%s; distri-proc pool scrub --repair-from may repair it",
+			  pgno << PAGE_SHIFT, space->pid, what, demanded ? ": the process gets a bus error (SIGBUS)" : "");
 	if (demanded)
 		poison_page(space, pgno, page, request->asked_ns);
 }
 
+static void answer_damaged(struct tree *tree, uint64_t cookie, struct page_range range, bool last, const char *what)
+{
+	uint32_t first;
+	struct request *request = request_answered(tree, cookie, range, &first);
+	if (!request)
+		return;
+	for (uint32_t i = 0; i < range.pages && !request->space->closed; i++)
+		take_damaged(request, first + i, what);
+	request_end_answered(tree, request, last);
+}
+
 void install_on_damaged(void *context, uint64_t cookie, struct page_range range, bool last)
 {
+	answer_damaged(context, cookie, range, last, "is damaged in the pool");
+}
+
+/* Only what the source has is asked for, and its zeros are known here (PAGE_ZERO): where it says zero, it has lost the page (P11). */
+void install_on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last)
+{
+	if (!data) {
+		answer_damaged(context, cookie, range, last, "is missing from the pool, which had it");
+		return;
+	}
 	uint32_t first;
 	struct request *request = request_answered(context, cookie, range, &first);
 	if (!request)
 		return;
-	for (uint32_t i = 0; i < range.pages && !request->space->closed; i++)
-		take_damaged(request, first + i);
+	uint64_t mask = (range.pages == 64 ? ~0ull : (1ull << range.pages) - 1) << first;
+	answer(request, mask, (const uint8_t *)data - (uint64_t)first * PAGE_BYTES);
 	request_end_answered(context, request, last);
 }
 

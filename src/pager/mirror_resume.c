@@ -33,21 +33,80 @@ static void keep_new(struct mirror *mirror, struct mirror_saved *saved)
 	saved->magic = SAVED_MAGIC;
 }
 
-/* Can a pager have left this? */
-static bool is_sound(const struct mirror_saved *saved)
+/* ---- can a pager have left this? ---- */
+
+static bool has_range(uint64_t pgno, uint64_t pages)
 {
-	for (uint32_t i = 0; i < MIRROR_OPERATIONS; i++)
-		if (saved->operation[i].count > MIRROR_RANGES || saved->operation[i].what.kind > MISSED_PUT)
+	return pages <= PGNO_END && pgno <= PGNO_END - pages;
+}
+
+static bool has_block(uint64_t space, uint64_t block)
+{
+	return space >> SPACE_BITS == 0 && block < PGNO_END / MIRROR_BLOCK_PAGES;
+}
+
+static bool is_sound_change(const struct missed *change)
+{
+	if (change->kind > MISSED_PUT || change->space >> SPACE_BITS)
+		return false;
+	if (change->kind == MISSED_FORK)
+		return change->a >> SPACE_BITS == 0;
+	return has_range(change->a, change->pages) && has_range(change->b, change->pages);
+}
+
+/* One without a number was being written, and is nobody's. */
+static bool is_sound_operation(const struct mirror *mirror, const struct mirrored *operation, uint32_t place)
+{
+	if (!operation->number)
+		return true;
+	if (operation->number % MIRROR_OPERATIONS != place || operation->number >= MIRROR_NUMBERS ||
+	    operation->count > MIRROR_RANGES || operation->waiting & ~(MIRROR_MAKING | ((1u << mirror->count) - 1)))
+		return false;
+	for (uint32_t i = 0; i < operation->count; i++)
+		if (!has_range(operation->ranges[i].pgno, operation->ranges[i].pages))
 			return false;
-	for (uint32_t i = 0; i < MIRROR_MEMBERS; i++) {
-		const struct member_saved *member = &saved->member[i];
-		uint64_t room = member->table >> 1;
-		if (member->state > MEMBER_GONE || member->missed_count > MIRROR_MISSED_LIMIT || room > MIRROR_KEYS ||
-		    room & (room - 1))
+	return is_sound_change(&operation->what);
+}
+
+static bool is_sound_set(const struct member_saved *saved)
+{
+	uint64_t room = saved->table >> 1, used = 0;
+	if (room > MIRROR_KEYS || room & (room - 1))
+		return false;
+	for (uint64_t i = 0; i < room; i++) {
+		uint64_t key = saved->key[saved->table & 1][i];
+		used += key != 0;
+		if (key > 1 && !has_block((key - 2) >> 40, (key - 2) & ((UINT64_C(1) << 40) - 1)))
 			return false;
 	}
+	return used * 2 <= room; /* a full one would be searched for ever */
+}
+
+static bool is_sound_member(const struct member_saved *saved)
+{
+	if (saved->state > MEMBER_GONE || saved->missed_count > MIRROR_MISSED_LIMIT || !is_sound_set(saved))
+		return false;
+	for (uint64_t i = 0; i < saved->missed_count; i++)
+		if (saved->missed[i].kind == MISSED_PUT || !is_sound_change(&saved->missed[i]))
+			return false;
+	for (uint32_t i = 0; i < MIRROR_COPIES; i++)
+		if (saved->copy[i].used && !has_block(saved->copy[i].space, saved->copy[i].block))
+			return false;
 	return true;
 }
+
+static bool is_sound(const struct mirror *mirror, const struct mirror_saved *saved)
+{
+	for (uint32_t i = 0; i < MIRROR_OPERATIONS; i++)
+		if (!is_sound_operation(mirror, &saved->operation[i], i))
+			return false;
+	for (uint32_t i = 0; i < MIRROR_MEMBERS; i++)
+		if (!is_sound_member(&saved->member[i]))
+			return false;
+	return saved->highest_space >> SPACE_BITS == 0;
+}
+
+/* ---- taking it ---- */
 
 /* Who was on the way in or out is out (M6). One that is in misses nothing: what is noted is of a pager that died before it had
  * put it out, and would be made twice when the member is out one day. */
@@ -86,7 +145,7 @@ void mirror_keep(struct source *source, void *memory)
 	struct mirror *mirror = mirror_of(source);
 	struct mirror_saved *saved = memory;
 	bool left = saved->magic == SAVED_MAGIC;
-	if (left && !is_sound(saved)) {
+	if (left && !is_sound(mirror, saved)) {
 		mirror_end(mirror, -EBADMSG, "what a pager that died left of the mirror cannot be right");
 		return; /* resume says so */
 	}

@@ -233,7 +233,21 @@ void staging_flush(struct space *space)
 
 /* ---- the source's answers ---- */
 
-/* The source could not take pages: they are the process's again, and nothing is evicted for a while. */
+void staging_take_back(struct space *space)
+{
+	struct staging *staging = &space->staging;
+	space->stuck = false;
+	for (uint64_t at = staging->tail; at < staging->head && !space->closed; at++) {
+		uint64_t slot = at % staging->capacity;
+		if (staging->state[slot] != SLOT_STUCK)
+			continue;
+		space->stuck = true; /* until it is seen that none is */
+		fault_serve(space, table_pgno(&space->table, staging->page[slot]) << PAGE_SHIFT, true, clock_now_ns());
+	}
+}
+
+/* The source could not take pages: they are to be the process's again, and nothing is evicted for a while. Not from here: an answer
+ * may come in the midst of anything, also while what lies in tree->buffer is being sent. */
 static void write_failed(struct space *space, struct write_batch *batch, int error)
 {
 	struct staging *staging = &space->staging;
@@ -255,7 +269,7 @@ static void write_failed(struct space *space, struct write_batch *batch, int err
 		staging->state[slot] = page == NO_PAGE ? SLOT_GARBAGE : SLOT_STUCK;
 		if (page != NO_PAGE) {
 			table_change(&space->table, page, PAGE_STAGED, 0, PAGE_HAS_COPY);
-			fault_serve(space, table_pgno(&space->table, page) << PAGE_SHIFT, true, clock_now_ns());
+			space->stuck = true;
 		}
 	}
 	space->evict_after_ns = clock_now_ns() + 1000000000u;

@@ -25,6 +25,7 @@
  *   P9 What a look at the process shows counts only if no event is unread after it (space_is_changing): mremap may just have
  *      taken pages away.
  *   P10 Of a range that is being given up nothing is moved out until it is gone (watch_in_doubt).
+ *   P11 Only pages that the source has are asked of it: where it answers with zeros, the page is lost, and never filled with them.
  * Thread rule: one thread runs all of it. */
 #ifndef DP_PAGER_TREE_H
 #define DP_PAGER_TREE_H
@@ -38,6 +39,7 @@
 #include "base/rangeset.h"
 #include "instance/stats.h"
 #include "pager/heat.h"
+#include "pager/limit.h"
 #include "pager/migrate.h"
 #include "pager/propagate.h"
 #include "pager/pager.h"
@@ -144,6 +146,7 @@ struct space {
 	uint32_t unshare_count, again_count; /* pages to be made exclusive; pages that were, to be moved next */
 	uint32_t unshare_page[MOVE_PAGES], again_page[MOVE_PAGES];
 	bool second_try;            /* the batch under way is of again_page */
+	bool stuck;                 /* slots of staging are, and wait for staging_take_back */
 	uint64_t zero_next, zero_window; /* where a growing process is expected next, and how many pages it gets there */
 	uint64_t fill_at;           /* background transfer: goes on at this page, */
 	uint32_t fill_leaf;         /* and in the leaves below this one */
@@ -196,6 +199,7 @@ struct tree {
 	struct source *source;
 	struct pager_stats *stats;
 	struct residency_budget budget;
+	struct limit limit;
 	struct space *spaces;
 	uint32_t space_numbers;
 	int epoll_fd, criu_fd;
@@ -330,6 +334,8 @@ void staging_release(struct space *space, uint32_t page, enum page_state state);
 uint64_t staging_address(const struct space *space, uint32_t page);
 /* Compares the next slots with what the source has and sends what differs. false: nothing could be done. */
 bool staging_write_back(struct space *space, uint64_t limit);
+/* Pages that the source refused go back to the process. */
+void staging_take_back(struct space *space);
 /* Everything staged is on its way to the source (P2). */
 void staging_flush(struct space *space);
 /* Slots at the tail that hold nothing which is still needed here; neighbours only, so that one DROP takes them. */

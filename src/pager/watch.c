@@ -478,6 +478,7 @@ uint64_t watch_work(struct tree *tree, uint64_t now)
 		if (watch_space(space, now))
 			tree->last_active_ns = now;
 	}
+	limit_work(tree, now);
 	bool shared = tree->budget.budget_pages && estimate_copies(tree);
 	if (now >= tree->next_sample_ns && (tree->budget.budget_pages || tree->config->stats_path))
 		take_sample(tree, now);

@@ -92,17 +92,13 @@ static int memory_get(struct source *source, enum request_class class, uint64_t 
 		      size_t count, uint64_t cookie)
 {
 	struct memory_source *memory = (struct memory_source *)source;
-	static uint8_t buffer[64 * PAGE_BYTES];
 	(void)class;
 	for (size_t r = 0; r < count; r++) {
 		for (uint64_t i = 0; i < ranges[r].pages; i++) {
 			uint8_t **from = slot(memory, space, ranges[r].pgno + i);
-			if (*from)
-				memcpy(buffer + i * PAGE_BYTES, *from, PAGE_BYTES);
-			else
-				memset(buffer + i * PAGE_BYTES, 0, PAGE_BYTES);
+			bool last = r + 1 == count && i + 1 == ranges[r].pages;
+			source->handler.on_pages(source->handler.context, cookie, (struct page_range){ ranges[r].pgno + i, 1 }, *from, last);
 		}
-		source->handler.on_pages(source->handler.context, cookie, ranges[r], buffer, r + 1 == count);
 	}
 	return 0;
 }
@@ -217,6 +213,8 @@ void __wrap_fault_read(void *space)
 		fault_allocations += allocations - before;
 }
 
+static uint64_t lost_page = PAGES; /* that the source had and has no longer; PAGES: none */
+
 static void run_scene(int scene, int expected_status, bool forks)
 {
 	char directory[] = "/tmp/dp-test-pager-XXXXXX", path[256];
@@ -233,6 +231,8 @@ static void run_scene(int scene, int expected_status, bool forks)
 	struct memory_source memory = { .source = { .ops = &memory_ops, .writable = true }, .spaces = 1 };
 	memory.space[0] = memory_space_new();
 	for (uint64_t i = 0; i < PAGES; i++) {
+		if (i == lost_page)
+			continue;
 		uint8_t **page = slot(&memory, 0, (BASE >> PAGE_SHIFT) + i);
 		*page = __libc_malloc(PAGE_BYTES);
 		target_fill(*page, i, 0);
@@ -263,7 +263,8 @@ static void run_scene(int scene, int expected_status, bool forks)
 		"faults: %lu remote %lu staged %lu zero; evicted %lu, written back %lu, second chance %lu, unshared %lu, stalls %lu\n",
 		stats->faults[FAULT_REMOTE], stats->faults[FAULT_STAGED], stats->faults[FAULT_ZERO], stats->evicted_pages,
 		stats->written_back_pages, stats->second_chance_pages, stats->unshared_pages, stats->stalls);
-	assert_true(stats->evicted_pages > 0);
+	assert_true(stats->evicted_pages > 0 || lost_page < PAGES);
+	assert_int_equal(stats->corrupt_pages, lost_page < PAGES);
 	stats_unmap(stats);
 	if (!forks)
 		assert_int_equal(fault_allocations, 0);
@@ -319,6 +320,15 @@ static void pager__process_ends__whoever_shares_its_memory_goes_on_right(void **
 	run_scene(SCENE_SHARER, 0, true);
 }
 
+/* P11 */
+static void pager__page_missing_from_the_pool__bus_error_not_zeros(void **state)
+{
+	(void)state;
+	lost_page = 4000;
+	run_scene(0, SIGBUS, false);
+	lost_page = PAGES;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 4 && !strcmp(argv[1], "--target"))
@@ -334,6 +344,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(pager__areas_made_while_they_are_found__nothing_is_lost),
 		cmocka_unit_test(pager__first_thread_ends__others_go_on_right),
 		cmocka_unit_test(pager__process_ends__whoever_shares_its_memory_goes_on_right),
+		cmocka_unit_test(pager__page_missing_from_the_pool__bus_error_not_zeros),
 	};
 	return cmocka_run_group_tests_name("pager", tests, NULL, NULL);
 }

@@ -37,6 +37,20 @@ static bool direct_start(struct worker *worker)
 	return true;
 }
 
+/* The page it came from, what the file has, or what was read: which of them is wrong now. */
+static const char *who_is_wrong(const struct region *region, int fd, uint64_t from, uint64_t at, char text[static 400])
+{
+	static uint8_t block[PAGE_BYTES] __attribute__((aligned(4096)));
+	char page[160], file[160];
+
+	pattern_describe(region_page(region, from), page, sizeof(page));
+	if (pread(fd, block, sizeof(block), (off_t)(at * PAGE_BYTES)) != (ssize_t)sizeof(block))
+		memset(block, 0xee, sizeof(block));
+	pattern_describe(block, file, sizeof(file));
+	snprintf(text, 400, "where it came from there is %s, in the file %s", page, file);
+	return text;
+}
+
 /* Writes one quarter of the region to the file and reads it into another; so that quarter holds the first one's pages. */
 static bool direct_transfer(struct worker *worker, int fd, uint64_t from, uint64_t to)
 {
@@ -50,15 +64,16 @@ static bool direct_transfer(struct worker *worker, int fd, uint64_t from, uint64
 	if (got != (ssize_t)bytes)
 		return torture_fail("direct: transfer: wrote %zd, read %zd: %s", wrote, got, strerror(errno));
 	for (uint64_t i = 0; i < IO_PAGES; i++) {
-		char text[160];
+		char text[160], other[400];
 		int wrong = pattern_find_wrong(region_page(region, to + i), region->id, from + i, region->versions[from + i]);
 
 		if (wrong >= 0) {
 			pattern_describe(region_page(region, to + i), text, sizeof(text));
 			return torture_fail(
-				"WRONG direct page %llu, read into %p, byte %d: expected page %llu version %u, found %s",
+				"WRONG direct page %llu, read into %p, byte %d: expected page %llu version %u, found %s; %s",
 				(unsigned long long)(to + i), (void *)region_page(region, to + i), wrong,
-				(unsigned long long)(from + i), region->versions[from + i], text);
+				(unsigned long long)(from + i), region->versions[from + i], text,
+				who_is_wrong(region, fd, from + i, i, other));
 		}
 	}
 	for (uint64_t i = 0; i < IO_PAGES; i++) { /* the pages are their own again, written whole */
