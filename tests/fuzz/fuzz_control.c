@@ -50,9 +50,9 @@ static void fill(struct space *space)
 	static const uint8_t states[] = { PAGE_REMOTE, PAGE_LOCAL, PAGE_LOCAL, PAGE_IN_FLIGHT, PAGE_DAMAGED, PAGE_ZERO };
 
 	memset(leaves, 0, sizeof(leaves));
-	if (table_init_at(table, leaves, NULL, NULL, NULL) < 0 || rangeset_add(&table->initial, 4096, 8192) < 0)
+	if (table_init_at(table, leaves, NULL, NULL, NULL) < 0 || rangeset_add(&table->initial, 4090, 4110) < 0)
 		abort();
-	table->counts[PAGE_REMOTE] = 4096;
+	table->counts[PAGE_REMOTE] = 20;
 	for (uint64_t pgno = 64; pgno < 64 + 256; pgno++) {
 		uint32_t page = table_make(table, pgno);
 

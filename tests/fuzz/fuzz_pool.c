@@ -1,11 +1,16 @@
 /* A whole pool against a client that sends anything: the input is a stream of messages, cut into reads by its bytes. Ids are
- * made predictable (the first object is 1), so that inputs can name spaces. Afterwards nothing may be left behind. */
+ * made predictable (the first object is 1), so that inputs can name spaces. Who sends is the pool's own user, or, where bit 61
+ * of the first message's request number is set, somebody whose rights and quota are limited. Afterwards nothing may be left
+ * behind. */
 #include <assert.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/base.h"
+#include "base/log.h"
 #include "pool/connection.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -14,7 +19,10 @@ struct feed {
 	struct stream stream;
 	const uint8_t *at, *end;
 	unsigned sends;
+	bool limited;
 };
+
+static const char limits[] = "psk:guest read,write red* quota=64K\npsk:guest read *\n";
 
 static volatile uint8_t read_sum; /* so that the reading is not optimized away */
 
@@ -55,7 +63,18 @@ static void feed_close(struct stream *stream)
 {
 }
 
-static const struct stream_ops feed_ops = { feed_sendv, feed_receive, feed_close };
+/* Without one that the pool knows, an input would end at its first message. */
+static void feed_identity(const struct stream *stream, char *identity, size_t size)
+{
+	if (((const struct feed *)stream)->limited)
+		snprintf(identity, size, "psk:guest");
+	else
+		snprintf(identity, size, "uid:%u", (unsigned)geteuid());
+}
+
+static const struct stream_ops feed_ops = {
+	.sendv = feed_sendv, .receive = feed_receive, .close = feed_close, .identity = feed_identity
+};
 
 /* Digests that fit the pages, where there is anything for them to fit: an input cannot guess them. */
 static void digest_put(const struct message_header *header, uint8_t *payload)
@@ -75,6 +94,13 @@ static void digest_put(const struct message_header *header, uint8_t *payload)
 
 		message_digests_encode(payload + (put.digests - payload) + i * DIGEST_BYTES, DIGEST_BYTES, &digest, 1);
 	}
+}
+
+static bool is_limited(const uint8_t *data, size_t size)
+{
+	struct message_header header;
+
+	return size >= MESSAGE_HEADER_BYTES && message_header_decode(data, &header) == 0 && header.request >> 61 & 1;
 }
 
 /* Nor checks. A message whose request number has bit 60 keeps its own, so that wrong ones are seen too. */
@@ -98,7 +124,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
 	assert(data);
 	memcpy(data, input, size);
 	seal(data, size);
-	struct feed feed = { .stream = { &feed_ops, -1 }, .at = data, .end = data + size };
+	struct feed feed = { .stream = { &feed_ops, -1 }, .at = data, .end = data + size,
+			     .limited = is_limited(data, size) };
 	struct connection_shared shared = { 0 };
 	struct store_capacity capacity;
 	struct store *store;
@@ -107,7 +134,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
 	if (store_open(&store, "memory:4M", true, NULL) < 0 || pool_open(&pool, store, NULL) < 0)
 		abort();
 	pool->next_id = 1;
+	memset(pool->identity, 'i', sizeof(pool->identity));
 	shared.pool = pool;
+	log_setup(2, LOG_LEVEL_ERROR, "");
+	if (feed.limited && access_parse(&shared.access, limits, NULL) < 0)
+		abort();
 	struct connection *connection = connection_new(&shared, &feed.stream);
 
 	assert(connection);
@@ -119,6 +150,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
 		if (result < 0)
 			break;
 	}
+	assert(!connection->hello || connection->identified); /* else this tries nothing */
 	for (const struct object *object = pool->all; object; object = object->next)
 		for (const struct space *space = object->spaces; space; space = space->next)
 			assert(pagemap_consistent(&space->map));

@@ -59,7 +59,7 @@ static void write_ranges(struct space *space, struct input *input)
 
 static void write_leaves(struct space *space, struct input *input)
 {
-	uint8_t count = next_byte(input) % 16, pattern[8];
+	uint8_t count = next_byte(input) % 6, pattern[8];
 
 	space->saved->leaf_top = count;
 	for (unsigned number = 0; number < count; number++) {

@@ -7,7 +7,7 @@ import sys
 MAGIC = 0x4C4F4F50
 TYPES = dict(hello=1, ok=2, error=3, get=16, data=17, put=18, drop=19, move=20, fork=21, space_free=22, begin=32, space=33, inherit=34,
              file=35, commit=36, abort=37, open=38, info=39, file_get=40, file_bytes=41, list=42, remove=43, status=44, create=48, instance=49, end=50,
-             lease=51)
+             lease=51, locate=23, near=25, order_put=45, order_get=46, attach=52, note=54, scrub=60, find=62, repair=64)
 
 
 def message(kind, payload=b"", obj=0, epoch=0, request=1, cls=0):
@@ -36,6 +36,8 @@ def spaces(*rows):
 
 PACKED, SEVENS = 0x40, bytes.fromhex("1a0000009d85b6741f070100fffffffffffffffffffffffffffffff6500707070707")  # a page of sevens: length, check, LZ4
 hello = message("hello", struct.pack("<IHHI", MAGIC, 2, 2, 1))
+hello_all = message("hello", struct.pack("<IHHI", MAGIC, 2, 2, 19))
+SEQUENCE = 1 << 62
 name = struct.pack("<I", 0) + text(b"redis:prod")
 info = struct.pack("<QQQQIIII", 1, 2, 3, 4096, 4, 2, 1, 1) + text(b"redis:prod") + struct.pack("<I", 2) + b"{}"
 info += text(b"pstree.img") + struct.pack("<Q", 9) + text(b"mm-1.img") + struct.pack("<Q", 10) + spaces((1, 2, 3)) + spaces((1, 2, 3)) + text(b"web-1")
@@ -84,6 +86,18 @@ streams = {
     "packed": hello + message("begin", name) + message("space", struct.pack("<Q", 77), 1) +
               message("put", ranges((3, 1)) + digests(1) + SEVENS, draft, cls=PACKED | 2) + message("get", ranges((0, 9)), draft, cls=PACKED) +
               message("put", ranges((3, 1)) + digests(1) + SEVENS[:-1] + b"!", draft, cls=PACKED) + message("get", ranges((0, 9)), draft, cls=1) + message("get", ranges((0, 9)), draft, cls=0x20),
+    "resume": hello_all + snapshot[len(hello):] + message("create", struct.pack("<I", 2) + text(b"redis:prod") + text(b"web-1")) +
+              message("put", ranges((0, 1)) + digests(1) + page(8), instance, 1, SEQUENCE | 1) + message("note", b"who is in", 2, 1) +
+              message("fork", struct.pack("<Q", 3), instance, 1, SEQUENCE | 2) + message("attach", struct.pack("<II", 1, 1) + b"i" * 16, 2, 1) +
+              message("drop", ranges((0, 1)), instance, 1, SEQUENCE | 3) + message("attach", struct.pack("<II", 0, 0) + bytes(16), 2, 2) +
+              message("drop", ranges((0, 1)), 2 << 20 | 3, 2, SEQUENCE | 3) + message("get", ranges((0, 1024)), instance, 2),
+    "near": hello_all + snapshot[len(hello):] + message("near") + message("locate", ranges((0, 600)), draft),
+    "order": snapshot + message("order_put", struct.pack("<IIQQQ", 1, 0, 77, 0, 9), 1) + message("order_get", b"", 1),
+    "scrub": snapshot + message("scrub", struct.pack("<QII", 0, 64, 1)) + message("find", struct.pack("<II", 1, 0) + digests(1)) +
+             message("repair", struct.pack("<Q", 1) + page(1)),
+    "limited": message("hello", struct.pack("<IHHI", MAGIC, 2, 2, 1), request=1 << 61) + snapshot[len(hello):] +
+               message("create", struct.pack("<I", 1) + text(b"redis:prod") + text(b"web-1")) + message("put", ranges((0, 20)) + digests(20) + page(8) * 20, instance, 1) +
+               message("begin", struct.pack("<I", 0) + text(b"other:a")) + message("remove", name) + message("list", struct.pack("<I", 0) + text(b"")),
     "damaged-on-the-way": hello + message("status", request=1 << 60) + message("status"),
     "no-hello": message("status"),
     "nonsense": b"GET / HTTP/1.1\r\nHost: pool\r\n\r\n" + bytes(64),
@@ -187,6 +201,41 @@ recovers = {
     "log-of-too-many-pages": b"\0\0" + struct.pack("<QQ", 2, 1) + logged(1, 1 << 31, 1, 0, 5, 0),
     "log-without-end": b"\0\0" + struct.pack("<QQ", (1 << 64) - 1, 1),
 }
+
+
+def small(value):
+    return bytes([value]) if value < 0xf0 else b"\xff" + struct.pack("<Q", value)
+
+
+def change(kind, space, a, b, pages, number, sequence):
+    return bytes([kind]) + b"".join(small(value) for value in (space, a, b, pages, number, sequence))
+
+
+def mirrored(number, kind, sequences, waiting, pages=((5, 3),)):  # a change in a mirror's ring
+    body = change(kind, 1, 64, 128, 70, 0, 0) + b"".join(small(value) for value in sequences) + small(len(pages)) + bytes([waiting, 1])
+    return b"\0" + small(number) + body + b"".join(small(pgno) + small(count) for pgno, count in pages)
+
+
+def mirror(members, answered, ahead, *records):
+    return b"\0" + members + small(answered) + bytes([ahead, 9, len(records)]) + b"".join(records)
+
+
+def member(number, body):
+    return bytes([number << 2 | 1]) + body
+
+
+both, one_out = b"\0\3\0\3", b"\0\3\0\2"
+calls_made = bytes([0x80, 5, 1, 0] * 4 + [0] * 20)
+mirrors = {
+    "both-have-all": mirror(both, 2, 0, mirrored(1, 4, (1, 1, 0, 0), 0), mirrored(2, 1, (2, 2, 0, 0), 0)) + calls_made,
+    "one-lacks-a-change": mirror(one_out, 1, 2, mirrored(1, 4, (1, 1, 0, 0), 0), mirrored(2, 2, (2, 0, 0, 0), 2), mirrored(3, 1, (0, 0, 0, 0), 0x80)) + calls_made,
+    "one-is-out": mirror(both, 2, 0, mirrored(2, 4, (2, 0, 0, 0), 0), member(1, b"\0\2\0"), member(1, b"\1\2" + change(0, 1, 7, 0, 2, 1, 0) + change(2, 1, 3, 0, 0, 2, 0)),
+                         member(1, b"\3\6\3" + bytes([7, 0, 9])), member(1, b"\2" + small(1) + small(4))) + calls_made,
+    "one-was-catching-up": mirror(both, 2, 0, mirrored(2, 3, (2, 1, 0, 0), 2), member(1, b"\0\4\0"), member(1, b"\3\6\1\7")) + calls_made,
+    "ranges-without-end": mirror(both, 1, 0, mirrored(1, 4, (1, 0, 0, 0), 2, ((1, (1 << 64) - 2),))),
+    "numbers-without-end": mirror(both, 1, 0, mirrored((1 << 64) - 1, 4, (1, 0, 0, 0), 2)),
+    "a-full-set": mirror(both, 1, 0, member(1, b"\3\2\4" + bytes([1, 2, 3, 4]))),
+}
 instance_text = b"""{"schema":"distriproc.instance/1","id":"redis-1a2b","name":"redis","snapshot":"redis:prod","pool":"dp://h:1","running":true,
 "own_pid_namespace":true,"root":{"pid":1,"start_time":2},"init":{"pid":1,"start_time":2},"pager":{"pid":1,"start_time":2},
 "supervisor":{"pid":1,"start_time":2},"created_unix_ns":1,"snapshot_pages":2,"budget_bytes":3,"restore_ns":4}"""
@@ -197,7 +246,7 @@ meta_text = b"""{"pages":1,"commit":{"kind":"protect","series":"protected/redis-
 states = {"instance": instance_text, "note": note_text, "meta": meta_text, "deep": b"[" * 3000}
 
 for directory, files in dict(message=messages, pool=streams, manifest=manifests, endpoint=endpoints, client=clients, rights=rights,
-                             export=exports, control=controls, keeper=keepers, recover=recovers, state=states).items():
+                             export=exports, control=controls, keeper=keepers, recover=recovers, state=states, mirror=mirrors).items():
     os.makedirs(os.path.join(sys.argv[1], directory), exist_ok=True)
     for file_name, content in files.items():
         with open(os.path.join(sys.argv[1], directory, file_name), "wb") as out:
