@@ -11,14 +11,18 @@
 #include "checkpoint/criu_dump.h"
 #include "cli/cli.h"
 #include "cli/commands.h"
+#include "cli/container_line.h"
 
 static const char usage[] =
-	"Usage: distri-proc checkpoint --pid N [options] POOL/REPO:TAG\n"
+	"Usage: distri-proc checkpoint --pid N|--container ID [options] POOL/REPO:TAG\n"
 	"\n"
 	"Stores a process and all its descendants in a pool, then ends them; or lets them go on, with --leave-running.\n"
 	"Whatever fails, the processes run on unharmed, and no half snapshot is seen.\n"
 	"\n"
 	"  --pid N            the tree's first process\n"
+	"  --container ID     a container instead; its runtime does what there is to do besides the pages\n"
+	"  --runtime PATH     that runtime (default: as /etc/distri-proc/runtime.conf says, or runc)\n"
+	"  --runtime-root DIR where the runtime keeps its containers, if not in its usual place\n"
 	"  --leave-running    let the tree go on afterwards\n"
 	"  --force            replace a snapshot of this name\n"
 	"  --root DIRECTORY   registry of instances (default $DISTRI_PROC_ROOT or /run/distri-proc)\n"
@@ -43,6 +47,9 @@ enum {
 	OPTION_ROOT,
 	OPTION_JSON,
 	OPTION_COMPRESS,
+	OPTION_CONTAINER,
+	OPTION_RUNTIME,
+	OPTION_RUNTIME_ROOT,
 	OPTION_PRECOPY,
 	OPTION_PRECOPY_PAUSE,
 	OPTION_PRECOPY_RATE,
@@ -56,6 +63,9 @@ static const struct option options[] = {
 	{"force", no_argument, NULL, OPTION_FORCE},
 	{"root", required_argument, NULL, OPTION_ROOT},
 	{"compress", required_argument, NULL, OPTION_COMPRESS},
+	{"container", required_argument, NULL, OPTION_CONTAINER},
+	{"runtime", required_argument, NULL, OPTION_RUNTIME},
+	{"runtime-root", required_argument, NULL, OPTION_RUNTIME_ROOT},
 	{"precopy", no_argument, NULL, OPTION_PRECOPY},
 	{"precopy-pause", required_argument, NULL, OPTION_PRECOPY_PAUSE},
 	{"precopy-rate", required_argument, NULL, OPTION_PRECOPY_RATE},
@@ -94,6 +104,7 @@ struct settings {
 	struct checkpoint_options checkpoint;
 	struct endpoint endpoint;
 	char *criu_arguments[CRIU_ARGUMENTS_LIMIT]; /* owned */
+	struct container_line container;
 	struct precopy_limits precopy_limits;
 	bool precopy, json, help;
 };
@@ -143,6 +154,15 @@ static int read_option(struct settings *settings, char **argv, int option, int i
 	case OPTION_PID:
 		if (read_pid(optarg, &settings->checkpoint.pid) < 0)
 			return cli_usage_error(argv[0], "--pid wants the number of a process, not '%s'", optarg);
+		break;
+	case OPTION_CONTAINER:
+		settings->container.container = optarg;
+		break;
+	case OPTION_RUNTIME:
+		settings->container.runtime = optarg;
+		break;
+	case OPTION_RUNTIME_ROOT:
+		settings->container.root = optarg;
 		break;
 	case OPTION_LEAVE_RUNNING:
 		settings->checkpoint.leave_running = true;
@@ -199,8 +219,10 @@ static int read_options(struct settings *settings, int argc, char **argv)
 		return cli_usage_error(argv[0], "where to? name a pool and a snapshot, such as dir:/var/lib/pool#redis:warm");
 	if (optind + 1 < argc)
 		return cli_usage_error(argv[0], "'%s' is one argument too many", argv[optind + 1]);
-	if (settings->checkpoint.pid == 0)
-		return cli_usage_error(argv[0], "which process? --pid N is missing");
+	if ((settings->checkpoint.pid == 0) == !settings->container.container)
+		return cli_usage_error(argv[0], "which process? Say one of --pid N and --container ID");
+	if (!settings->container.container && (settings->container.runtime || settings->container.root))
+		return cli_usage_error(argv[0], "--runtime and --runtime-root go with --container");
 	return 0;
 }
 
@@ -276,10 +298,14 @@ static int run(struct settings *settings, const char *uri)
 	if (rc == 0 && settings->endpoint.name[0] == 0)
 		rc = dp_fail(&err, EINVAL, "%s names a pool but no snapshot: add #REPO:TAG (or /REPO:TAG behind dp://HOST:PORT)",
 			     uri);
+	if (rc == 0 && settings->container.container)
+		rc = container_line_pid(&settings->container, &settings->checkpoint.pid, &err);
 	if (rc == 0 && settings->precopy)
 		rc = precopy_open(&settings->checkpoint.precopy, settings->checkpoint.pid, &err);
 	if (rc == 0)
-		rc = checkpoint_run(&settings->checkpoint, &result, &err);
+		rc = settings->container.container
+			     ? container_line_checkpoint(&settings->container, &settings->checkpoint, &result, &err)
+			     : checkpoint_run(&settings->checkpoint, &result, &err);
 	precopy_close(settings->checkpoint.precopy);
 	if (rc < 0)
 		return cli_print_error(rc, &err, settings->json);

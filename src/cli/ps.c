@@ -16,12 +16,13 @@
 #include "sys/proc.h"
 
 static const char usage[] =
-	"Usage: distri-proc ps [--group NAME|--groups] [--json] [--root DIRECTORY]\n"
+	"Usage: distri-proc ps [--group NAME|--groups|--container ID] [--json] [--root DIRECTORY]\n"
 	"\n"
 	"Lists the process trees restored on this host.\n"
 	"\n"
 	"  --group NAME      only those of a group (`run --count`)\n"
 	"  --groups          a line for each group instead; those of no group have one of their own\n"
+	"  --container ID    only that of a container, by its name or the beginning of it\n"
 	"  --json            one object, sizes in bytes, times in ns\n"
 	"  --root DIRECTORY  registry of instances (default $DISTRI_PROC_ROOT or /run/distri-proc)\n";
 
@@ -265,15 +266,25 @@ static size_t keep_group(struct instance *list, size_t count, const char *group)
 	return kept;
 }
 
+static size_t keep_container(struct instance *list, size_t count, const char *container)
+{
+	size_t kept = 0;
+	for (size_t i = 0; i < count; i++)
+		if (list[i].container[0] && !strncmp(list[i].container, container, strlen(container)))
+			list[kept++] = list[i];
+	return kept;
+}
+
 int cmd_ps(int argc, char **argv)
 {
 	static const struct option options[] = {
 		{ "group", required_argument, NULL, 'g' }, { "groups", no_argument, NULL, 's' },
+		{ "container", required_argument, NULL, 'c' },
 		{ "json", no_argument, NULL, 'j' }, { "root", required_argument, NULL, 'r' },
 		{ "help", no_argument, NULL, 'h' }, { 0 },
 	};
 	bool json = false, groups = false;
-	const char *root = NULL, *group = NULL;
+	const char *root = NULL, *group = NULL, *container = NULL;
 	for (int option; (option = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
 		if (option == 'j')
 			json = true;
@@ -281,6 +292,8 @@ int cmd_ps(int argc, char **argv)
 			group = optarg;
 		else if (option == 's')
 			groups = true;
+		else if (option == 'c')
+			container = optarg;
 		else if (option == 'r')
 			root = optarg;
 		else if (option == 'h')
@@ -299,6 +312,8 @@ int cmd_ps(int argc, char **argv)
 		return cli_print_error(ret, &err, json);
 	if (group)
 		count = keep_group(list, count, group);
+	if (container)
+		count = keep_container(list, count, container);
 	int code = EXIT_OK;
 	if (groups)
 		code = print_groups(list, count, json);

@@ -11,6 +11,7 @@
 #include "checkpoint/commit.h"
 #include "cli/cli.h"
 #include "cli/commands.h"
+#include "cli/container_line.h"
 #include "cli/commit_line.h"
 #include "cli/run_many.h"
 #include "restore/many.h"
@@ -24,7 +25,12 @@ static const char restore_usage[] =
 	"\n"
 	"Brings a snapshot back to life; its memory stays in the pool and comes when touched.\n"
 	"\n"
-	"  --local-memory SHARE|SIZE  local memory the tree may keep, such as 50% or 512M (default: no limit)\n"
+	"  --local-memory SHARE|SIZE  local memory the tree may keep, such as 50% or 512M (default: no limit); or `cgroup`: what its\n"
+	"                             control group may have, also when that is changed\n"
+	"  --container ID             restore it as this container; its runtime does what there is to do besides the pages\n"
+	"  --bundle DIRECTORY         of the container (default: the current directory)\n"
+	"  --runtime PATH             that runtime (default: as /etc/distri-proc/runtime.conf says, or runc)\n"
+	"  --runtime-root DIRECTORY   where the runtime keeps its containers, if not in its usual place\n"
 	"  --detach                   return when the tree runs (default)\n"
 	"  --wait                     stay until the tree has ended; exit with its code\n";
 
@@ -96,6 +102,10 @@ enum {
 	OPTION_CRIU,
 	OPTION_SHELL_JOB,
 	OPTION_CRIU_ANY,
+	OPTION_CONTAINER,
+	OPTION_BUNDLE,
+	OPTION_RUNTIME,
+	OPTION_RUNTIME_ROOT,
 	OPTION_COMPRESS,
 	OPTION_PREFETCH_POLICY,
 	OPTION_PREFETCH,
@@ -153,6 +163,10 @@ static const struct option options[] = {
 	{ "verbose", no_argument, NULL, 'v' },
 	{ "help", no_argument, NULL, 'h' },
 	{ "shell-job", no_argument, NULL, OPTION_SHELL_JOB },
+	{ "container", required_argument, NULL, OPTION_CONTAINER },
+	{ "bundle", required_argument, NULL, OPTION_BUNDLE },
+	{ "runtime", required_argument, NULL, OPTION_RUNTIME },
+	{ "runtime-root", required_argument, NULL, OPTION_RUNTIME_ROOT },
 	{ "tcp-established", no_argument, NULL, OPTION_CRIU },
 	{ "tcp-close", no_argument, NULL, OPTION_CRIU },
 	{ "ext-unix-sk", no_argument, NULL, OPTION_CRIU },
@@ -184,6 +198,7 @@ static const struct option options[] = {
 struct settings {
 	const char *command; /* argv[0] */
 	struct restore_options restore;
+	struct container_line container;
 	struct endpoint endpoint;
 	const char *pool_list; /* --pool */
 	struct endpoint pools[RESTORE_POOLS];
@@ -375,6 +390,10 @@ static int take_option(struct settings *settings, int value, const struct option
 	case OPTION_ON_LOST: return take_on_lost(settings);
 	case OPTION_POOL: settings->pool_list = optarg; return 0;
 	case OPTION_SPREAD: restore->spread = true; return 0;
+	case OPTION_CONTAINER: settings->container.container = optarg; return 0;
+	case OPTION_BUNDLE: settings->container.bundle = optarg; return 0;
+	case OPTION_RUNTIME: settings->container.runtime = optarg; return 0;
+	case OPTION_RUNTIME_ROOT: settings->container.root = optarg; return 0;
 	case OPTION_COUNT: return take_count(settings, "--count", 0, MANY_MOST, &settings->count);
 	case OPTION_PARALLEL: return take_parallel(settings);
 	case OPTION_ALL_OR_NONE: settings->all_or_none = true; return 0;
@@ -447,6 +466,11 @@ static int read_options(struct settings *settings, int argc, char **argv)
 				       "which snapshot? Write one POOL/REPO:TAG, such as dp://host:7400/redis:prod");
 	if (settings->detach && (settings->wait || settings->restore.foreground))
 		return cli_usage_error(settings->command, "--detach is the opposite of --wait and of `run`");
+	bool many = settings->wait || settings->restore.foreground || settings->restore.group || settings->restore.network;
+	if (settings->container.container && many)
+		return cli_usage_error(settings->command, "--container does not go with --wait, --network and `run`: its runtime has those");
+	if (!settings->container.container && (settings->container.runtime || settings->container.bundle || settings->container.root))
+		return cli_usage_error(settings->command, "--runtime, --runtime-root and --bundle go with --container");
 	if (settings->take_over && !settings->last_commit && !settings->latest)
 		return cli_usage_error(settings->command, "--take-over goes with --last-commit or --latest");
 	return 0;
@@ -574,7 +598,9 @@ static int restore_and_wait(struct settings *settings)
 	forwarded_signals(&forward);
 	if (foreground)
 		sigprocmask(SIG_BLOCK, &forward, NULL); /* none is lost while the tree is not there yet */
-	int ret = many_start_one(&settings->restore, true, &session, &was_spare, &err);
+	int ret = settings->container.container
+			  ? container_line_restore(&settings->container, &settings->restore, &session, &err)
+			  : many_start_one(&settings->restore, true, &session, &was_spare, &err);
 	if (ret)
 		return failure(settings, ret, &err);
 	ret = announce(settings, &session, &err);

@@ -21,7 +21,7 @@ static const char usage[] =
 	"       distri-proc stats --heat [--hot-after N] [--cold-after TIME] [--sample TIME] [--plot FILE] [--json] INSTANCE\n"
 	"\n"
 	"Shows what the pager of an instance counts: memory, faults with their latencies, traffic, evictions. INSTANCE is an\n"
-	"id, a name, the beginning of an id, or the pid of one of its processes.\n"
+	"id, a name, the beginning of an id, a container's name, or the pid of one of its processes.\n"
 	"\n"
 	"  -w, --watch[=SECONDS]  again every so many seconds (default 1) until the instance ends, with rates\n"
 	"  --json                 one object; with --watch one a line. Bytes, pages and ns\n"
@@ -31,6 +31,7 @@ static const char usage[] =
 	"  --sample TIME          watch the kernel's accessed bits for so long (default 1s; 0: not at all)\n"
 	"  --plot FILE            draw the heat map by gnuplot, as PNG or (FILE.svg) SVG\n"
 	"  --pages                with --heat --json: the hot pages, as runs of page numbers\n"
+	"  --container ID         in the place of INSTANCE: that of a container\n"
 	"  --root DIRECTORY       registry of instances (default $DISTRI_PROC_ROOT or /run/distri-proc)\n";
 
 static const char *const fault_names[FAULT_KINDS] = {
@@ -347,7 +348,7 @@ static int show(const char *root, const char *key, uint64_t interval_ns, bool js
 }
 
 struct settings {
-	const char *root;
+	const char *root, *container;
 	uint64_t interval_ns;
 	bool json, help, heat, heat_options; /* heat_options: one that goes only with --heat was given */
 	struct heat_options heat_map;
@@ -399,6 +400,7 @@ static int read_options(struct settings *settings, int argc, char **argv)
 		{ "heat", no_argument, NULL, 't' },             { "hot-after", required_argument, NULL, 'H' },
 		{ "cold-after", required_argument, NULL, 'C' }, { "sample", required_argument, NULL, 'S' },
 		{ "plot", required_argument, NULL, 'P' },       { "pages", no_argument, NULL, 'p' },
+		{ "container", required_argument, NULL, 'c' },
 		{ "root", required_argument, NULL, 'r' },       { "help", no_argument, NULL, 'h' }, { 0 },
 	};
 	for (int option, code; (option = getopt_long(argc, argv, "hw", options, NULL)) != -1;) {
@@ -411,6 +413,7 @@ static int read_options(struct settings *settings, int argc, char **argv)
 		case 'j': settings->json = true; break;
 		case 't': settings->heat = true; break;
 		case 'r': settings->root = optarg; break;
+		case 'c': settings->container = optarg; break;
 		case 'h': settings->help = true; return 0;
 		case '?': return cli_usage_hint(argv[0]);
 		default:
@@ -442,9 +445,10 @@ int cmd_stats(int argc, char **argv)
 		if ((code = take_interval(&settings.interval_ns, argv[0], argv[number])))
 			return code;
 		at = number == optind ? optind + 1 : optind;
-	} else if (argc - optind != 1) {
+	} else if (argc - optind != (settings.container ? 0 : 1)) {
 		return cli_usage_error(argv[0], "which instance? `distri-proc ps` lists them");
 	}
-	return show(instance_root(settings.root), argv[at], settings.interval_ns, settings.json,
+	const char *key = settings.container ? settings.container : argv[at];
+	return show(instance_root(settings.root), key, settings.interval_ns, settings.json,
 		    settings.heat ? &settings.heat_map : NULL);
 }

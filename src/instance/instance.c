@@ -359,7 +359,8 @@ static const struct instance *pick(const struct instance *list, size_t count, co
 		}
 	*fitting = 0;
 	for (size_t i = 0; i < count; i++)
-		if (!strncmp(list[i].id, key, strlen(key)) || !strncmp(list[i].name, key, strlen(key))) {
+		if (!strncmp(list[i].id, key, strlen(key)) || !strncmp(list[i].name, key, strlen(key)) ||
+		    !strncmp(list[i].container, key, strlen(key))) {
 			found = &list[i];
 			(*fitting)++;
 		}

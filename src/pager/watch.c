@@ -5,10 +5,12 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
+#include "instance/keeper.h"
 #include "sys/proc.h"
 #include "sys/uffd.h"
 
@@ -451,12 +453,24 @@ static bool watch_space(struct space *space, uint64_t now)
 	return changed || grew;
 }
 
+/* Of an ordinary tree init's end is the end. A container only has a watcher in its place: with that and the supervisor gone, our
+ * end would feed it zeros, and nobody could prevent it. */
+static bool is_alone(const struct tree *tree)
+{
+	struct pollfd ended = { .fd = tree->config->init_pidfd, .events = POLLIN };
+	return tree->config->init_pidfd > 0 && tree->keeper_fd >= 0 && !keeper_is_there(tree->keeper_fd) && poll(&ended, 1, 0) == 1;
+}
+
 uint64_t watch_work(struct tree *tree, uint64_t now)
 {
 	if (!tree->running)
 		return 1000000000u;
 	if (now < tree->next_watch_ns)
 		return tree->next_watch_ns - now;
+	if (is_alone(tree)) {
+		tree_fail(tree, -EOWNERDEAD, "supervisor and watcher were killed: the tree was stopped while its memory could still be served");
+		return 0;
+	}
 	bool active = now - tree->last_active_ns < ACTIVE_FOR_NS;
 	for (struct space *space = tree->spaces; space && !tree->failure; space = space->next) {
 		if (space->closed)

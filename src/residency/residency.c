@@ -43,6 +43,14 @@ uint64_t residency_minimum_bytes(uint64_t tasks)
 	return (4 + tasks) << 20;
 }
 
+uint64_t residency_of_limit(uint64_t limit_bytes, uint64_t tasks)
+{
+	struct residency_budget whole;
+	residency_plan(&whole, limit_bytes);
+	uint64_t aside_bytes = whole.reserve_pages * PAGE_BYTES + limit_bytes / 32;
+	return DP_MAX(limit_bytes - DP_MIN(limit_bytes, aside_bytes), residency_minimum_bytes(tasks));
+}
+
 uint64_t residency_excess(const struct residency_budget *plan, uint64_t used_pages)
 {
 	uint64_t target = plan->budget_pages - DP_MIN(plan->headroom_pages, plan->budget_pages);

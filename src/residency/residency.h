@@ -34,6 +34,10 @@ void residency_plan(struct residency_budget *plan, uint64_t budget_bytes);
 /* The least budget for a tree of that many tasks that can work at all, in bytes. */
 uint64_t residency_minimum_bytes(uint64_t tasks);
 
+/* The budget of a tree whose control group may have that much: less by the reserve, which the tree may use for a moment, and by
+ * what the kernel keeps for it (page tables, stacks), a 32nd. */
+uint64_t residency_of_limit(uint64_t limit_bytes, uint64_t tasks);
+
 /* How many pages should leave local memory now; 0: none. `used` counts everything resident plus what is on its way in. */
 uint64_t residency_excess(const struct residency_budget *plan, uint64_t used_pages);
 /* Should pages be moved to staging already, ahead of need? */

@@ -80,6 +80,11 @@ static uint64_t count_pages(const struct snapshot_info *info)
 	return pages;
 }
 
+bool restore_follows_cgroup(const char *local_memory)
+{
+	return local_memory && !strcmp(local_memory, "cgroup");
+}
+
 /* 50 % of the pages, or a size: the budget, refused where no tree of this many tasks could work in it. */
 int restore_budget(const char *local_memory, uint64_t snapshot_pages, size_t tasks, uint64_t *budget_bytes, struct dp_err *err)
 {
@@ -87,6 +92,11 @@ int restore_budget(const char *local_memory, uint64_t snapshot_pages, size_t tas
 	*budget_bytes = 0;
 	if (!local_memory)
 		return 0;
+	uint64_t least = pager_min_budget_bytes((unsigned)tasks);
+	if (restore_follows_cgroup(local_memory)) { /* until the pager has seen the group */
+		*budget_bytes = DP_MAX(snapshot_pages * PAGE_BYTES, least);
+		return 0;
+	}
 	char *end;
 	errno = 0;
 	double percent = strtod(local_memory, &end);
@@ -95,9 +105,9 @@ int restore_budget(const char *local_memory, uint64_t snapshot_pages, size_t tas
 			return dp_fail(err, EINVAL, "--local-memory %s: a percentage is above 0 and at most 100", local_memory);
 		*budget_bytes = (uint64_t)((double)snapshot_pages * percent / 100) * PAGE_BYTES;
 	} else if (parse_size(local_memory, budget_bytes) || *budget_bytes == 0) {
-		return dp_fail(err, EINVAL, "--local-memory %s: give a share or a size, such as 50%% or 512M", local_memory);
+		return dp_fail(err, EINVAL, "--local-memory %s: give a share or a size, such as 50%% or 512M, or cgroup",
+			       local_memory);
 	}
-	uint64_t least = pager_min_budget_bytes((unsigned)tasks);
 	if (*budget_bytes < least)
 		return dp_fail(err, EINVAL, "--local-memory %s is %s, less than %zu process%s can work in: give at least %s",
 			       local_memory, format_size(*budget_bytes, given_text, sizeof(given_text)), tasks,

@@ -110,6 +110,8 @@ void restore_session_done(struct restore_session *session);
 bool working_set_is_action(const char *name);
 int working_set_action(char *name);
 
+/* "cgroup": the budget is what the tree's control group may have, and follows it. */
+bool restore_follows_cgroup(const char *local_memory);
 /* The budget in bytes for "50%" of snapshot_pages, or "512M"; NULL: 0, none. -EINVAL where it is no such thing, or less than a
  * tree of `tasks` processes can work in; err names the least then. */
 int restore_budget(const char *local_memory, uint64_t snapshot_pages, size_t tasks, uint64_t *budget_bytes, struct dp_err *err);
