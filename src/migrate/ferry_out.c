@@ -212,6 +212,7 @@ static void take_news(struct out *out, json_object *news)
 	if (!strcmp(event, "started")) {
 		out->started_ns = clock_now_ns();
 		out->started = json_object_get(news);
+		forward_go(&out->forwarder, out->facts.frozen_at_ns);
 		out_phase(out, "started");
 	} else if (!strcmp(event, "whole")) {
 		out->whole_ns = clock_now_ns();
@@ -291,9 +292,14 @@ static int freeze(struct out *out)
 	if (listen_text(out, listen))
 		return dp_fail(&out->err, EIO, "find this host's address on the way to %s", out->to.host);
 	snprintf(name, sizeof(name), "migration/%s:offer", out->id);
+	/* Rules within CRIU; the default runs a program for each connection, while the tree stands still. */
+	static char *const arguments[] = { "--network-lock", "nftables" };
+	bool connections = line_flag(out->request, "tcp_established");
 	struct offer_options options = {
 		.pid = out->pid,
-		.tcp_established = line_flag(out->request, "tcp_established"),
+		.tcp_established = connections,
+		.criu_arguments = arguments,
+		.criu_argument_count = connections ? ARRAY_LENGTH(arguments) : 0,
 		.listen = listen,
 		.allow_plaintext = getenv("DISTRI_PROC_ALLOW_PLAINTEXT") != NULL,
 		.name = name,
@@ -302,6 +308,8 @@ static int freeze(struct out *out)
 		.verbose = line_flag(out->request, "verbose"),
 	};
 	out_phase(out, "freezing");
+	if (out->address_moves)
+		forward_start(&out->forwarder, &out->address);
 	int ret = offer_make(&out->offer, &options, &out->facts, &out->err);
 	out->ready_ns = clock_now_ns();
 	if (ret)
@@ -384,6 +392,7 @@ static int finish(struct out *out, int ret)
 	add_times(out, event);
 	out_phase(out, ret ? "failed" : "released");
 	out_tell(out, event);
+	forward_end(&out->forwarder);
 	offer_free(out->offer);
 	for (unsigned i = 0; i < OUT_ASKERS; i++)
 		lines_done(&out->asker[i]);

@@ -6,6 +6,7 @@
 
 #include "migrate/address.h"
 #include "migrate/ferry.h"
+#include "migrate/forward.h"
 #include "migrate/offer.h"
 #include "migrate/switch.h"
 #include "transport/stream.h"
@@ -25,6 +26,7 @@ struct out {
 	struct lines asker[OUT_ASKERS];
 	struct address address;
 	bool address_moves, address_away;
+	struct forwarder forwarder; /* of packets that come for the address meanwhile */
 	struct offer *offer;
 	struct offer_facts facts;
 	struct switch_source decision;
