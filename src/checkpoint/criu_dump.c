@@ -146,6 +146,7 @@ static int listen_for_hook(const struct workspace *workspace, struct dp_err *err
 
 static void run_criu(char *const *argv, const struct hidden *hidden, int page_fd, int workspace_fd)
 {
+	criu_steady_preload();
 	if (hidden && hidden_environment(hidden))
 		_exit(127);
 	fcntl(page_fd, F_SETFD, 0);

@@ -31,6 +31,7 @@
 #include "restore/lease.h"
 #include "restore/plan.h"
 #include "restore/processes.h"
+#include "sys/criu.h"
 #include "sys/proc.h"
 
 static struct {
@@ -158,6 +159,7 @@ static void start_criu(void)
 	char **argv = config->command->argv;
 	if (config->command->preload[0])
 		setenv("LD_PRELOAD", config->command->preload, 1);
+	criu_steady_preload();
 	execv(argv[0], argv);
 	dprintf(config->log_fd, "Error (init): exec %s: %s\n", argv[0], strerror(errno));
 	_exit(127);

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
@@ -153,6 +154,26 @@ int criu_check_kernel(const char *path, struct dp_err *err)
 			break;
 	}
 	return dp_fail(err, EOPNOTSUPP, "%s check: %s", path, cause ? cause : "it failed without a word");
+}
+
+bool criu_steady_preload(void)
+{
+	static const char *const places[] = { "src/sys", "../libexec/distri-proc" };
+	char program[PATH_MAX];
+	const char *others = getenv("LD_PRELOAD");
+	ssize_t length = readlink("/proc/self/exe", program, sizeof(program) - 1);
+	program[DP_MAX(length, 0)] = 0;
+	char *slash = strrchr(program, '/');
+	if (!slash || strpbrk(program, " :")) /* what LD_PRELOAD takes for the end of a name */
+		return false;
+	*slash = 0;
+	for (size_t i = 0; i < ARRAY_LENGTH(places); i++) {
+		cleanup_free char *library = format_text("%s/%s/libdp-criu-steady.so", program, places[i]);
+		cleanup_free char *all = library ? format_text("%s%s%s", library, others ? ":" : "", others ? others : "") : NULL;
+		if (all && !access(library, R_OK))
+			return !setenv("LD_PRELOAD", all, 1);
+	}
+	return false;
 }
 
 static void become(const char *path, const char *preload, const char *const *arguments)

@@ -5,6 +5,7 @@
 #ifndef DP_SYS_CRIU_H
 #define DP_SYS_CRIU_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "base/err.h"
@@ -25,6 +26,10 @@ int criu_version(const char *path, struct criu_version *version, struct dp_err *
 int criu_check_version(const char *path, struct criu_version *version, struct dp_err *err);
 /* Runs `path check` (~20 ms; blocks, at most 10 s). 0, or -EOPNOTSUPP with CRIU's first error line in err. */
 int criu_check_kernel(const char *path, struct dp_err *err);
+
+/* For a process that is about to become CRIU: adds to LD_PRELOAD the library without which a process that lives on faults may be
+ * killed by its dump or its restore (steady/steady.c), from where this program was built or installed. false: it is not there. */
+bool criu_steady_preload(void);
 
 /* Runs `path` with these arguments (the first one its name, NULL the last) and nothing to read or to say. preload: libraries for
  * LD_PRELOAD, every symbol of which is looked up at once, or NULL. Blocks until it has ended; its wait status, or -errno. */

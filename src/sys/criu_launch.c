@@ -9,6 +9,7 @@
 #include <sys/un.h>
 
 #include "base/base.h"
+#include "sys/criu.h"
 
 #define DIRECTORY_VARIABLE "DISTRI_PROC_LAUNCH"
 #define CRIU_VARIABLE "DISTRI_PROC_CRIU"
@@ -95,6 +96,7 @@ int criu_launch_main(int argc, char **argv)
 		return 1;
 	}
 	snprintf(place, sizeof(place), "/proc/self/fd/%d", config_fd);
+	criu_steady_preload();
 	if (setenv(CONFIG_VARIABLE, place, 1) == 0)
 		execv(criu, argv);
 	fprintf(stderr, "distri-proc: exec %s: %s\n", criu, strerror(errno));

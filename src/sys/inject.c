@@ -84,7 +84,8 @@ static int keep_state(struct injection *injection)
 	if (ptrace(PTRACE_GETREGS, injection->thread, 0, &injection->saved) ||
 	    ptrace(PTRACE_GETSIGMASK, injection->thread, sizeof(injection->saved_mask), &injection->saved_mask))
 		return -errno;
-	return set_signal_mask(injection->thread, ~0ull);
+	/* SIGTRAP stays open: to force a step's through a block, the kernel would take its handler from the process. */
+	return set_signal_mask(injection->thread, ~(1ull << (SIGTRAP - 1)));
 }
 
 static bool find_rseq(const struct injection *injection, uint64_t *area)
@@ -189,14 +190,30 @@ static int wait_stop(pid_t thread, int *status)
 	return WIFSTOPPED(*status) ? 0 : -ESRCH;
 }
 
+static bool is_blocked(pid_t thread, int number)
+{
+	uint64_t mask;
+	return !ptrace(PTRACE_GETSIGMASK, thread, sizeof(mask), &mask) && mask & 1ull << (number - 1);
+}
+
+/* A SIGTRAP that is no step's, but somebody's who sent it: it is sent again when we have left. */
+static bool is_sent(struct injection *injection)
+{
+	siginfo_t info;
+	bool sent = !ptrace(PTRACE_GETSIGINFO, injection->thread, 0, &info) && info.si_code <= 0;
+	injection->owes_trap |= sent;
+	return sent;
+}
+
 static int step_over(struct injection *injection, struct user_regs_struct *regs, pid_t *child)
 {
 	if (ptrace(PTRACE_SETREGS, injection->thread, 0, regs))
 		return -errno;
-	for (;;) {
+	for (int signal_number = 0;;) {
 		int status;
-		if (ptrace(PTRACE_SINGLESTEP, injection->thread, 0, 0))
+		if (ptrace(PTRACE_SINGLESTEP, injection->thread, 0, signal_number))
 			return -errno;
+		signal_number = 0;
 		int ret = wait_stop(injection->thread, &status);
 		if (ret)
 			return ret;
@@ -210,9 +227,13 @@ static int step_over(struct injection *injection, struct user_regs_struct *regs,
 		}
 		if (event == PTRACE_EVENT_STOP)
 			continue; /* a group stop */
-		if (WSTOPSIG(status) != SIGTRAP)
-			return -EFAULT; /* other signals are blocked: the instruction itself failed */
-		break;
+		if (WSTOPSIG(status) == SIGTRAP && !is_sent(injection))
+			break;
+		/* Of the signals that faults raise the kernel takes the first that is queued, blocked or not, once there is one that
+		 * is not, as the step's (sys/steady/steady.c): one that the thread was not told of yet goes back behind that. */
+		if (WSTOPSIG(status) != SIGTRAP && !is_blocked(injection->thread, WSTOPSIG(status)))
+			return -EFAULT; /* the instruction itself failed */
+		signal_number = WSTOPSIG(status) == SIGTRAP ? 0 : WSTOPSIG(status);
 	}
 	return ptrace(PTRACE_GETREGS, injection->thread, 0, regs) ? -errno : 0;
 }
@@ -258,6 +279,7 @@ int inject_adopt(struct injection *child, const struct injection *parent, pid_t 
 	int status;
 	*child = *parent;
 	child->thread = pid;
+	child->owes_trap = false;
 	int ret = wait_stop(pid, &status);
 	if (!ret)
 		ret = keep_state(child);
@@ -296,6 +318,8 @@ void inject_leave(struct injection *injection)
 		injection->stopped = false;
 	}
 	ptrace(PTRACE_DETACH, injection->thread, 0, 0);
+	if (injection->owes_trap)
+		syscall(SYS_tkill, injection->thread, SIGTRAP);
 }
 
 int inject_start(struct injection *child, uint64_t entry, uint64_t stack_top, uint64_t first, uint64_t second, bool keep_tracing)

@@ -25,6 +25,7 @@ struct injection {
 	uint64_t saved_mask;
 	bool at_rest;        /* has stopped, but perhaps cannot run calls yet */
 	bool stopped;
+	bool owes_trap;      /* somebody sent it a SIGTRAP meanwhile */
 	uint64_t needs_page; /* address of a page that must be there before calls can be run; 0: none */
 };
 
