@@ -105,7 +105,9 @@ bool pageset_has(const struct pageset *set, uint64_t pgno)
 {
 	uint64_t number = pgno / PAGESET_CHUNK_PAGES, bit = pgno % PAGESET_CHUNK_PAGES;
 	size_t at = find(set, number);
-	return at < set->count && set->chunks[at].number == number && set->chunks[at].bits[bit / WORD_BITS] >> bit % WORD_BITS & 1;
+	if (at == set->count || set->chunks[at].number != number)
+		return false;
+	return set->chunks[at].bits[bit / WORD_BITS] >> bit % WORD_BITS & 1;
 }
 
 /* The first page of the chunk at or after `from` that is in it (or, with in = false, is not); the chunk's end where none is. */

@@ -36,7 +36,8 @@ static int find_library(char *path, size_t size, struct dp_err *err)
 		if (access(path, R_OK) == 0)
 			return 0;
 	}
-	return dp_fail(err, ENOENT, "libdistri-proc-hide.so is neither beside this program nor in libexec/distri-proc: install it anew");
+	return dp_fail(err, ENOENT,
+		       "libdistri-proc-hide.so is neither beside this program nor in libexec/distri-proc: install it anew");
 }
 
 int hidden_open(struct hidden *hidden, struct dp_err *err)
@@ -153,7 +154,7 @@ int hidden_pages(const struct hidden *hidden, uint32_t vpid, int images_fd, stru
 	page_list_done(pages);
 	*pages = lazy;
 	if (ret == -ENOTSUP)
-		return dp_fail(err, ENOTSUP, "task %u has memory at 0x%llx that changed its kind while it was frozen: try again", vpid,
-			       (unsigned long long)at << PAGE_SHIFT);
+		return dp_fail(err, ENOTSUP, "task %u has memory at 0x%llx that changed its kind while it was frozen: try again",
+			       vpid, (unsigned long long)at << PAGE_SHIFT);
 	return ret < 0 ? dp_fail_errno(err, -ret, "page map") : 0;
 }

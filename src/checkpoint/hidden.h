@@ -21,8 +21,8 @@ int hidden_open(struct hidden *hidden, struct dp_err *err);
 void hidden_close(struct hidden *hidden);
 /* In the process that is about to become CRIU (or whoever starts it): the library is preloaded there. 0 or -errno. */
 int hidden_environment(const struct hidden *hidden);
-/* The pages of a task that CRIU did not see, appended to `pages`, ascending, once CRIU has written its images. -ENOTSUP where one lies in
- * an area that CRIU would not restore lazily; -EIO where the records are damaged. */
+/* The pages of a task that CRIU did not see, appended to `pages`, ascending, once CRIU has written its images. -ENOTSUP where
+ * one lies in an area that CRIU would not restore lazily; -EIO where the records are damaged. */
 int hidden_pages(const struct hidden *hidden, uint32_t vpid, int images_fd, struct page_list *pages, struct dp_err *err);
 
 #endif

@@ -1,14 +1,14 @@
 /* precopy: a tree's pages go to a pool while it runs, so that few are left when it stands still.
  *
- * How it works: the tracker (tracker.h) tells which pages were written. Rounds put them into the spaces of a draft (pages of zeros
- * are dropped there), the first all, each later one what was written since; until little is left, or as much as the time before, or
- * more than the link carries. Then the tree is frozen, CRIU is kept from reading what was sent (hidden.h), and precopy_finish sends
- * the rest, drops what is gone, and says which pages there are. For a series of states the tracker goes on: what the state before
- * has and was not written since is inherited from it in the pool, and not even read.
- * Invariants: PC1 a page of the final list is in the draft's space as it is in the frozen process: it was read and put after it was
- * last told as written (T3), or inherited from a state for which that holds; PC2 a page that could not be read, or whose fate is not
- * known, is not in `sent`, so it is read when the tree stands still, and a failure then fails the checkpoint; PC3 after a checkpoint
- * that failed nothing counts as sent.
+ * How it works: the tracker (tracker.h) tells which pages were written. Rounds put them into the spaces of a draft (pages of
+ * zeros are dropped there), the first all, each later one what was written since; until little is left, or as much as the time
+ * before, or more than the link carries. Then the tree is frozen, CRIU is kept from reading what was sent (hidden.h), and
+ * precopy_finish sends the rest, drops what is gone, and says which pages there are. For a series of states the tracker goes
+ * on: what the state before has and was not written since is inherited from it in the pool, and not even read.
+ * Invariants: PC1 a page of the final list is in the draft's space as it is in the frozen process: it was read and put after it
+ * was last told as written (D3), or inherited from a state for which that holds; PC2 a page that could not be read, or whose
+ * fate is not known, is not in `sent`, so it is read when the tree stands still, and a failure then fails the checkpoint; PC3
+ * after a checkpoint that failed nothing counts as sent.
  * Thread rule: one thread; forks. */
 #ifndef DP_CHECKPOINT_PRECOPY_H
 #define DP_CHECKPOINT_PRECOPY_H
@@ -56,8 +56,8 @@ int precopy_rounds(struct precopy *precopy, const struct precopy_limits *limits,
 int precopy_frozen(struct precopy *precopy, struct dp_err *err);
 /* The draft's space of this task; made where there is none yet. */
 int precopy_space(struct precopy *precopy, uint32_t vpid, uint64_t *space, struct dp_err *err);
-/* Of a task: pages in `hidden` (ascending, lazy areas) are those that CRIU did not see; `lazy` gets those that hold something, and
- * they are in the draft after precopy_finish_all. In `kept` are pages that the caller put into the
+/* Of a task: pages in `hidden` (ascending, lazy areas) are those that CRIU did not see; `lazy` gets those that hold something,
+ * and they are in the draft after precopy_finish_all. In `kept` are pages that the caller put into the
  * space itself. All other pages are dropped from the space. */
 int precopy_finish(struct precopy *precopy, uint32_t vpid, const struct page_list *hidden, const struct page_list *kept,
 		   struct page_list *lazy, struct dp_err *err);

@@ -193,7 +193,7 @@ static void give_up(struct tracked *process, const char *why)
 	snprintf(process->why, sizeof(process->why), "%s", why);
 }
 
-/* T4. What cannot be told counts as if it might. */
+/* D4. What cannot be told counts as if it might. */
 static void look_for_unseen(struct tracked *process)
 {
 	char why[sizeof(process->why)] = "what it has open cannot be told";

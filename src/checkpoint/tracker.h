@@ -1,17 +1,17 @@
-/* tracker: which pages a live process tree writes, so that all its memory can be sent while it runs and only the rest when it stands
- * still. For processes without a pager of ours (an instance's pages are known to its pager; push.h).
+/* tracker: which pages a live process tree writes, so that all its memory can be sent while it runs and only the rest when it
+ * stands still. For processes without a pager of ours (an instance's pages are known to its pager; push.h).
  *
- * How it works: each process gets a userfaultfd of the kind of sys/written.h, which lies with us. A round looks at each process: new
- * ones are taken up, areas that are new are registered, and of each area the runs of present pages are told, those written since the
- * last round as such, and protected in the same step. When the tree is frozen, tracker_frozen and tracker_scan tell the same
- * without protecting; nothing changes then.
+ * How it works: each process gets a userfaultfd of the kind of sys/written.h, which lies with us. A round looks at each
+ * process: new ones are taken up, areas that are new are registered, and of each area the runs of present pages are told, those
+ * written since the last round as such, and protected in the same step. When the tree is frozen, tracker_frozen and
+ * tracker_scan tell the same without protecting; nothing changes then.
  * Invariants:
- *  T1, T2 (sys/written.h): our death changes nothing in the tree;
- *  T3 a run that is told as not written has not changed since it was last told, in this process and at this address. All else is told
- *     as written: areas that are not registered (new, moved, remapped, another memory since an execve), processes that are new
- *     (forked) or cannot be tracked (why, below). So who reads each page after it was told as written, and again whenever it is told
- *     so, has in the end what the process has;
- *  T4 nothing that is told as not written was ever written unseen: a process that may do so (sys/unseen.h) is told as written
+ *  D1, D2 (sys/written.h): our death changes nothing in the tree;
+ *  D3 a run that is told as not written has not changed since it was last told, in this process and at this address. All else
+ *     is told as written: areas that are not registered (new, moved, remapped, another memory since an execve), processes that
+ *     are new (forked) or cannot be tracked (why, below). So who reads each page after it was told as written, and again
+ *     whenever it is told so, has in the end what the process has;
+ *  D4 nothing that is told as not written was ever written unseen: a process that may do so (sys/unseen.h) is told as written
  *     always from the moment that it is found, which is looked for between protecting pages and telling of them.
  * Costs (a process of 4 KiB pages): a walk of its page tables each round; a first write to a page 1 to 9 us; huge pages are split
  * when they are written. Thread rule: one thread; forks. */
@@ -57,8 +57,8 @@ int tracker_round(struct tracker *tracker, const struct tracker_sink *sink, stru
 int tracker_frozen(struct tracker *tracker, struct dp_err *err);
 /* NULL: there is no such process. */
 struct tracked *tracker_find(struct tracker *tracker, uint32_t vpid);
-/* As written_scan, of a process that stands still (pagemap_fd: opened by tracker_open_pagemap since it does); protect: what can be is
- * protected when it is told, so that the next round tells of what is written from now on. */
+/* As written_scan, of a process that stands still (pagemap_fd: opened by tracker_open_pagemap since it does); protect: what can
+ * be is protected when it is told, so that the next round tells of what is written from now on. */
 int tracker_open_pagemap(const struct tracked *process);
 ssize_t tracker_scan(const struct tracked *process, int pagemap_fd, uint64_t *start, uint64_t end, bool protect,
 		     struct written_run *runs, size_t room);

@@ -80,8 +80,8 @@ static int look(int pagemap, uint64_t at, bool protect, struct tried *tried)
 	return found < 0 ? (int)found : 0;
 }
 
-/* Linux before 6.14 (and stable kernels without the fix) leaves the mark of a protected page on it when mremap takes it elsewhere:
- * there it would look as if it had not been written since it was sent, though it never was sent from there. */
+/* Linux before 6.14 (and stable kernels without the fix) leaves the mark of a protected page on it when mremap takes it
+ * elsewhere: there it would look as if it had not been written since it was sent, though it never was sent from there. */
 static int try_it(char *memory, int uffd, int pagemap, struct dp_err *err)
 {
 	struct tried before, after, moved;
@@ -105,8 +105,9 @@ static int try_it(char *memory, int uffd, int pagemap, struct dp_err *err)
 	if (!ret)
 		ret = look(pagemap, at, false, &moved);
 	if (ret || moved.written != 2)
-		return dp_fail(err, EOPNOTSUPP, "this kernel forgets which pages were written when a program moves them (fixed in "
-						"Linux 6.14)");
+		return dp_fail(
+			err, EOPNOTSUPP,
+			"this kernel forgets which pages were written when a program moves them (fixed in Linux 6.14)");
 	return 0;
 }
 

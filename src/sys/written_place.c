@@ -83,7 +83,9 @@ static void send_answer(int socket_fd, int uffd, struct answer *answer)
 		message.msg_control = &control;
 		message.msg_controllen = sizeof(control);
 		struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-		*header = (struct cmsghdr){ .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof(int)) };
+		header->cmsg_level = SOL_SOCKET;
+		header->cmsg_type = SCM_RIGHTS;
+		header->cmsg_len = CMSG_LEN(sizeof(int));
 		memcpy(CMSG_DATA(header), &uffd, sizeof(int));
 	}
 	sendmsg(socket_fd, &message, MSG_NOSIGNAL);
