@@ -204,11 +204,17 @@ void address_open(const struct address *address)
 
 /* ---- ARP ---- */
 
-int address_announce(const struct address *address, struct dp_err *err)
+int address_announcer(void)
+{
+	return socket(AF_PACKET, SOCK_DGRAM | SOCK_CLOEXEC, 0); /* hears nothing */
+}
+
+int address_announce(const struct address *address, int announcer, struct dp_err *err)
 {
 	struct ifreq device = { 0 };
 	struct ether_arp arp = { .ea_hdr = { htons(ARPHRD_ETHER), htons(ETH_P_IP), ETH_ALEN, 4, htons(ARPOP_REQUEST) } };
-	cleanup_fd int fd = socket(AF_PACKET, SOCK_DGRAM | SOCK_CLOEXEC, htons(ETH_P_ARP));
+	cleanup_fd int own = announcer < 0 ? address_announcer() : -1;
+	int fd = announcer < 0 ? own : announcer;
 	memcpy(device.ifr_name, address->device, IFNAMSIZ);
 	if (fd < 0 || ioctl(fd, SIOCGIFHWADDR, &device))
 		return dp_fail_errno(err, errno, "announce the address on %s", address->device);

@@ -33,6 +33,9 @@ int address_remove(const struct address *address, struct dp_err *err);
 /* -ENOPKG where there is no nft. */
 int address_close(const struct address *address, struct dp_err *err);
 void address_open(const struct address *address);
-int address_announce(const struct address *address, struct dp_err *err);
+/* Opened beforehand (or -1), since closing such a socket waits for all processors; for address_announce. */
+int address_announcer(void);
+/* Tells the neighbours whose the address is now. announcer: or -1, then one is opened for it. */
+int address_announce(const struct address *address, int announcer, struct dp_err *err);
 
 #endif

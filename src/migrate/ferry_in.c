@@ -65,17 +65,18 @@ static void answer_gate(struct in *in, bool go)
 	if (!in->at_gate)
 		return;
 	in->gate_opened = go;
-	if (go && in->address_moves) {
-		struct dp_err err;
-		address_open(&in->address);
-		in->closed = false;
-		if (address_announce(&in->address, &err))
-			log_warn("%s", err.text);
-	}
 	struct iovec part = { (void *)(uintptr_t)(go ? "y" : "n"), 1 };
 	stream_sendv(in->at_gate, &part, 1);
 	stream_close(in->at_gate);
 	in->at_gate = NULL;
+	if (go && in->address_moves) {
+		/* While CRIU goes on: this waits for all processors, and nothing answers for the sockets meanwhile. */
+		struct dp_err err;
+		address_open(&in->address);
+		in->closed = false;
+		if (address_announce(&in->address, in->announcer, &err))
+			log_warn("%s", err.text);
+	}
 }
 
 /* FY1: the page is written before the gate is opened. */
@@ -275,6 +276,7 @@ static void finish(struct in *in)
 	if (!here && in->address_here && address_remove(&in->address, &in->err))
 		log_error("%s", in->err.text);
 	stream_close(in->at_gate);
+	dp_close_fd(&in->announcer);
 	lines_done(&in->asks);
 	listener_close(&in->gate);
 	if (in->lock_fd >= 0)
@@ -316,7 +318,7 @@ static int carry_over(struct in *in)
 
 int ferry_in(const char *root, json_object *prepare, struct lines *source)
 {
-	struct in in = { .root = root, .source = *source, .report_fd = -1, .init_pidfd = -1, .lock_fd = -1, .gate.fd = -1 };
+	struct in in = { .root = root, .source = *source, .report_fd = -1, .init_pidfd = -1, .lock_fd = -1, .gate.fd = -1, .announcer = -1 };
 	*source = (struct lines){ 0 };
 	prctl(PR_SET_NAME, "distri-ferry");
 	int ret = in_get_ready(&in, prepare);
@@ -352,7 +354,7 @@ static void adopt(struct in *in)
 
 int ferry_recover_in(const char *root, const char *id)
 {
-	struct in in = { .root = root, .report_fd = -1, .init_pidfd = -1, .lock_fd = -1, .gate.fd = -1 };
+	struct in in = { .root = root, .report_fd = -1, .init_pidfd = -1, .lock_fd = -1, .gate.fd = -1, .announcer = -1 };
 	char path[PATH_MAX];
 	prctl(PR_SET_NAME, "distri-ferry");
 	in.lock_fd = ferry_claim(root, "in", id, NULL);

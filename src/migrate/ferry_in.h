@@ -30,6 +30,7 @@ struct in {
 	struct restore_lease *lease; /* the page that init has too */
 	struct address address;
 	bool address_moves, address_here, closed;
+	int announcer;             /* see address_announcer */
 	struct listener gate;      /* CRIU's action comes here */
 	struct stream *at_gate;
 	pid_t restorer;

@@ -73,7 +73,7 @@ static void address_comes_back(struct out *out)
 	struct dp_err err;
 	if (!out->address_away)
 		return;
-	if (address_add(&out->address, &err) || address_announce(&out->address, &err))
+	if (address_add(&out->address, &err) || address_announce(&out->address, -1, &err))
 		log_error("%s", err.text);
 	else
 		out->address_away = false;
@@ -459,7 +459,7 @@ int ferry_recover_out(const char *root, const char *id)
 	struct dp_err err;
 	bool back = !ret && record.state != SWITCH_RELEASED && record.this_boot;
 	if (back && io_read_file(ferry_path(root, "out", id, "address", path), &text, 256) > 0 && !address_parse(&address, text, &err) &&
-	    (address_add(&address, &err) || address_announce(&address, &err)))
+	    (address_add(&address, &err) || address_announce(&address, -1, &err)))
 		log_error("%s", err.text);
 	json_object *note = line_event("migration");
 	line_add_text(note, "id", id);

@@ -199,6 +199,7 @@ int in_get_ready(struct in *in, json_object *prepare)
 	if (!ret && in->address_moves) {
 		ret = address_close(&in->address, &in->err);
 		in->closed = !ret;
+		in->announcer = address_announcer();
 	}
 	return ret;
 }
