@@ -140,6 +140,14 @@ int offer_resume(struct offer *offer, struct dp_err *err)
 	return rc;
 }
 
+int offer_detach(struct offer *offer, struct dp_err *err)
+{
+	struct offerer_reply reply;
+	int rc = ask(offer, (struct offerer_command){ .verb = OFFERER_DETACH }, &reply, err);
+	offer->settled = offer->settled || rc == 0;
+	return rc;
+}
+
 int offer_wait(struct offer *offer, struct dp_err *err)
 {
 	reap(offer);

@@ -86,6 +86,9 @@ int offer_release(struct offer *offer, bool keep_pages, struct dp_err *err);
 /* The source runs on as if nothing had been, and nothing is served any more: whoever has pages from here must be gone or go.
  * Returns when it runs. -ECANCELED: it ran on before (CRIU had ended), or is dead. */
 int offer_resume(struct offer *offer, struct dp_err *err);
+/* Of a copy: the offerer serves on without the caller, and ends, the shadows with it, when nobody has been connected for two
+ * seconds. */
+int offer_detach(struct offer *offer, struct dp_err *err);
 /* Blocks until the offerer has ended: 0 after release or resume; else what went wrong. */
 int offer_wait(struct offer *offer, struct dp_err *err);
 /* Takes NULL. An offer neither released nor resumed is resumed. */

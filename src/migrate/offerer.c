@@ -35,7 +35,7 @@
 #define FDS_BUFFER_BYTES (4 << 20)
 #define ARGUMENTS_LIMIT 64
 
-enum state { STATE_FROZEN, STATE_RELEASED, STATE_RESUMED, STATE_LOST };
+enum state { STATE_FROZEN, STATE_RELEASED, STATE_DETACHED, STATE_RESUMED, STATE_LOST };
 
 struct offerer {
 	const struct offer_options *options;
@@ -55,6 +55,7 @@ struct offerer {
 	int records_fd, fds_fd[2], life_fd[2]; /* [1]: CRIU's ends, closed here once it runs */
 	int root_pidfd, watch_fd, heir_fd[2];
 	char *command_line;
+	uint64_t dumped_at_ns;
 	struct offerer_reply reply;
 };
 
@@ -228,6 +229,15 @@ static int explain(struct offerer *offerer, struct dp_err *err)
 	return dp_fail(err, ECANCELED, "criu: %s%s%s", told ? reason : "it gave up", kept[0] ? "; its log: " : "", kept);
 }
 
+/* A copy: the tree goes on, and its shadows stay. */
+static int let_go(struct offerer *offerer, struct dp_err *err)
+{
+	if (send(offerer->fds_fd[0], HIDE_GO, 1, MSG_NOSIGNAL) != 1)
+		return dp_fail_errno(err, errno, "let the tree go on");
+	int rc = criu_dump_answer(&offerer->dump, true, err);
+	return rc < 0 ? rc : frozen_tree_let_go(&offerer->tree, offerer->fds_fd[0], offerer->dump.pidfd, err);
+}
+
 /* From CRIU's start to where it waits for our word, the tree frozen. */
 static int freeze(struct offerer *offerer, struct dp_err *err)
 {
@@ -245,14 +255,16 @@ static int freeze(struct offerer *offerer, struct dp_err *err)
 		criu_dump_wait(&offerer->dump);
 		return explain(offerer, err);
 	}
-	return rc < 0 ? rc : 0;
+	if (rc < 0)
+		return rc;
+	offerer->dumped_at_ns = clock_now_ns();
+	return offerer->options->copy ? let_go(offerer, err) : 0;
 }
 
 static int take_snapshot(struct offerer *offerer, struct dp_err *err)
 {
 	const struct offer_options *options = offerer->options;
 	struct offer_facts *facts = &offerer->reply.facts;
-	uint64_t dumped_at_ns = clock_now_ns();
 	const struct checkpoint_options meta_options = { .leave_running = options->copy,
 							 .criu_arguments = offerer->arguments,
 							 .criu_argument_count = offerer->argument_count };
@@ -278,8 +290,10 @@ static int take_snapshot(struct offerer *offerer, struct dp_err *err)
 	facts->pages = offerer->tree.pages;
 	facts->eager_pages = offerer->tree.eager_pages;
 	facts->frozen_at_ns = offerer->tree.stopped_at_ns;
-	facts->dumped_ns = dumped_at_ns - facts->frozen_at_ns;
+	facts->dumped_ns = offerer->dumped_at_ns - facts->frozen_at_ns;
 	facts->ready_ns = clock_now_ns() - facts->frozen_at_ns;
+	if (options->copy)
+		facts->stopped_ns = offerer->tree.let_go_at_ns - facts->frozen_at_ns;
 	return 0;
 }
 
@@ -294,16 +308,30 @@ static bool wait_end(int pidfd, int timeout_ms)
 	return ended.revents != 0;
 }
 
+/* CRIU, which is their tracer, ends when nobody is at the other end any more, and the shadows with it. */
+static int drop_shadows(struct offerer *offerer, struct dp_err *err)
+{
+	dp_close_fd(&offerer->fds_fd[0]);
+	offerer->fds_fd[0] = -1;
+	return wait_end(offerer->dump.pidfd, END_WAIT_MS) ? 0 : dp_fail(err, ETIMEDOUT, "criu has not ended, and holds the shadows");
+}
+
 /* F2: the only place where CRIU is told to kill. */
+static int kill_tree(struct offerer *offerer, struct dp_err *err)
+{
+	int rc = criu_dump_answer(&offerer->dump, true, err);
+	if (rc == 0 && (!wait_end(offerer->dump.pidfd, END_WAIT_MS) || !wait_end(offerer->root_pidfd, END_WAIT_MS)))
+		rc = dp_fail(err, ETIMEDOUT, "criu was told to kill the tree, and it is still there");
+	return rc;
+}
+
 static int release(struct offerer *offerer, bool keep_pages, struct dp_err *err)
 {
 	int rc = keep_pages ? frozen_store_keep(offerer->store) : 0;
 	if (rc < 0)
 		return dp_fail_errno(err, -rc, "copy the pages that were not asked for yet");
 	frozen_store_end(offerer->store);
-	rc = criu_dump_answer(&offerer->dump, true, err);
-	if (rc == 0 && (!wait_end(offerer->dump.pidfd, END_WAIT_MS) || !wait_end(offerer->root_pidfd, END_WAIT_MS)))
-		rc = dp_fail(err, ETIMEDOUT, "criu was told to kill the tree, and it is still there");
+	rc = offerer->options->copy ? drop_shadows(offerer, err) : kill_tree(offerer, err);
 	offerer->state = STATE_RELEASED;
 	server_set_idle_exit(offerer->server, IDLE_EXIT_NS);
 	return rc;
@@ -313,6 +341,8 @@ static int release(struct offerer *offerer, bool keep_pages, struct dp_err *err)
 static int resume(struct offerer *offerer, struct dp_err *err)
 {
 	offerer->state = STATE_RESUMED;
+	if (offerer->options->copy && offerer->dump.hook_fd < 0)
+		return drop_shadows(offerer, err);
 	int rc = criu_dump_answer(&offerer->dump, false, err);
 	if (!wait_end(offerer->dump.pidfd, END_WAIT_MS))
 		return dp_fail(err, ETIMEDOUT, "criu was told to let the tree go on, and has not ended");
@@ -365,6 +395,13 @@ static int orphaned(struct offerer *offerer)
 	return 0;
 }
 
+static int detach(struct offerer *offerer)
+{
+	offerer->state = STATE_DETACHED;
+	server_set_idle_exit(offerer->server, IDLE_EXIT_NS);
+	return 0;
+}
+
 static int take_command(struct offerer *offerer)
 {
 	struct offerer_command command;
@@ -378,6 +415,8 @@ static int take_command(struct offerer *offerer)
 		return -ECANCELED; /* answered when the server is closed */
 	if (command.verb == OFFERER_RELEASE && offerer->state == STATE_FROZEN)
 		reply->result = release(offerer, command.keep_pages, &reply->err);
+	else if (command.verb == OFFERER_DETACH && offerer->state == STATE_FROZEN && offerer->options->copy)
+		reply->result = detach(offerer);
 	else if (command.verb == OFFERER_PROGRESS)
 		reply->result = 0;
 	else
@@ -404,7 +443,7 @@ static int criu_ended(struct offerer *offerer)
 {
 	epoll_ctl(offerer->watch_fd, EPOLL_CTL_DEL, offerer->dump.pidfd, NULL);
 	frozen_store_end(offerer->store);
-	if (offerer->state != STATE_FROZEN)
+	if (offerer->state != STATE_FROZEN && offerer->state != STATE_DETACHED)
 		return 0;
 	offerer->state = STATE_LOST;
 	return -ECHILD;
@@ -466,10 +505,10 @@ static int serve(struct offerer *offerer)
 		answer(offerer);
 		return rc == -ECANCELED ? 0 : rc;
 	}
-	if (offerer->state == STATE_LOST) {
+	if (offerer->state == STATE_DETACHED)
+		drop_shadows(offerer, NULL);
+	if (offerer->state == STATE_LOST)
 		log_error("criu ended by itself: the tree runs on, or was killed by somebody else");
-		return rc;
-	}
 	return rc;
 }
 
@@ -503,7 +542,7 @@ void offerer_main(const struct offer_options *options, int control_fd)
 		rc = serve(&offerer);
 	} else {
 		server_close(offerer.server);
-		if (offerer.dump.hook_fd >= 0)
+		if (offerer.dump.pidfd >= 0 && (offerer.dump.hook_fd >= 0 || options->copy))
 			resume(&offerer, NULL);
 		else
 			criu_dump_wait(&offerer.dump);

@@ -8,7 +8,7 @@
 
 #include "migrate/offer.h"
 
-enum offerer_verb { OFFERER_PROGRESS = 1, OFFERER_RELEASE, OFFERER_RESUME };
+enum offerer_verb { OFFERER_PROGRESS = 1, OFFERER_RELEASE, OFFERER_RESUME, OFFERER_DETACH };
 struct offerer_command {
 	uint32_t verb;
 	bool keep_pages; /* OFFERER_RELEASE */

@@ -14,12 +14,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "migrate/hide/record.h"
+#include "migrate/hide/shadow.h"
 #include "sys/uffd_abi.h"
 
 struct area {
@@ -28,13 +30,16 @@ struct area {
 
 static int records_fd = -1, fds_fd = -1, mode;
 static bool stopped; /* a thread of the tree has been */
-static int task_pid; /* whose areas are here, as CRIU sees it */
+static int smaps_pid; /* whose areas are here, as CRIU sees it */
+static int task_pid;  /* whose memory's descriptors were sent */
 static int task_vpid;
 static struct area *areas;
 static size_t area_count, area_room;
 
+typedef int openat_function(int directory, const char *path, int flags, ...);
 typedef int ioctl_function(int fd, unsigned long request, ...);
 int ioctl(int fd, unsigned long request, ...); /* as <sys/ioctl.h> says */
+#define SHOWN __attribute__((visibility("default"))) /* what CRIU is to find here */
 typedef long ptrace_function(enum __ptrace_request request, ...);
 
 static void *next_function(const char *name)
@@ -108,71 +113,153 @@ static bool flags_forbid(const char *flags)
 	return strstr(flags, " lo") || strstr(flags, " ht") || (mode == HIDE_COPY && fork_has_not);
 }
 
-/* smaps looks at every page, maps at none: it is read only where it must be. */
-static bool has_locked(int pid)
+/* From the text of smaps: private anonymous areas, by each one's first line and its flags, which come last. */
+static int parse_areas(char *text)
 {
-	char path[64], line[256];
-	unsigned long locked = 1;
-	snprintf(path, sizeof(path), "/proc/%d/status", pid);
-	FILE *file = fopen(path, "re");
-	while (file && fgets(line, sizeof(line), file)) {
-		sscanf(line, "VmLck: %lu", &locked);
-		if (!strncmp(line, "NSpid:", 6))
-			task_vpid = atoi(strrchr(line, '\t') + 1);
-	}
-	if (file)
-		fclose(file);
-	return locked > 0;
-}
-
-static int read_areas(int pid)
-{
-	char path[64], line[4600];
 	struct area area = { 0, 0 };
-	bool detailed, wanted = false;
+	bool wanted = false;
+	int failed = 0;
 	area_count = 0;
-	task_vpid = 0;
-	detailed = has_locked(pid) || mode == HIDE_COPY;
-	snprintf(path, sizeof(path), "/proc/%d/%s", pid, detailed ? "smaps" : "maps");
-	FILE *file = fopen(path, "re");
-	int failed = !file || task_vpid <= 0;
-	while (!failed && fgets(line, sizeof(line), file)) {
+	for (char *line = text, *end; *line && !failed; line = end + 1) {
 		struct area next;
+		end = strchr(line, '\n');
+		if (!end)
+			return -1;
+		*end = 0;
 		int kind = parse_area(line, &next);
 		if (kind >= 0) {
 			area = next;
 			wanted = kind;
-		}
-		if (wanted && (detailed ? !strncmp(line, "VmFlags:", 8) && !flags_forbid(line) : kind >= 0))
+		} else if (wanted && !strncmp(line, "VmFlags:", 8) && !flags_forbid(line)) {
 			failed = add_area(area.start, area.end);
+		}
+		*end = '\n';
 	}
-	failed = failed || ferror(file);
+	return failed;
+}
+
+static int read_vpid(int pid)
+{
+	char path[64], line[256];
+	int vpid = -1;
+	snprintf(path, sizeof(path), "/proc/%d/status", pid);
+	FILE *file = fopen(path, "re");
+	while (file && vpid < 0 && fgets(line, sizeof(line), file))
+		if (!strncmp(line, "NSpid:", 6))
+			vpid = atoi(strrchr(line, '\t') + 1);
 	if (file)
 		fclose(file);
-	return failed ? -1 : 0;
+	return vpid;
+}
+
+/* ---- smaps, of which the kernel looks at every page: read once ---- */
+
+static char *read_all(int fd, size_t *length)
+{
+	size_t room = 1 << 18, used = 0;
+	char *text = malloc(room);
+	for (ssize_t got = 1; text && got > 0; used += (size_t)got) {
+		if (room - used < 1 << 16) {
+			char *wider = realloc(text, room *= 2);
+			if (!wider)
+				free(text);
+			text = wider;
+		}
+		got = text ? read(fd, text + used, room - used - 1) : -1;
+		if (got < 0) {
+			free(text);
+			return NULL;
+		}
+	}
+	if (text)
+		text[used] = 0;
+	*length = used;
+	return text;
+}
+
+/* The areas of task `pid` are in `text`. */
+static int take_areas(int pid, char *text)
+{
+	smaps_pid = 0;
+	task_vpid = read_vpid(pid);
+	if (task_vpid <= 0 || parse_areas(text))
+		return -1;
+	smaps_pid = pid;
+	return 0;
+}
+
+/* What CRIU reads of a task's smaps it gets from a copy, in `fd`'s place. */
+static int copy_smaps(int fd, int pid)
+{
+	size_t length;
+	char *text = read_all(fd, &length);
+	int copy = text ? memfd_create("smaps", MFD_CLOEXEC) : -1;
+	bool good = copy >= 0 && write(copy, text, length) == (ssize_t)length && lseek(copy, 0, SEEK_SET) == 0 &&
+		    !take_areas(pid, text);
+	free(text);
+	close(fd);
+	if (good)
+		return copy;
+	if (copy >= 0)
+		close(copy);
+	errno = EIO;
+	return -1;
+}
+
+/* N of /proc/N, by a descriptor of the directory; 0. */
+static int pid_of_directory(int fd)
+{
+	char link[64], name[256];
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+	ssize_t length = readlink(link, name, sizeof(name) - 1);
+	name[length > 0 ? length : 0] = 0;
+	const char *slash = strrchr(name, '/');
+	return slash ? atoi(slash + 1) : 0;
+}
+
+SHOWN int openat64(int directory, const char *path, int flags, ...)
+{
+	static openat_function *real;
+	va_list list;
+	va_start(list, flags);
+	mode_t rights = va_arg(list, mode_t);
+	va_end(list);
+	if (!real)
+		*(void **)&real = next_function("openat64");
+	int fd = real(directory, path, flags, rights);
+	int pid = fd >= 0 && records_fd >= 0 && stopped && !strcmp(path, "smaps") ? pid_of_directory(directory) : 0;
+	return pid > 0 && pid != getpid() ? copy_smaps(fd, pid) : fd;
 }
 
 /* ---- the memory's descriptors ---- */
 
-static int send_fds(int pid, int pagemap_fd)
+static int open_of(int pid, const char *name)
 {
-	char path[64], control[CMSG_SPACE(2 * sizeof(int))] = { 0 };
-	struct hide_fds body = { .vpid = task_vpid };
+	char path[64];
+	snprintf(path, sizeof(path), "/proc/%d/%s", pid, name);
+	return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+/* Of process `pid`, which is task `vpid` or its shadow. */
+static int send_fds(int pid, int vpid)
+{
+	char control[CMSG_SPACE(2 * sizeof(int))] = { 0 };
+	struct hide_fds body = { .vpid = vpid };
 	struct iovec data = { &body, sizeof(body) };
 	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control) };
 	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-	snprintf(path, sizeof(path), "/proc/%d/mem", pid);
-	int fds[2] = { open(path, O_RDONLY | O_CLOEXEC), pagemap_fd };
-	if (fds[0] < 0)
-		return -1;
+	int fds[2] = { open_of(pid, "mem"), open_of(pid, "pagemap") };
 	header->cmsg_level = SOL_SOCKET;
 	header->cmsg_type = SCM_RIGHTS;
 	header->cmsg_len = CMSG_LEN(sizeof(fds));
 	memcpy(CMSG_DATA(header), fds, sizeof(fds));
 	/* Nobody reads while CRIU is at work: were the socket full, waiting would be for ever. */
-	ssize_t sent = sendmsg(fds_fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-	close(fds[0]);
-	return sent == sizeof(body) ? 0 : -1;
+	bool sent = fds[0] >= 0 && fds[1] >= 0 && sendmsg(fds_fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof(body);
+	if (fds[0] >= 0)
+		close(fds[0]);
+	if (fds[1] >= 0)
+		close(fds[1]);
+	return sent ? 0 : -1;
 }
 
 /* Whose pages are these? 1: one of the tree, whose areas are read; 0: not; -1. */
@@ -188,10 +275,11 @@ static int know_task(int fd)
 	int pid = number && number < end ? atoi(number) : 0;
 	if (pid <= 0 || pid == getpid())
 		return 0;
-	if (pid == task_pid)
-		return 1;
-	task_pid = 0;
-	if (read_areas(pid) || send_fds(pid, fd)) {
+	if (pid != smaps_pid) {
+		errno = EIO; /* CRIU reads smaps first */
+		return -1;
+	}
+	if (pid != task_pid && mode != HIDE_COPY && send_fds(pid, task_vpid)) {
 		errno = EIO;
 		return -1;
 	}
@@ -236,7 +324,7 @@ static int scan_without(ioctl_function *real, int fd, struct pm_scan_arg *scan)
 	return (int)found;
 }
 
-int ioctl(int fd, unsigned long request, ...)
+SHOWN int ioctl(int fd, unsigned long request, ...)
 {
 	static ioctl_function *real;
 	va_list list;
@@ -255,15 +343,90 @@ int ioctl(int fd, unsigned long request, ...)
 	return ours ? scan_without(real, fd, scan) : real(fd, request, argument);
 }
 
-static int note_stop(void)
+static uint64_t now_ns(void)
 {
 	struct timespec now;
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	stopped = true;
-	return tell(HIDE_STOPPED, (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec, 0);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
-long ptrace(enum __ptrace_request request, ...)
+static int note_stop(void)
+{
+	stopped = true;
+	return tell(HIDE_STOPPED, now_ns(), 0);
+}
+
+/* ---- shadows ---- */
+
+static struct {
+	int *done; /* processes that have one, or could not */
+	size_t count;
+	bool wanted;
+} shadows;
+
+static int process_of(int thread)
+{
+	char path[64], line[256];
+	int process = 0;
+	snprintf(path, sizeof(path), "/proc/%d/status", thread);
+	FILE *file = fopen(path, "re");
+	while (file && !process && fgets(line, sizeof(line), file))
+		sscanf(line, "Tgid: %d", &process);
+	if (file)
+		fclose(file);
+	return process;
+}
+
+static bool is_done(int process)
+{
+	for (size_t i = 0; i < shadows.count; i++)
+		if (shadows.done[i] == process)
+			return true;
+	return false;
+}
+
+/* Was the offerer's word that all is well? Before that CRIU lets go of nothing but what it failed with. */
+static bool shadows_wanted(void)
+{
+	char word = 0;
+	if (!shadows.wanted && recv(fds_fd, &word, 1, MSG_DONTWAIT) == 1)
+		shadows.wanted = word == HIDE_GO[0];
+	return shadows.wanted;
+}
+
+/* A thread is let go of, its process's first one by a shadow's way. 1: it was; 0: CRIU is to do it. */
+static int let_go(int thread)
+{
+	int process = process_of(thread);
+	if (process <= 0 || is_done(process))
+		return 0;
+	int *wider = realloc(shadows.done, (shadows.count + 1) * sizeof(*wider));
+	struct hide_fds failure = { .vpid = read_vpid(process), .error = -ENOMEM };
+	if (wider) {
+		shadows.done = wider;
+		shadows.done[shadows.count++] = process;
+		failure.error = shadow_make(thread);
+		if (failure.error > 0)
+			failure.error = send_fds(failure.error, failure.vpid) ? -EIO : 0;
+	}
+	if (failure.error < 0)
+		send(fds_fd, &failure, sizeof(failure), MSG_DONTWAIT | MSG_NOSIGNAL);
+	return wider ? 1 : 0;
+}
+
+/* CRIU ends. With it the shadows do: not before they are not needed any more, or nobody is left who needs them. */
+static void __attribute__((destructor)) keep_shadows(void)
+{
+	char ignored;
+	const struct hide_fds all = { .vpid = HIDE_ALL_LET_GO };
+	if (mode != HIDE_COPY || !shadows.count)
+		return;
+	if (send(fds_fd, &all, sizeof(all), MSG_DONTWAIT | MSG_NOSIGNAL) > 0)
+		while (recv(fds_fd, &ignored, 1, 0) > 0 || errno == EINTR)
+			;
+}
+
+SHOWN long ptrace(enum __ptrace_request request, ...)
 {
 	static ptrace_function *real;
 	va_list list;
@@ -275,5 +438,9 @@ long ptrace(enum __ptrace_request request, ...)
 		*(void **)&real = next_function("ptrace");
 	if (records_fd >= 0 && !stopped && request == PTRACE_INTERRUPT && note_stop())
 		return -1;
-	return real(request, pid, address, data);
+	bool last = mode == HIDE_COPY && records_fd >= 0 && stopped && request == PTRACE_DETACH && shadows_wanted();
+	long result = last && let_go(pid) ? 0 : real(request, pid, address, data);
+	if (last)
+		tell(HIDE_LET_GO, now_ns(), 0);
+	return result;
 }

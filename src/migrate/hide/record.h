@@ -1,7 +1,7 @@
 /* What the library that is preloaded into CRIU (hide.c) and the offerer tell each other. Both are of one build.
  *
  * The environment variable names three descriptors and the mode: RECORDS,FDS,LIFE,MODE. RECORDS is a memory file to which the
- * library appends hide_records; FDS a socket on which it sends, for each process, a hide_fds with the two descriptors; LIFE is
+ * library appends hide_records; FDS a socket on which it sends, for each process, a hide_fds with two descriptors; LIFE is
  * the writing end of a pipe that only CRIU is to hold. MODE is 0 or HIDE_COPY. */
 #ifndef DP_MIGRATE_HIDE_RECORD_H
 #define DP_MIGRATE_HIDE_RECORD_H
@@ -14,6 +14,7 @@
 enum hide_kind {
 	HIDE_STOPPED = 1, /* start: CLOCK_MONOTONIC in ns when the first thread was stopped */
 	HIDE_RANGE,       /* pages of [start, end) of the task were not shown to CRIU */
+	HIDE_LET_GO,      /* start: CLOCK_MONOTONIC in ns when a thread was let go; the last counts */
 };
 struct hide_record {
 	uint32_t kind;
@@ -21,8 +22,13 @@ struct hide_record {
 	uint64_t start, end; /* bytes */
 };
 
-struct hide_fds { /* with /proc/PID/mem and /proc/PID/pagemap */
+struct hide_fds { /* with /proc/PID/mem and /proc/PID/pagemap, unless error */
 	int32_t vpid;
+	int32_t error; /* -errno: it could not be forked */
 };
+#define HIDE_ALL_LET_GO 0 /* for a vpid, without descriptors: no thread is held any more (HIDE_COPY) */
+/* HIDE_COPY: a byte that the offerer sends on FDS before it lets CRIU go on: shadows are to be made. CRIU ends when it has let go
+ * the tree and the offerer has closed its end; the shadows end with it. */
+#define HIDE_GO "g"
 
 #endif
