@@ -68,8 +68,8 @@ static const char common_usage[] =
 	"  --migrate[=RATE]           fetch all memory in the background, hot first, at most RATE bytes a second (such as 800M);\n"
 	"                             without --local-memory the tree needs no pool any more when it is done\n"
 	"  --stay-awake auto|never    the host's processors do not sleep while faults follow closely on each other (default)\n"
-	"  --pool A,B                 the pools, where the last argument is REPO:TAG alone: more than one are a mirror,\n"
-	"                             each with all pages: any but the last may be lost, and may come back\n"
+	"  --pool A,B                 the pools, where the last argument is REPO:TAG alone (default $DISTRI_PROC_POOL): more than one\n"
+	"                             are a mirror, each with all pages: any but the last may be lost, and may come back\n"
 	"  --spread                   the pools of --pool each have a part of the pages instead, by chunks of 2 MiB\n"
 	"  --ack all|1                of a mirror: pages may leave local memory when all pools that are in have them (default), or one\n"
 	"  --stall-timeout TIME       how long a page is waited for when the pool does not answer (default 30s)\n"
@@ -702,7 +702,10 @@ static int restore_command(int argc, char **argv, bool foreground)
 	if (settings.help && !code) {
 		printf("%s%s", foreground ? run_usage : restore_usage, common_usage);
 	} else if (!code) {
-		int ret = settings.pool_list ? take_pools(&settings, argv[optind], &err) : resolve(&settings, argv[optind], &err);
+		bool named = strstr(argv[optind], ":/") || settings.last_commit || settings.latest;
+		if (!settings.pool_list && !named)
+			settings.pool_list = getenv("DISTRI_PROC_POOL");
+		int ret = settings.pool_list && *settings.pool_list ? take_pools(&settings, argv[optind], &err) : resolve(&settings, argv[optind], &err);
 		settings.restore.endpoint = &settings.endpoint;
 		if (ret)
 			code = failure(&settings, ret, &err);
