@@ -5,6 +5,7 @@
 int cmd_agent(int argc, char **argv);
 int cmd_check(int argc, char **argv);
 int cmd_checkpoint(int argc, char **argv);
+int cmd_clone(int argc, char **argv);
 int cmd_commit(int argc, char **argv);
 int cmd_criu_hook(int argc, char **argv);
 int cmd_exec(int argc, char **argv);

@@ -11,7 +11,6 @@
 #include "migrate/ferry.h"
 #include "oci/oci.h"
 #include "restore/container.h"
-#include "migrate/ferry.h"
 #include "restore/restore.h"
 #include "sys/criu_launch.h"
 
@@ -36,6 +35,7 @@ static const struct command {
 	{ "exec", cmd_exec, "run a program in the namespaces of one", GROUP_PROCESSES },
 	{ "ps", cmd_ps, "list the process trees restored on this host", GROUP_PROCESSES },
 	{ "stats", cmd_stats, "show memory, faults and traffic of one", GROUP_PROCESSES },
+	{ "clone", cmd_clone, "make a second copy of a running process tree, to look at", GROUP_PROCESSES },
 	{ "offer", cmd_offer, "freeze a process tree for a restore elsewhere, its pages where they are", GROUP_PROCESSES },
 	{ "migrate", cmd_migrate, "move a running process tree to another host, its pages following", GROUP_PROCESSES },
 	{ "migrate-in", cmd_migrate_in, "fetch all memory of a running one in the background", GROUP_PROCESSES },

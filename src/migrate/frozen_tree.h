@@ -49,8 +49,8 @@ void frozen_tree_init(struct frozen_tree *tree, int images_fd);
 void frozen_tree_done(struct frozen_tree *tree);
 /* What the library recorded, once CRIU has written its images. -EIO, -ENOMEM. */
 int frozen_tree_collect(struct frozen_tree *tree, int records_fd, int fds_fd, struct dp_err *err);
-/* Before that, of a tree that is to go on, once CRIU was told so: waits until all of it was let go, its shadows made. criu_pidfd: to
- * hear of CRIU's end. -EAGAIN (it may have no further process), -ECANCELED, -EIO, -ENOMEM. */
+/* Before that, of a tree that is to go on, once CRIU was told so: waits until all of it was let go, its shadows made. criu_pidfd:
+ * to hear of its end. -EAGAIN (it may have no further process), -ECANCELED, -EIO, -ENOMEM. */
 int frozen_tree_let_go(struct frozen_tree *tree, int fds_fd, int criu_pidfd, struct dp_err *err);
 /* Finds the pages and writes the page maps. -ENOTSUP where something was hidden that a restore would not fetch. */
 int frozen_tree_scan(struct frozen_tree *tree, struct dp_err *err);
