@@ -25,12 +25,12 @@
 struct agent_options {
 	const char *root;        /* registry of instances */
 	const char *listen;      /* tls://HOST:PORT, dps://..., or NULL: only what systemd hands over */
-	const char *access_file; /* who may bring processes here (right `write`, by the process's name); NULL: whoever is proven */
+	const char *access_file; /* who may bring processes here (right `write`, by their name); NULL: whoever is proven */
 	bool allow_plaintext, verbose;
 };
 
-/* Runs until SIGTERM or SIGINT: then it takes nothing new and waits for what is under way, 30 s at most; ferries go on by themselves
- * after that. Blocks. */
+/* Runs until SIGTERM or SIGINT: then it takes nothing new and waits for what is under way, 30 s at most; ferries go on by
+ * themselves after that. Blocks. */
 int agent_run(const struct agent_options *options, struct dp_err *err);
 
 /* A connection to this host's agent. -ENOTCONN (with what to do) where none runs. */

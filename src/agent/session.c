@@ -108,7 +108,8 @@ static int send_events(const struct agent_place *place, struct lines *lines, boo
 {
 	char path[PATH_MAX];
 	cleanup_fd int watch_fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
-	if (watch_fd < 0 || inotify_add_watch(watch_fd, ferry_home_path(place->root, "", path), IN_CREATE | IN_MODIFY | IN_MOVED_TO) < 0)
+	ferry_home_path(place->root, "", path);
+	if (watch_fd < 0 || inotify_add_watch(watch_fd, path, IN_CREATE | IN_MODIFY | IN_MOVED_TO) < 0)
 		return refuse(lines, EIO, "the directory of events cannot be watched");
 	for (;;) {
 		ino_t inode = 0;
@@ -120,7 +121,10 @@ static int send_events(const struct agent_place *place, struct lines *lines, boo
 		inode = info.st_ino;
 		do {
 			char ignored[4096];
-			struct pollfd polls[] = { { .fd = watch_fd, .events = POLLIN }, { .fd = lines_fd(lines), .events = POLLIN } };
+			struct pollfd polls[] = {
+				{ .fd = watch_fd, .events = POLLIN },
+				{ .fd = lines_fd(lines), .events = POLLIN },
+			};
 			if (send_new_events(lines, fd, &offset) || !follow)
 				return 0;
 			poll(polls, ARRAY_LENGTH(polls), -1);

@@ -78,7 +78,9 @@ static int change(const struct address *address, unsigned short type, unsigned s
 {
 	_Alignas(8) char message[256] = { 0 };
 	struct ifaddrmsg what = {
-		.ifa_family = AF_INET, .ifa_prefixlen = (unsigned char)address->prefix, .ifa_index = if_nametoindex(address->device),
+		.ifa_family = AF_INET,
+		.ifa_prefixlen = (unsigned char)address->prefix,
+		.ifa_index = if_nametoindex(address->device),
 	};
 	if (!what.ifa_index)
 		return -ENODEV;
@@ -86,7 +88,8 @@ static int change(const struct address *address, unsigned short type, unsigned s
 	memcpy(message + NLMSG_HDRLEN, &what, sizeof(what));
 	used += add_attribute(message + used, IFA_LOCAL, address->bytes, 4);
 	used += add_attribute(message + used, IFA_ADDRESS, address->bytes, 4);
-	struct nlmsghdr header = { .nlmsg_len = (unsigned)used, .nlmsg_type = type, .nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK | flags };
+	flags |= NLM_F_REQUEST | NLM_F_ACK;
+	struct nlmsghdr header = { .nlmsg_len = (unsigned)used, .nlmsg_type = type, .nlmsg_flags = flags };
 	memcpy(message, &header, sizeof(header));
 	return request(NETLINK_ROUTE, message, used);
 }
@@ -151,7 +154,9 @@ static int run_nft(const char *text)
 		continue;
 	if (child < 0)
 		return -EAGAIN;
-	return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : WIFEXITED(status) && WEXITSTATUS(status) == 127 ? -ENOPKG : -EIO;
+	if (!WIFEXITED(status))
+		return -EIO;
+	return WEXITSTATUS(status) == 0 ? 0 : WEXITSTATUS(status) == 127 ? -ENOPKG : -EIO;
 }
 
 int address_close(const struct address *address, struct dp_err *err)

@@ -16,8 +16,8 @@
  * A ferry holds the lock of its directory; one whose lock is free is an orphan, and the agent starts who sees to it.
  *
  * Invariants: FY1 nothing of a tree runs here but by the switch's word: no gate is opened before a grant, and the lease's page
- * holds what the switch holds; FY2 what is decided is recorded before it is told; FY3 an address is on one host at most while both
- * ferries live: it leaves the source before the destination is told to restore.
+ * holds what the switch holds; FY2 what is decided is recorded before it is told; FY3 an address is on one host at most while
+ * both ferries live: it leaves the source before the destination is told to restore.
  * Thread rule: single-threaded processes. */
 #ifndef DP_MIGRATE_FERRY_H
 #define DP_MIGRATE_FERRY_H

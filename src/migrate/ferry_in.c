@@ -316,9 +316,15 @@ static int carry_over(struct in *in)
 	return in->place.place == PLACE_FREE ? 0 : -ECANCELED;
 }
 
+static struct in new_ferry(const char *root)
+{
+	return (struct in){ .root = root, .report_fd = -1, .init_pidfd = -1, .lock_fd = -1, .gate.fd = -1, .announcer = -1 };
+}
+
 int ferry_in(const char *root, json_object *prepare, struct lines *source)
 {
-	struct in in = { .root = root, .source = *source, .report_fd = -1, .init_pidfd = -1, .lock_fd = -1, .gate.fd = -1, .announcer = -1 };
+	struct in in = new_ferry(root);
+	in.source = *source;
 	*source = (struct lines){ 0 };
 	prctl(PR_SET_NAME, "distri-ferry");
 	int ret = in_get_ready(&in, prepare);
@@ -354,7 +360,7 @@ static void adopt(struct in *in)
 
 int ferry_recover_in(const char *root, const char *id)
 {
-	struct in in = { .root = root, .report_fd = -1, .init_pidfd = -1, .lock_fd = -1, .gate.fd = -1, .announcer = -1 };
+	struct in in = new_ferry(root);
 	char path[PATH_MAX];
 	prctl(PR_SET_NAME, "distri-ferry");
 	in.lock_fd = ferry_claim(root, "in", id, NULL);

@@ -108,8 +108,8 @@ static void carry_out(struct out *out)
 static int take(struct out *out, const struct switch_source *next)
 {
 	int ret = next->state == out->decision.state ? 0 : record(out, next);
-	/* A resumption that cannot be written down is carried out all the same: nobody renews from here on, and that is all that the
-	 * record would say. */
+	/* A resumption that cannot be written down is carried out all the same: nobody renews from here on, and that is all that
+	 * the record would say. */
 	if (!ret || next->state == SWITCH_RESUMED)
 		out->decision = *next;
 	return ret;

@@ -1,4 +1,4 @@
-/* The restorer: a child of the ferry that restores, and then waits for the tree's end, while the ferry goes on with the switch. */
+/* The restorer: a child of the ferry that restores and then waits for the tree's end, while the ferry goes on with the switch. */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -37,7 +37,7 @@ static int make_arguments(const struct in *in, struct criu_arguments *arguments,
 
 static void say(int fd, const struct in_report *report)
 {
-	io_write_full(fd, report, sizeof(*report)); /* a ferry that is gone is followed by one that finds the instance by its name */
+	io_write_full(fd, report, sizeof(*report)); /* a ferry that is gone is followed by one that finds the tree by its name */
 }
 
 static void restorer_main(const struct in *in, const char *uri, int fd) __attribute__((noreturn));

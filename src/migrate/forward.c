@@ -46,7 +46,8 @@ static uint32_t add_up(uint32_t sum, const uint8_t *bytes, uint32_t count)
 
 bool forward_set_checksum(uint8_t *packet, uint32_t bytes)
 {
-	uint32_t header = bytes >= 20 ? (packet[0] & 15u) * 4 : 0, total = bytes >= 20 ? (uint32_t)(packet[2] << 8 | packet[3]) : 0;
+	uint32_t header = bytes >= 20 ? (packet[0] & 15u) * 4 : 0;
+	uint32_t total = bytes >= 20 ? (uint32_t)(packet[2] << 8 | packet[3]) : 0;
 	bool fragment = header && ((packet[6] & 0x3f) || packet[7]);
 	uint8_t protocol = header ? packet[9] : 0;
 	uint32_t at = header + (protocol == IPPROTO_TCP ? 16 : 6), least = header + (protocol == IPPROTO_TCP ? 20 : 8);

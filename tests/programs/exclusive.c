@@ -1,5 +1,5 @@
-/* exclusive: says, 200 times a second, where it runs: a line `NETWORK_NAMESPACE COUNT` appended to FILE. Two copies of one process
- * that never run at once write runs of lines of one place each; `exclusive --check FILE` says whether that is so.
+/* exclusive: says, 200 times a second, where it runs: a line `NETWORK_NAMESPACE COUNT` appended to FILE. Two copies of one
+ * process that never run at once write runs of lines of one place each; `exclusive --check FILE` says whether that is so.
  *
  *   exclusive FILE [MEBIBYTES]    with so much memory besides, each page of which is looked at again and again
  *   exclusive --check FILE        0: no two places took turns; 1: they did. Prints the runs. */
