@@ -10,7 +10,6 @@
 #include <string.h>
 
 #include "base/log.h"
-#include "instance/keeper.h"
 #include "sys/proc.h"
 #include "sys/uffd.h"
 
@@ -457,8 +456,8 @@ static bool watch_space(struct space *space, uint64_t now)
  * end would feed it zeros, and nobody could prevent it. */
 static bool is_alone(const struct tree *tree)
 {
-	struct pollfd ended = { .fd = tree->config->init_pidfd, .events = POLLIN };
-	return tree->config->init_pidfd > 0 && tree->keeper_fd >= 0 && !keeper_is_there(tree->keeper_fd) && poll(&ended, 1, 0) == 1;
+	struct pollfd guards = { .fd = tree->config->guard_fd };
+	return guards.fd > 0 && poll(&guards, 1, 0) == 1;
 }
 
 uint64_t watch_work(struct tree *tree, uint64_t now)

@@ -256,7 +256,8 @@ void container_watch(const struct init_config *config)
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
 	setsid();
-	const int keep[] = { watcher.channel_fd, watcher.gate_fd, watcher.root_fd, watcher.caller_fd };
+	/* the last one only has to be open: a pager sees by it that we live */
+	const int keep[] = { watcher.channel_fd, watcher.gate_fd, watcher.root_fd, watcher.caller_fd, config->guard_fd };
 	close_all_but(keep, ARRAY_LENGTH(keep));
 	for (;;)
 		look();

@@ -53,6 +53,7 @@ static int serve(const struct restore_plan *plan, const struct pager_ends *ends,
 		.control_fd = ends->control_fd,
 		.keeper_fd = ends->keeper_fd,
 		.init_pidfd = ends->init_pidfd,
+		.guard_fd = ends->guard_fd,
 		.inherited = left ? &inherited : NULL,
 		.pool_uris = { instance->pool },
 		.stats_path = instance_path(instance, "stats", stats, sizeof(stats)),
@@ -88,13 +89,14 @@ static int serve(const struct restore_plan *plan, const struct pager_ends *ends,
 static void close_others(const struct pager_ends *ends)
 {
 	size_t left = ends->inherited ? ends->inherited->count : 0, count = 0;
-	cleanup_free int *keep = calloc(left + 4, sizeof(*keep));
+	cleanup_free int *keep = calloc(left + 5, sizeof(*keep));
 	if (!keep)
 		return;
 	keep[count++] = ends->listen_fd;
 	keep[count++] = ends->control_fd;
 	keep[count++] = ends->keeper_fd;
 	keep[count++] = ends->init_pidfd;
+	keep[count++] = ends->guard_fd;
 	for (size_t i = 0; i < left; i++)
 		keep[count++] = ends->inherited->kept[i].fd;
 	close_all_but(keep, count);

@@ -15,6 +15,7 @@ int pager_listen(const struct instance *instance, const char *file, int type, st
 struct pager_ends {
 	int listen_fd, control_fd, keeper_fd;
 	int init_pidfd;             /* -1: none */
+	int guard_fd;               /* -1: none; see pager_config */
 	const struct keeper *inherited; /* of a pager that died, or NULL */
 };
 /* Forks the pager. The pid, or -errno. */

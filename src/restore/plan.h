@@ -128,7 +128,7 @@ struct init_config {
 	const struct restore_plan *plan;
 	const struct criu_command *command;
 	int channel_fd;          /* to the supervisor, SEQPACKET */
-	int gate_fd, root_pidfd; /* for a container's watcher; -1: none */
+	int gate_fd, root_pidfd, guard_fd; /* for a container's watcher; -1: none */
 	int log_fd;              /* criu's stdout and stderr */
 };
 /* Becomes init; never returns; exits with the root's code. */

@@ -50,6 +50,7 @@ struct supervisor {
 	uint64_t pager_deaths_ns[PAGERS_MOST]; /* the last ones, in a ring */
 	unsigned pager_deaths;
 	bool decided;           /* the caller's verdict has come */
+	int guard[2];           /* a container's: the watcher has the writing end too, pagers the other */
 	struct hold hold;       /* of a spare */
 	bool held, went;        /* it waits before its first instruction; it was let go */
 	struct restore_options options; /* what the plan's are from then on */
@@ -566,7 +567,7 @@ static void start_pager(struct supervisor *supervisor, bool follows)
 	struct init_order order = { .highest_pid = supervisor->plan->highest_pid };
 	struct pager_ends ends = {
 		.listen_fd = supervisor->listen_fd, .control_fd = supervisor->control_fd, .keeper_fd = -1,
-		.init_pidfd = supervisor->init_pidfd, .inherited = follows ? &supervisor->keeper : NULL,
+		.init_pidfd = supervisor->init_pidfd, .guard_fd = supervisor->guard[0], .inherited = follows ? &supervisor->keeper : NULL,
 	};
 	if (follows)
 		start_pools(supervisor); /* both may have been killed */
@@ -597,8 +598,11 @@ static void start_init(struct supervisor *supervisor)
 	char path[PATH_MAX];
 	int channel[2];
 	cleanup_fd int gate_fd = -1; /* a container's */
-	if (plan->options->container && !supervisor->running)
+	if (plan->options->container && !supervisor->running) {
 		gate_fd = container_prepare(plan, &supervisor->err);
+		if (pipe2(supervisor->guard, O_CLOEXEC))
+			fail(supervisor, "pipe for the watcher: %s", strerror(errno));
+	}
 	if (plan->options->container ? !supervisor->running && gate_fd < 0 : criu_command_make(plan, &command, &supervisor->err))
 		give_up(supervisor);
 	close_fd(&supervisor->log_fd);
@@ -620,6 +624,7 @@ static void start_init(struct supervisor *supervisor)
 		struct init_config config = {
 			.plan = plan, .command = &command, .channel_fd = channel[1], .log_fd = supervisor->log_fd,
 			.gate_fd = gate_fd, .root_pidfd = supervisor->running ? supervisor->root_pidfd : -1,
+			.guard_fd = supervisor->guard[1],
 		};
 		if (plan->options->container)
 			container_watch(&config);
@@ -704,6 +709,7 @@ void supervisor_main(struct restore_plan *plan)
 		.control_fd = -1,
 		.starter = -1,
 		.hold = { -1, -1 },
+		.guard = { -1, -1 },
 		.times = { .start_ns = plan->start_ns },
 	};
 	set_up_process(&supervisor);
