@@ -44,11 +44,11 @@ struct checkpoint_options {
 	const struct checkpoint_origin *origin; /* NULL: an ordinary snapshot */
 	/* NULL, or what the state before has (*recall NULL: nothing); replaced by this one's when it succeeds */
 	struct recall **recall;
-	const struct runtime_dump *runtime; /* who runs CRIU, for a container; NULL: we do */
 	/* NULL, or pages go ahead of the freeze, where the tree is no instance with a pager of its own; the caller's, who may use it for
 	 * the next state of the same tree */
 	struct precopy *precopy;
 	const struct precopy_limits *precopy_limits; /* NULL: the usual ones */
+	const struct runtime_dump *runtime; /* who runs CRIU, for a container; NULL: we do */
 };
 
 struct checkpoint_result {
@@ -56,13 +56,13 @@ struct checkpoint_result {
 	uint64_t pages;           /* of the snapshot: stored, inherited and eager */
 	uint64_t stored_pages, inherited_pages, eager_pages, zero_pages;
 	uint64_t skeleton_bytes;
+	struct precopy_totals ahead; /* with precopy */
 	uint64_t sent_bytes; /* to the pool, all in all */
 	uint64_t frozen_ns; /* the tree stood still */
 	uint64_t total_ns;
 	char instance[64]; /* id of the instance that the tree was, or "" */
 	char also[3][1400]; /* further pools, of the instance's mirror, that have the snapshot */
 	size_t also_count;
-	struct precopy_totals ahead; /* with precopy */
 };
 
 /* Blocks until it is done. Errors: -ESRCH no such process, -EINVAL one that cannot be checkpointed (kernel's, ours), -EPERM,

@@ -10,6 +10,8 @@
 
 #include "base/base.h"
 #include "base/log.h"
+#include "checkpoint/hidden.h"
+#include "checkpoint/precopy.h"
 #include "checkpoint/push.h"
 #include "checkpoint/recall.h"
 #include "instance/process.h"
@@ -39,6 +41,7 @@ struct committer {
 	struct commit_note note;
 	uint64_t pushed_before; /* pages, since the last commit */
 	struct recall *recall; /* what the state before has; NULL: none yet */
+	struct precopy *precopy; /* of a plain process, where the kernel can tell what was written; then recall is not used */
 	char also[3][1400];    /* further pools of a mirror that have the last state */
 	size_t also_count;
 };
@@ -187,6 +190,19 @@ static int open_instance(struct committer *committer, struct dp_err *err)
 	return read_base(committer, err);
 }
 
+/* Where it cannot be had, each state is read and compared by hash while the process stands still. */
+static void watch_process(struct committer *committer)
+{
+	struct hidden hidden;
+	struct dp_err err = { "" };
+	int ret = hidden_open(&hidden, &err);
+	hidden_close(&hidden);
+	if (!ret)
+		ret = precopy_open(&committer->precopy, committer->pid, &err);
+	if (ret)
+		log_info("pages do not go ahead: %s", err.text);
+}
+
 static int open_process(struct committer *committer, struct dp_err *err)
 {
 	const struct commit_options *options = &committer->options;
@@ -206,7 +222,10 @@ static int open_process(struct committer *committer, struct dp_err *err)
 	committer->own_series = true;
 	committer->pid = options->pid;
 	committer->pidfd = proc_pidfd_open(options->pid);
-	return committer->pidfd < 0 ? dp_fail_errno(err, -committer->pidfd, "open process %d", (int)options->pid) : 0;
+	if (committer->pidfd < 0)
+		return dp_fail_errno(err, -committer->pidfd, "open process %d", (int)options->pid);
+	watch_process(committer);
+	return 0;
 }
 
 static void start_note(struct committer *committer)
@@ -265,6 +284,7 @@ void commit_close(struct committer *committer)
 	for (size_t i = 0; i < committer->argument_count; i++)
 		free(committer->arguments[i]);
 	recall_free(committer->recall);
+	precopy_close(committer->precopy);
 	if (committer->pidfd >= 0)
 		close(committer->pidfd);
 	if (committer->lock_fd >= 0)
@@ -407,7 +427,8 @@ static int take(struct committer *committer, struct commit_result *result, struc
 						       .criu_arguments = committer->arguments,
 						       .criu_argument_count = committer->argument_count,
 						       .origin = &origin,
-						       .recall = &committer->recall };
+						       .recall = &committer->recall,
+						       .precopy = committer->precopy };
 	int ret = checkpoint_run(&checkpoint, &stored, err);
 	if (ret)
 		return ret;
@@ -417,6 +438,11 @@ static int take(struct committer *committer, struct commit_result *result, struc
 	result->pages = stored.pages;
 	result->sent_pages = stored.stored_pages + stored.eager_pages;
 	result->bytes = stored.sent_bytes + result->pushed_pages * PAGE_BYTES;
+	if (stored.ahead.rounds) {
+		result->pushed_pages = stored.ahead.ahead_pages;
+		result->sent_pages = stored.ahead.frozen_pages + stored.eager_pages;
+		result->bytes = stored.sent_bytes; /* all over one connection */
+	}
 	result->frozen_ns = stored.frozen_ns;
 	return 0;
 }

@@ -29,6 +29,7 @@ struct precopy {
 	struct pipeline pipeline;
 	uint64_t draft;
 	char before[256]; /* the snapshot in which `sent` is; "": none */
+	uint64_t before_unix_ns; /* when it was made: another of its name is another */
 	bool frozen;
 	struct share *orphans; /* of processes that have ended, with spaces in the draft: another may get the same number */
 	struct precopy_totals totals;
@@ -204,7 +205,8 @@ static uint64_t space_before(const struct snapshot_info *info, uint32_t vpid)
 int precopy_begin(struct precopy *precopy, struct client *client, uint64_t draft, struct dp_err *err)
 {
 	struct snapshot_info info = { 0 };
-	bool there = precopy->before[0] && !client_snapshot_open(client, precopy->before, &info, NULL);
+	bool there = precopy->before[0] && !client_snapshot_open(client, precopy->before, &info, NULL) &&
+		     info.created_unix_ns == precopy->before_unix_ns;
 	int ret = 0;
 	precopy->pipeline = (struct pipeline){ .client = client };
 	precopy->draft = draft;
@@ -228,14 +230,25 @@ int precopy_begin(struct precopy *precopy, struct client *client, uint64_t draft
 	return ret;
 }
 
+/* What the draft has become; a look-up that fails costs no more than that all is sent again. */
+static bool note_state(struct precopy *precopy, const char *name)
+{
+	struct snapshot_info info = { 0 };
+	bool there = name && !client_snapshot_open(precopy->pipeline.client, name, &info, NULL) && info.id == precopy->draft;
+	snprintf(precopy->before, sizeof(precopy->before), "%s", there ? name : "");
+	precopy->before_unix_ns = info.created_unix_ns;
+	client_snapshot_info_done(&info);
+	return there;
+}
+
 void precopy_end(struct precopy *precopy, const char *name)
 {
-	snprintf(precopy->before, sizeof(precopy->before), "%s", name ? name : "");
+	bool kept = precopy->pipeline.client && note_state(precopy, name);
 	for (struct tracked *process = tracker_next(precopy->tracker, NULL); process;
 	     process = tracker_next(precopy->tracker, process)) {
 		struct share *share = process->data;
-		if (share && !name)
-			pageset_done(&share->sent);
+		if (share && !kept)
+			pageset_done(&share->sent); /* PC3 */
 		if (share)
 			share->space = 0;
 	}
