@@ -69,7 +69,7 @@ static void on_remove(struct space *space, uint64_t start, uint64_t end)
 		return; /* the warden gives staging back */
 	/* MADV_DONTNEED removes, MADV_FREE only may: local pages are looked at when it has been done. */
 	give_up(space, start, end, true);
-	watch_note_doubt(space, start, end, true);
+	doubt_note(space, start, end, true);
 }
 
 static void on_unmap(struct space *space, uint64_t start, uint64_t end)
@@ -120,7 +120,7 @@ static void on_remap(struct space *space, uint64_t from, uint64_t to, uint64_t b
 	if (ret)
 		tree_fail(tree, ret, "follow a moved area");
 	recover_save_ranges(space, SAVED_REGISTERED);
-	watch_note_doubt(space, to, to + bytes, false);
+	doubt_note(space, to, to + bytes, false);
 }
 
 /* Areas that the parent marked MADV_WIPEONFORK are empty in the child. */

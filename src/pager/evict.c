@@ -37,7 +37,7 @@ static int by_page_number(const void *first, const void *second)
 /* P8, P10. */
 static bool may_leave(const struct space *space, uint64_t pgno)
 {
-	return rangeset_contains(&space->registered, pgno << PAGE_SHIFT) && !watch_in_doubt(space, pgno);
+	return rangeset_contains(&space->registered, pgno << PAGE_SHIFT) && !doubt_covers(space, pgno);
 }
 
 /* Takes the coldest local pages off the queues, as ascending page numbers. */

@@ -301,8 +301,9 @@ static int prepare(struct tree *tree)
 {
 	const struct pager_config *config = tree->config;
 	tree->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	tree->buffer = mmap(NULL, MOVE_PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1,
-			    0);
+	/* Without a budget nothing is moved out, and a hundred pagers need not have a megabyte each for it. */
+	int there = config->budget_bytes ? MAP_POPULATE : 0;
+	tree->buffer = mmap(NULL, MOVE_PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | there, -1, 0);
 	tree->zero_page = mmap(NULL, ZERO_RUN_PAGES * PAGE_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	tree->parked_data = mmap(NULL, PARKED_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	tree->deferred = calloc(DEFERRED_FAULTS, sizeof(*tree->deferred));

@@ -24,7 +24,7 @@
  *      page there.
  *   P9 What a look at the process shows counts only if no event is unread after it (space_is_changing): mremap may just have
  *      taken pages away.
- *   P10 Of a range that is being given up nothing is moved out until it is gone (watch_in_doubt).
+ *   P10 Of a range that is being given up nothing is moved out until it is gone (doubt_covers).
  *   P11 Only pages that the source has are asked of it: where it answers with zeros, the page is lost, and never filled with them.
  * Thread rule: one thread runs all of it. */
 #ifndef DP_PAGER_TREE_H
@@ -107,6 +107,12 @@ struct staging {
 	uint8_t *state;                          /* enum slot_state */
 };
 
+#define SUSPECTS 64u
+struct suspect {
+	pid_t thread;
+	uint64_t run_ns; /* that it had run when it was noted */
+};
+
 struct space {
 	struct tree *tree;
 	struct space *next;
@@ -143,6 +149,9 @@ struct space {
 	struct doubt *doubt;       /* [DOUBTS], of saved */
 	uint32_t doubts;
 	bool doubt_all;
+	struct suspect suspect[SUSPECTS]; /* threads that may be about to give a range up, as seen at suspected_ns */
+	uint32_t suspects;
+	uint64_t suspected_ns;
 	uint32_t unshare_count, again_count; /* pages to be made exclusive; pages that were, to be moved next */
 	uint32_t unshare_page[MOVE_PAGES], again_page[MOVE_PAGES];
 	bool second_try;            /* the batch under way is of again_page */
@@ -370,9 +379,14 @@ uint64_t watch_work(struct tree *tree, uint64_t now_ns);
 /* Looks at which pages of a byte range are present and sets the table right. false: not now (P9). stopped: all its threads stand
  * still, and every event of theirs was read. */
 bool watch_reconcile(struct space *space, uint64_t start, uint64_t end, bool stopped);
-void watch_note_doubt(struct space *space, uint64_t start, uint64_t end, bool removed);
+
+/* ---- doubt.c ---- */
+
+/* The range may change at any moment: it is looked at until it has settled. removed: it is being given up. */
+void doubt_note(struct space *space, uint64_t start, uint64_t end, bool removed);
 /* May it be given up at any moment (P10)? */
-bool watch_in_doubt(const struct space *space, uint64_t pgno);
+bool doubt_covers(const struct space *space, uint64_t pgno);
+void doubt_settle(struct space *space, uint64_t now_ns);
 
 /* ---- lost.c ---- */
 /* What the source has to do by the clock, and what is to be done where it does not answer. Returns ns until the next time. */

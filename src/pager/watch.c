@@ -20,7 +20,6 @@
 #define SAMPLE_SHARED_NS (15u * 1000 * 1000)
 #define SAMPLE_MUCH_NS (100u * 1000 * 1000)
 #define SAMPLE_NS (1000u * 1000 * 1000)
-#define DOUBT_NS (1000u * 1000 * 1000)
 #define LOOKS_AGAIN 3u /* for areas that cannot be watched, before it is believed */
 #define LOOK_SHARE 8u  /* of the time, one part at most goes to the list of areas */
 #define PROBES 16u
@@ -84,66 +83,6 @@ bool watch_reconcile(struct space *space, uint64_t start, uint64_t end, bool sto
 		table_each(&space->table, at, last - at, absent_page, space);
 	rangeset_done(&look.present);
 	return !changing;
-}
-
-void watch_note_doubt(struct space *space, uint64_t start, uint64_t end, bool removed)
-{
-	struct doubt *last = space->doubts ? &space->doubt[space->doubts - 1] : NULL;
-	uint64_t now = clock_now_ns();
-	if (last && last->removed == removed && last->range.end == start) /* neighbours come one after the other */
-		*last = (struct doubt){ { last->range.start, end }, removed, now, now };
-	else if (space->doubts < DOUBTS)
-		space->doubt[space->doubts++] = (struct doubt){ { start, end }, removed, now, now };
-	else if (removed) /* P10 has no exception: rather more pages than were given up stay where they are */
-		*last = (struct doubt){ { DP_MIN(last->range.start, start), DP_MAX(last->range.end, end) }, true, now, now };
-	else
-		space->doubt_all = true;
-	space->saved->doubts = space->doubts;
-	space->saved->doubt_all |= space->doubt_all;
-	/* The thread that gave the range up still has to do it; the next look comes a tick later. */
-}
-
-bool watch_in_doubt(const struct space *space, uint64_t pgno)
-{
-	uint64_t address = pgno << PAGE_SHIFT;
-	for (uint32_t i = 0; i < space->doubts; i++)
-		if (space->doubt[i].removed && address >= space->doubt[i].range.start && address < space->doubt[i].range.end)
-			return true;
-	return false;
-}
-
-/* Given-up pages that are still there may go any moment, or (MADV_FREE) whenever the kernel likes: after a second they are the
- * process's as before. */
-static bool settled(struct space *space, const struct doubt *doubt, uint64_t now)
-{
-	uint64_t pgno = doubt->range.start >> PAGE_SHIFT;
-	return !doubt->removed || now - doubt->noted_ns > DOUBT_NS ||
-	       !table_next_run(&space->table, PAGE_LOCAL, &pgno, doubt->range.end >> PAGE_SHIFT, 1);
-}
-
-static void settle_doubts(struct space *space, uint64_t now)
-{
-	uint32_t kept = 0;
-	bool done = true;
-	for (size_t i = 0; space->doubt_all && i < space->registered.count; i++)
-		done &= watch_reconcile(space, space->registered.ranges[i].start, space->registered.ranges[i].end, false);
-	if (done)
-		space->doubt_all = false;
-	for (uint32_t i = 0; i < space->doubts; i++) {
-		struct doubt doubt = space->doubt[i];
-		if (now >= doubt.next_ns && watch_reconcile(space, doubt.range.start, doubt.range.end, false)) {
-			if (settled(space, &doubt, now))
-				continue;
-			doubt.next_ns = now + (now - doubt.noted_ns); /* less and less often */
-		} else if (now >= doubt.next_ns) {
-			/* its thread may not have run since, on a busy machine: its time begins when it has */
-			doubt.noted_ns = now;
-		}
-		space->doubt[kept++] = doubt;
-	}
-	space->doubts = kept;
-	space->saved->doubts = kept;
-	space->saved->doubt_all = space->doubt_all;
 }
 
 /* ---- new mappings ---- */
@@ -218,7 +157,7 @@ static int take_area(struct space *space, struct range area)
 		ret = rangeset_add(&space->registered, area.start, area.end);
 	recover_save_ranges(space, SAVED_REGISTERED);
 	if (!watch_reconcile(space, area.start, area.end, false))
-		watch_note_doubt(space, area.start, area.end, false);
+		doubt_note(space, area.start, area.end, false);
 	space->tree->stats->areas_found++;
 	return ret;
 }
@@ -487,7 +426,7 @@ uint64_t watch_work(struct tree *tree, uint64_t now)
 		if (space->closed || space->pid <= 0)
 			continue;
 		if (space->doubts || space->doubt_all)
-			settle_doubts(space, now);
+			doubt_settle(space, now);
 		if (watch_space(space, now))
 			tree->last_active_ns = now;
 	}

@@ -295,3 +295,28 @@ int proc_state(pid_t pid)
 	const char *end = strrchr(text, ')');
 	return end && end[1] == ' ' ? end[2] : -ESRCH;
 }
+
+static ssize_t read_of_thread(pid_t pid, pid_t thread, const char *name, char *text, size_t room)
+{
+	char path[80];
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/%s", pid, thread, name);
+	cleanup_fd int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t got = fd < 0 ? -1 : read(fd, text, room - 1);
+
+	text[DP_MAX(got, 0)] = 0;
+	return got;
+}
+
+int proc_thread_call(pid_t pid, pid_t thread, long *call, uint64_t *run_ns)
+{
+	char text[256];
+
+	if (read_of_thread(pid, thread, "syscall", text, sizeof(text)) <= 0)
+		return -ESRCH;
+	*call = strncmp(text, "running", 7) ? strtol(text, NULL, 10) : PROC_RUNNING;
+	if (read_of_thread(pid, thread, "schedstat", text, sizeof(text)) <= 0)
+		return -ESRCH;
+	*run_ns = strtoull(text, NULL, 10);
+	return 0;
+}

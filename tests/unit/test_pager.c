@@ -26,6 +26,7 @@
 #include "instance/stats.h"
 #include "pager/pager.h"
 #include "pager_target.h"
+#include "sys/proc.h"
 #include "sys/uffd.h"
 
 #define BASE TARGET_BASE
@@ -97,7 +98,8 @@ static int memory_get(struct source *source, enum request_class class, uint64_t 
 		for (uint64_t i = 0; i < ranges[r].pages; i++) {
 			uint8_t **from = slot(memory, space, ranges[r].pgno + i);
 			bool last = r + 1 == count && i + 1 == ranges[r].pages;
-			source->handler.on_pages(source->handler.context, cookie, (struct page_range){ ranges[r].pgno + i, 1 }, *from, last);
+			struct page_range range = { ranges[r].pgno + i, 1 };
+			source->handler.on_pages(source->handler.context, cookie, range, *from, last);
 		}
 	}
 	return 0;
@@ -320,6 +322,41 @@ static void pager__process_ends__whoever_shares_its_memory_goes_on_right(void **
 	run_scene(SCENE_SHARER, 0, true);
 }
 
+static void *spin(void *stop)
+{
+	while (!__atomic_load_n((int *)stop, __ATOMIC_RELAXED))
+		;
+	return NULL;
+}
+
+/* P10: what a thread that could be on its way looks like, and one that cannot. */
+static void thread_call__waiting_and_running__are_told_apart(void **state)
+{
+	(void)state;
+	int stop = 0;
+	long call = 0;
+	uint64_t before, after;
+	pid_t waiting = fork();
+	if (waiting == 0)
+		for (;;)
+			pause();
+	for (int i = 0; i < 1000 && (proc_thread_call(waiting, waiting, &call, &after) || call == PROC_RUNNING); i++)
+		usleep(10000);
+	assert_int_equal(call, SYS_pause);
+	kill(waiting, SIGKILL);
+	waitpid(waiting, NULL, 0);
+	assert_int_equal(proc_thread_call(waiting, waiting, &call, &after), -ESRCH);
+	pid_t running = fork();
+	if (running == 0)
+		spin(&stop);
+	assert_int_equal(proc_thread_call(running, running, &call, &before), 0);
+	do {
+		assert_int_equal(proc_thread_call(running, running, &call, &after), 0);
+	} while (call != PROC_RUNNING || after < before + 1000000);
+	kill(running, SIGKILL);
+	waitpid(running, NULL, 0);
+}
+
 /* P11 */
 static void pager__page_missing_from_the_pool__bus_error_not_zeros(void **state)
 {
@@ -344,6 +381,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(pager__areas_made_while_they_are_found__nothing_is_lost),
 		cmocka_unit_test(pager__first_thread_ends__others_go_on_right),
 		cmocka_unit_test(pager__process_ends__whoever_shares_its_memory_goes_on_right),
+		cmocka_unit_test(thread_call__waiting_and_running__are_told_apart),
 		cmocka_unit_test(pager__page_missing_from_the_pool__bus_error_not_zeros),
 	};
 	return cmocka_run_group_tests_name("pager", tests, NULL, NULL);
