@@ -435,7 +435,8 @@ static int settle(struct settings *settings)
 		return cli_usage_error(settings->command, "--parallel and --all-or-none go with --count");
 	if (settings->count == 0 && settings->spares < 0)
 		return cli_usage_error(settings->command, "--count 0 goes with --pre-created");
-	if (settings->count >= 0 && (restore->shell_job || settings->pidfile || settings->status_fd >= 0 || restore->host_pid_namespace))
+	bool of_one = restore->shell_job || settings->pidfile || settings->status_fd >= 0 || restore->host_pid_namespace;
+	if (settings->count >= 0 && of_one)
 		return cli_usage_error(settings->command,
 				       "--count does not go with --shell-job, --pidfile, --status-fd or --pid-namespace host");
 	if (settings->count >= 0)
@@ -570,7 +571,9 @@ static int failure(const struct settings *settings, int ret, const struct dp_err
 static int keep_spares(const struct settings *settings)
 {
 	struct dp_err err;
-	int ret = settings->spares < 0 ? 0 : spares_keep(&settings->restore, (unsigned)settings->spares, settings->spares_for_ns, &err);
+	if (settings->spares < 0)
+		return 0;
+	int ret = spares_keep(&settings->restore, (unsigned)settings->spares, settings->spares_for_ns, &err);
 	if (ret)
 		cli_print_error(ret, &err, settings->json && settings->count == 0);
 	return ret;
@@ -580,7 +583,8 @@ static int start_many(struct settings *settings)
 {
 	const struct run_many run = {
 		.restore = &settings->restore, .name = settings->restore.name, .count = (unsigned)settings->count,
-		.parallel = settings->parallel, .all_or_none = settings->all_or_none, .wait = settings->wait, .json = settings->json,
+		.parallel = settings->parallel, .all_or_none = settings->all_or_none, .wait = settings->wait,
+		.json = settings->json,
 	};
 	int ret = keep_spares(settings);
 	if (settings->count == 0)
@@ -705,7 +709,8 @@ static int restore_command(int argc, char **argv, bool foreground)
 		bool named = strstr(argv[optind], ":/") || settings.last_commit || settings.latest;
 		if (!settings.pool_list && !named)
 			settings.pool_list = getenv("DISTRI_PROC_POOL");
-		int ret = settings.pool_list && *settings.pool_list ? take_pools(&settings, argv[optind], &err) : resolve(&settings, argv[optind], &err);
+		bool listed = settings.pool_list && *settings.pool_list;
+		int ret = (listed ? take_pools : resolve)(&settings, argv[optind], &err);
 		settings.restore.endpoint = &settings.endpoint;
 		if (ret)
 			code = failure(&settings, ret, &err);

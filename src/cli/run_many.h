@@ -13,8 +13,8 @@ struct run_many {
 	bool all_or_none, wait, json;
 };
 
-/* Returns the exit code: EXIT_PARTIAL where some run and others do not; that of the first failure where none does. With wait, when
- * all have ended: EXIT_FAILED where one of them failed. */
+/* Returns the exit code: EXIT_PARTIAL where some run and others do not; that of the first failure where none does. With wait,
+ * when all have ended: EXIT_FAILED where one of them failed. */
 int run_many(const struct run_many *run);
 
 #endif

@@ -24,7 +24,7 @@
 
 bool spares_fit(const struct restore_options *options)
 {
-	if (options->shell_job || options->host_pid_namespace || options->lease)
+	if (options->shell_job || options->host_pid_namespace || options->lease || options->container)
 		return false;
 	for (size_t i = 0; i < options->criu_argument_count; i++)
 		if (!strncmp(options->criu_arguments[i], "--inherit-fd", 12) ||
@@ -33,13 +33,13 @@ bool spares_fit(const struct restore_options *options)
 	return true;
 }
 
-/* All that makes a tree another one. */
 char *spares_text(const struct restore_options *options)
 {
 	char pool[1400];
-	char *text = format_text("%s\n%s\n%s\n%s\n%d %d %d %llu %d %d %llu %d %d %d %d %llu\n",
+	char *text = format_text("%s\n%s\n%s\n%s\n%s\n%d %d %d %llu %d %d %llu %d %d %d %d %llu\n",
 				 endpoint_pool_text(options->endpoint, pool, sizeof(pool)), options->endpoint->name,
-				 options->local_memory ? options->local_memory : "", options->network ? options->network : "",
+				 options->local_memory ? options->local_memory : "",
+				 options->remote_memory ? options->remote_memory : "", options->network ? options->network : "",
 				 options->spread, options->ack_one, (int)options->compress,
 				 (unsigned long long)options->stall_timeout_ns, (int)options->on_lost, options->migrate,
 				 (unsigned long long)options->migrate_rate_bytes, options->may_sleep,
@@ -103,7 +103,8 @@ static int connect_to(const char *root, const char *key)
 }
 
 /* -ENOENT or -ECONNREFUSED: no keeper. */
-static int ask(const char *root, const char *key, const struct spares_request *request, struct spares_reply *reply, int *session_fd)
+static int ask(const char *root, const char *key, const struct spares_request *request, struct spares_reply *reply,
+	       int *session_fd)
 {
 	cleanup_fd int fd = connect_to(root, key);
 	if (fd < 0)

@@ -1,9 +1,9 @@
 /* spares: instances that are restored but for their first instruction, and wait to be wanted: namespaces, init, CRIU, pager, the
  * lease in the pool, every area in its place, the recorded order fetched. What is left of a start then is its last step.
  *
- * How it works: a *keeper*, one process a snapshot and set of options, keeps so many of them ready. It listens at ROOT/.spares/KEY.sock;
- * `run` asks it, gets the session of one (its socket to the supervisor, and who it is), and lets it go (restore_go). The keeper makes
- * another a moment later. It ends by itself when none was taken or asked for during its lifetime.
+ * How it works: a *keeper*, one process a snapshot and set of options, keeps so many of them ready. It listens at
+ * ROOT/.spares/KEY.sock; `run` asks it, gets the session of one (its socket to the supervisor, and who it is), and lets it go
+ * (restore_go). The keeper makes another a moment later. It ends by itself when none was asked for during its lifetime.
  *
  * Invariants:
  *  S1 a spare ends with whoever holds its session: the keeper, killed in any way, leaves none behind (restore.h);
@@ -62,7 +62,7 @@ void spares_keeper_main(const struct restore_options *options, const char *key, 
 	__attribute__((noreturn));
 /* ROOT/.spares/KEY.SUFFIX; the directory is made where it is not there. */
 const char *spares_path(const char *root, const char *key, const char *suffix, char *buffer, size_t size);
-/* "" where there is no such text. Fresh, or NULL. */
+/* All of the options that makes a tree another one, as text; fresh, NULL where memory is out. Its hash is the key. */
 char *spares_text(const struct restore_options *options);
 
 #endif

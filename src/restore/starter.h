@@ -1,5 +1,5 @@
-/* starter: one start in a process of its own. restore_start blocks and wants a process with one thread; whoever starts many, or has
- * other things to do meanwhile, lets a child do it and takes what came of it: the instance, and its session's socket.
+/* starter: one start in a process of its own. restore_start blocks and wants a process with one thread; whoever starts many, or
+ * has other things to do meanwhile, lets a child do it and takes what came of it: the instance, and its session's socket.
  *
  * If whoever waits dies first, the child's word reaches nobody, and what it started ends with it unless it runs already.
  * Inside src/restore only. Thread rule: single-threaded processes (this forks without exec). */
