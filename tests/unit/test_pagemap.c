@@ -280,6 +280,29 @@ static void pagemap_move__of_whole_inner_nodes_by_one_leaf__lands_each_page_righ
 	assert_true(pagemap_consistent(&fixture->map[0]));
 }
 
+/* Runs that begin and end within leaves and reach over a border of inner nodes, beside pages that are there. */
+static void pagemap_fill__over_borders__is_as_setting_each_page(void **state)
+{
+	struct fixture *fixture = *state;
+	const uint64_t start = 512 * 512 - 600, pages = 1500;
+	uint64_t slots[1502], found[1500];
+
+	assert_int_equal(slots_alloc(&fixture->slots, slots, 1502), 0);
+	for (unsigned i = 1; i < 1502; i++)
+		assert_int_equal(slots[i], slots[0] + i);
+	assert_int_equal(pagemap_set(&fixture->map[0], start - 1, slots[1500]), 0);
+	assert_int_equal(pagemap_set(&fixture->map[0], start + pages, slots[1501]), 0);
+	assert_int_equal(pagemap_fill(&fixture->map[0], start, slots[0], pages), 0);
+	assert_int_equal(pagemap_pages(&fixture->map[0]), 1502);
+	assert_true(pagemap_consistent(&fixture->map[0]));
+	pagemap_read(&fixture->map[0], start, found, pages);
+	for (unsigned i = 0; i < pages; i++)
+		assert_int_equal(found[i], slots[i]);
+	assert_int_equal(pagemap_own_slot(&fixture->map[0], start - 1), slots[1500]);
+	assert_int_equal(pagemap_drop(&fixture->map[0], start - 1, pages + 2), 0);
+	assert_int_equal(pagemap_pages(&fixture->map[0]), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -287,6 +310,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(pagemap_clone__of_a_large_map__costs_only_what_changes, setup, teardown),
 		cmocka_unit_test_setup_teardown(pagemap_own_slot__of_a_shared_page__is_none, setup, teardown),
 		cmocka_unit_test_setup_teardown(pagemap_drop__of_everything__leaves_nothing, setup, teardown),
+		cmocka_unit_test_setup_teardown(pagemap_fill__over_borders__is_as_setting_each_page, setup, teardown),
 		cmocka_unit_test_setup_teardown(pagemap_move__of_whole_inner_nodes_by_one_leaf__lands_each_page_right, setup,
 						teardown),
 		cmocka_unit_test_setup_teardown(pagemap_move__of_half_the_address_space__keeps_every_page, setup, teardown),
