@@ -52,8 +52,10 @@ int frozen_tree_collect(struct frozen_tree *tree, int records_fd, int fds_fd, st
 /* Before that, of a tree that is to go on, once CRIU was told so: waits until all of it was let go, its shadows made. criu_pidfd:
  * to hear of its end. -EAGAIN (it may have no further process), -ECANCELED, -EIO, -ENOMEM. */
 int frozen_tree_let_go(struct frozen_tree *tree, int fds_fd, int criu_pidfd, struct dp_err *err);
-/* Finds the pages and writes the page maps. -ENOTSUP where something was hidden that a restore would not fetch. */
-int frozen_tree_scan(struct frozen_tree *tree, struct dp_err *err);
+/* Finds the pages (by `find`, which fills task->pages from task->hidden, or by itself where that is NULL) and writes the page
+ * maps. -ENOTSUP where something was hidden that a restore would not fetch. */
+int frozen_tree_scan(struct frozen_tree *tree, int (*find)(void *context, struct frozen_task *task, struct dp_err *err),
+		     void *context, struct dp_err *err);
 struct frozen_task *frozen_tree_task(const struct frozen_tree *tree, int vpid);
 
 #endif

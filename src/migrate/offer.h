@@ -26,6 +26,7 @@
 #include <sys/types.h>
 
 #include "base/err.h"
+#include "checkpoint/precopy.h"
 
 struct offer;
 
@@ -43,6 +44,9 @@ struct offer_options {
 	 * tree (the offerer; without it the hook) does what switch_heir(record) says, instead of letting the tree go on at
 	 * once. Serving goes on meanwhile where it can. Absolute path; borrowed. */
 	const char *record;
+	/* NULL, or a pool near the destination, without a name: all pages go there, most of them while the tree runs, and it is
+	 * restored from there (offer_ahead.h). Not with copy. */
+	const char *ahead_pool;
 	bool verbose;
 	char *const *criu_arguments; /* further ones for `criu dump`; borrowed */
 	size_t criu_argument_count;
@@ -55,6 +59,7 @@ struct offer_facts {
 	uint64_t tasks, threads;
 	uint64_t pages;          /* that stay in the tree's memory until they are asked for */
 	uint64_t eager_pages;    /* that went with the skeleton */
+	struct precopy_totals ahead; /* with ahead_pool */
 	uint64_t skeleton_bytes;
 	uint64_t frozen_at_ns;   /* CLOCK_MONOTONIC: no thread of the tree runs from here on */
 	uint64_t dumped_ns;      /* from then until CRIU had written its images, */

@@ -22,6 +22,7 @@
 #include "migrate/frozen_store.h"
 #include "migrate/frozen_tree.h"
 #include "migrate/hide/record.h"
+#include "migrate/offer_ahead.h"
 #include "migrate/offered_snapshot.h"
 #include "migrate/record.h"
 #include "pool/server.h"
@@ -51,6 +52,7 @@ struct offerer {
 	struct store *store; /* the pool's */
 	struct pool *pool;
 	struct server *server;
+	struct offer_ahead ahead;
 	char pool_uri[1400];
 	int records_fd, fds_fd[2], life_fd[2]; /* [1]: CRIU's ends, closed here once it runs */
 	int root_pidfd, watch_fd, heir_fd[2];
@@ -186,6 +188,8 @@ static int prepare(struct offerer *offerer, struct dp_err *err)
 	if (offerer->root_pidfd < 0)
 		return dp_fail_errno(err, -offerer->root_pidfd, "open process %d", offerer->options->pid);
 	offerer->command_line = target_command_line(offerer->options->pid);
+	if (offerer->options->ahead_pool)
+		return offer_ahead_start(&offerer->ahead, offerer->options, err);
 	make_room(offerer);
 	return 0;
 }
@@ -269,8 +273,11 @@ static int take_snapshot(struct offerer *offerer, struct dp_err *err)
 							 .criu_arguments = offerer->arguments,
 							 .criu_argument_count = offerer->argument_count };
 	int rc = frozen_tree_collect(&offerer->tree, offerer->records_fd, offerer->fds_fd[0], err);
+	struct offer_ahead *ahead = options->ahead_pool ? &offerer->ahead : NULL;
+	if (rc == 0 && ahead)
+		rc = precopy_frozen(ahead->precopy, err);
 	if (rc == 0)
-		rc = frozen_tree_scan(&offerer->tree, err);
+		rc = frozen_tree_scan(&offerer->tree, ahead ? offer_ahead_pages : NULL, ahead, err);
 	if (rc < 0)
 		return rc;
 	const struct capture_totals totals = { .stored_pages = offerer->tree.pages, .eager_pages = offerer->tree.eager_pages };
@@ -278,11 +285,13 @@ static int take_snapshot(struct offerer *offerer, struct dp_err *err)
 					   .totals = &totals,
 					   .criu_version = offerer->version.text,
 					   .command_line = offerer->command_line ? offerer->command_line : "" };
-	rc = offered_snapshot_make(offerer->pool, &offerer->tree, options->name, &skeleton, &facts->skeleton_bytes, err);
+	rc = ahead ? offer_ahead_publish(ahead, &offerer->tree, &skeleton, facts, err) :
+		     offered_snapshot_make(offerer->pool, &offerer->tree, options->name, &skeleton, &facts->skeleton_bytes, err);
 	if (rc < 0)
 		return rc;
-	snprintf(facts->uri, sizeof(facts->uri), strncmp(offerer->pool_uri, "dp+unix:", 8) ? "%s/%s" : "%s#%s", offerer->pool_uri,
-		 options->name);
+	if (!ahead)
+		snprintf(facts->uri, sizeof(facts->uri), strncmp(offerer->pool_uri, "dp+unix:", 8) ? "%s/%s" : "%s#%s",
+			 offerer->pool_uri, options->name);
 	snprintf(facts->criu, sizeof(facts->criu), "%s", offerer->version.text);
 	snprintf(facts->command_line, sizeof(facts->command_line), "%s", skeleton.command_line);
 	facts->tasks = skeleton.tasks;
@@ -333,6 +342,7 @@ static int release(struct offerer *offerer, bool keep_pages, struct dp_err *err)
 	frozen_store_end(offerer->store);
 	rc = offerer->options->copy ? drop_shadows(offerer, err) : kill_tree(offerer, err);
 	offerer->state = STATE_RELEASED;
+	offer_ahead_remove(&offerer->ahead);
 	server_set_idle_exit(offerer->server, IDLE_EXIT_NS);
 	return rc;
 }
@@ -341,6 +351,7 @@ static int release(struct offerer *offerer, bool keep_pages, struct dp_err *err)
 static int resume(struct offerer *offerer, struct dp_err *err)
 {
 	offerer->state = STATE_RESUMED;
+	offer_ahead_remove(&offerer->ahead);
 	if (offerer->options->copy && offerer->dump.hook_fd < 0)
 		return drop_shadows(offerer, err);
 	int rc = criu_dump_answer(&offerer->dump, false, err);
@@ -549,6 +560,7 @@ void offerer_main(const struct offer_options *options, int control_fd)
 		answer(&offerer);
 	}
 	/* Socket files go with server_close; all else goes with the process. */
+	offer_ahead_done(&offerer.ahead);
 	frozen_tree_done(&offerer.tree);
 	workspace_close(&offerer.workspace);
 	_exit(rc < 0 ? 1 : 0);
