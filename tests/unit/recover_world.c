@@ -85,7 +85,7 @@ PLACE_VOID(recover_booked_move, (struct space * space), (space))
 PLACE_VOID(recover_booked_drop, (struct space * space), (space))
 PLACE_VOID(recover_save_warden, (struct space * space), (space))
 PLACE_VOID(recover_retiring, (struct space * space), (space))
-PLACE_VOID(watch_note_doubt, (struct space * space, uint64_t start, uint64_t end, bool removed), (space, start, end, removed))
+PLACE_VOID(doubt_note, (struct space * space, uint64_t start, uint64_t end, bool removed), (space, start, end, removed))
 PLACE_VOID(staging_flush, (struct space * space), (space))
 PLACE_VOID(staging_release, (struct space * space, uint32_t page, enum page_state state), (space, page, state))
 PLACE_VOID(oplog_next_put, (struct source * source, uint32_t space_number, const struct op_page *pages, size_t count),

@@ -133,11 +133,11 @@ static void give_up__pager_dies_at_each_step__reads_zero(void **state)
 		{ "after initial is saved", 1 },
 		{ "before link_drop", 1 }, /* R9 */
 		{ "after link_drop", 1 },
-		{ "before watch_note_doubt", 1 }, /* R11: the thread that gives the range up may not have done it yet */
-		{ "after watch_note_doubt", 1 },
+		{ "before doubt_note", 1 }, /* R11: the thread that gives the range up may not have done it yet */
+		{ "after doubt_note", 1 },
 		{ "before recover_followed", 1 },
 		{ "after recover_followed", 1 },
-		{ "after watch_note_doubt", 40 },
+		{ "after doubt_note", 40 },
 		{ "after link_drop", 20 },
 	};
 	die_at(SCENE_MADVISE, steps, ARRAY_LENGTH(steps));
