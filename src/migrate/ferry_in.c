@@ -18,6 +18,7 @@
 
 #define SEND_MS 2000
 #define TURN_MS 20
+#define AHEAD_NS UINT64_C(86400000000000)
 #define RETRY_NS UINT64_C(100000000)
 #define ADOPT_MS 20000 /* for a tree whose ferry died while it was restored */
 
@@ -106,6 +107,9 @@ static void tree_runs(struct in *in, const struct in_report *report)
 	in->ended = in->init_pidfd < 0;
 	line_add_text(event, "instance", in->instance.id);
 	line_add_number(event, "pid", (uint64_t)in->instance.root.pid);
+	line_add_number(event, "opened_ns", report->opened_ns);
+	line_add_number(event, "fetched_ns", report->fetched_ns);
+	line_add_number(event, "checked_ns", report->checked_ns);
 	line_add_number(event, "criu_ns", report->criu_ns);
 	line_add_number(event, "restore_ns", report->restore_ns);
 	tell(in, event);
@@ -154,7 +158,9 @@ static void look_at_tree(struct in *in)
 		in->ended = true; /* nobody can say how */
 		dp_fail(&in->err, ECHILD, "the tree ended");
 	}
-	if (!in->whole && stats_pager_left(instance_path(&in->instance, "stats", path, sizeof(path)))) {
+	/* S5. What went ahead lies in a pool that is not the source's. */
+	bool ahead = in->prepare && line_flag(in->prepare, "ahead");
+	if (!in->whole && (ahead || stats_pager_left(instance_path(&in->instance, "stats", path, sizeof(path))))) {
 		in->whole = true;
 		in->next_ask_ns = 0;
 		tell(in, line_event("whole"));
@@ -289,7 +295,8 @@ static void finish(struct in *in)
 /* The line that says what to restore; until it comes the source may give up or go. */
 static int wait_for_order(struct in *in, json_object **order)
 {
-	int ret = lines_receive(&in->source, order, (unsigned)(SWITCH_PREPARE_NS / 1000000u));
+	uint64_t wait_ns = line_flag(in->prepare, "ahead") ? AHEAD_NS : SWITCH_PREPARE_NS; /* it runs meanwhile */
+	int ret = lines_receive(&in->source, order, (unsigned)(wait_ns / 1000000u));
 	const char *op = ret ? NULL : line_text(*order, "op");
 	if (ret)
 		return dp_fail_errno(&in->err, ret == -EAGAIN ? ETIMEDOUT : -ret, "the source's ferry is gone");

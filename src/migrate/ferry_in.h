@@ -16,7 +16,7 @@ struct in_report {
 	enum { IN_RUNS = 1, IN_FAILED, IN_ENDED } kind;
 	int code; /* FAILED: errno, ENDED: the root's exit code */
 	struct instance instance;
-	uint64_t criu_ns, restore_ns;
+	uint64_t opened_ns, fetched_ns, checked_ns, criu_ns, restore_ns; /* since the restore began */
 	struct dp_err err;
 };
 

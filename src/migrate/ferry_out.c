@@ -286,6 +286,12 @@ static int listen_text(const struct out *out, char text[static 128])
 	return 0;
 }
 
+bool out_goes_ahead(const struct out *out)
+{
+	const char *mode = line_text(out->request, "mode");
+	return mode && !strcmp(mode, "pre-copy");
+}
+
 static int freeze(struct out *out)
 {
 	char listen[128], name[128];
@@ -305,9 +311,10 @@ static int freeze(struct out *out)
 		.name = name,
 		.registry = out->root,
 		.record = out->record,
+		.ahead_pool = out_goes_ahead(out) ? line_text(out->request, "pool") : NULL,
 		.verbose = line_flag(out->request, "verbose"),
 	};
-	out_phase(out, "freezing");
+	out_phase(out, options.ahead_pool ? "sending ahead" : "freezing");
 	if (out->address_moves)
 		forward_start(&out->forwarder, &out->address);
 	int ret = offer_make(&out->offer, &options, &out->facts, &out->err);
@@ -385,8 +392,14 @@ static int finish(struct out *out, int ret)
 		line_add_number(event, "bytes", out->facts.pages * PAGE_BYTES);
 		line_add_number(event, "skeleton_bytes", out->facts.skeleton_bytes);
 		line_add_number(event, "tasks", out->facts.tasks);
+		if (out_goes_ahead(out)) {
+			line_add_number(event, "ahead_bytes", out->facts.ahead.ahead_pages * PAGE_BYTES);
+			line_add_number(event, "frozen_bytes", out->facts.ahead.frozen_pages * PAGE_BYTES);
+			line_add_number(event, "rounds", out->facts.ahead.rounds);
+		}
 		line_add_text(event, "instance", line_text(out->started, "instance"));
 		line_add_number(event, "pid", (uint64_t)line_number(out->started, "pid"));
+		json_object_object_add(event, "restore", json_object_get(out->started));
 	}
 	line_add_text(event, "to", out->to.host);
 	add_times(out, event);

@@ -70,7 +70,10 @@ static void restorer_main(const struct in *in, const char *uri, int fd)
 	if (!ret) {
 		report.kind = IN_RUNS;
 		report.instance = session.instance;
-		report.criu_ns = session.times.criu_done_ns - session.times.checked_ns;
+		report.opened_ns = session.times.opened_ns - session.times.start_ns;
+		report.fetched_ns = session.times.fetched_ns - session.times.start_ns;
+		report.checked_ns = session.times.checked_ns - session.times.start_ns;
+		report.criu_ns = session.times.criu_done_ns - session.times.start_ns;
 		report.restore_ns = session.times.done_ns - session.times.start_ns;
 	}
 	say(fd, &report);
