@@ -320,7 +320,8 @@ static int dump(struct checkpoint *checkpoint, bool *ours, struct dp_err *err)
 	 * (C2). */
 	bool may_thaw = options->origin && options->leave_running;
 	*ours = true;
-	int rc = options->runtime ? runtime_dump_start(&checkpoint->dump, options->runtime, checkpoint->criu, &checkpoint->workspace, err)
+	int rc = options->runtime ? runtime_dump_start(&checkpoint->dump, options->runtime, checkpoint->criu,
+						       &checkpoint->workspace, err)
 				  : criu_dump_start(&checkpoint->dump, &dump_options, &checkpoint->workspace, err);
 	*ours = rc != -ECANCELED;
 	if (rc < 0)

@@ -1,8 +1,8 @@
 /* runtime_dump: a checkpoint in which not we run CRIU but a container's runtime does: `runc checkpoint ...`.
  *
- * The runtime is our child and finds, in CRIU's place, our launcher (sys/criu_launch.h): so the pages come to us over a Unix socket
- * and CRIU asks our hook before it finishes, as in criu_dump.h, whose struct this fills and whose other functions do the rest. The
- * images and the log lie where the runtime was told to put them.
+ * The runtime is our child and finds, in CRIU's place, our launcher (sys/criu_launch.h): so the pages come to us over a Unix
+ * socket and CRIU asks our hook before it finishes, as in criu_dump.h, whose struct this fills and whose other functions do the
+ * rest. The images and the log lie where the runtime was told to put them.
  * Thread rule: one thread. */
 #ifndef DP_CHECKPOINT_RUNTIME_DUMP_H
 #define DP_CHECKPOINT_RUNTIME_DUMP_H

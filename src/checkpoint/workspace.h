@@ -18,7 +18,8 @@ struct workspace {
 };
 
 int workspace_open(struct workspace *workspace, struct dp_err *err);
-/* Only the root, and always as a directory: its path is workspace->directory, for processes that inherit no descriptor of ours. */
+/* Only the root, and always as a directory: its path is workspace->directory, for processes that inherit no descriptor of
+ * ours. */
 int workspace_open_private(struct workspace *workspace, struct dp_err *err);
 void workspace_close(struct workspace *workspace);
 /* Copies `file` of the work directory to a lasting place (the registry's logs/, else $TMPDIR or /tmp); `kept` gets its path, or

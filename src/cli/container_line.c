@@ -10,11 +10,12 @@
 #include "oci/annotations.h"
 #include "oci/oci.h"
 
-/* The runtime's command line: what does not change goes before and behind CRIU's options, of which it knows some by their names. */
+/* The runtime's command line: what does not change goes before and behind CRIU's options, of which it knows some by their
+ * names. */
 #define FIXED_ARGUMENTS 12
 
-static int runtime_of(const struct container_line *line, struct oci_host *host, char *globals[static 3], struct oci_runtime *runtime,
-		      struct dp_err *err)
+static int runtime_of(const struct container_line *line, struct oci_host *host, char *globals[static 3],
+		      struct oci_runtime *runtime, struct dp_err *err)
 {
 	int ret = oci_host_read(host, err);
 	globals[0] = line->root ? (char *)(uintptr_t)"--root" : NULL;

@@ -1,5 +1,5 @@
-/* container_line: what `checkpoint` and `restore` take where a container is meant, without the wrapper: --runtime, --runtime-root,
- * --container, --bundle. */
+/* container_line: what `checkpoint` and `restore` take where a container is meant, without the wrapper: --runtime,
+ * --runtime-root, --container, --bundle. */
 #ifndef DP_CLI_CONTAINER_LINE_H
 #define DP_CLI_CONTAINER_LINE_H
 

@@ -469,8 +469,10 @@ static int read_options(struct settings *settings, int argc, char **argv)
 		return cli_usage_error(settings->command, "--detach is the opposite of --wait and of `run`");
 	bool many = settings->wait || settings->restore.foreground || settings->restore.group || settings->restore.network;
 	if (settings->container.container && many)
-		return cli_usage_error(settings->command, "--container does not go with --wait, --network and `run`: its runtime has those");
-	if (!settings->container.container && (settings->container.runtime || settings->container.bundle || settings->container.root))
+		return cli_usage_error(settings->command,
+				       "--container does not go with --wait, --network and `run`: its runtime has those");
+	const struct container_line *container = &settings->container;
+	if (!container->container && (container->runtime || container->bundle || container->root))
 		return cli_usage_error(settings->command, "--runtime, --runtime-root and --bundle go with --container");
 	if (settings->take_over && !settings->last_commit && !settings->latest)
 		return cli_usage_error(settings->command, "--take-over goes with --last-commit or --latest");

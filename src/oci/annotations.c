@@ -55,7 +55,9 @@ static int take(struct oci_wishes *wishes, const char *name, const char *value, 
 	if (!strcmp(name, "prefetch"))
 		return copy(name, value, wishes->prefetch, sizeof(wishes->prefetch), err);
 	return dp_fail(err, EINVAL,
-		       "no annotation " PREFIX "%.60s: there are enabled, memory-policy, remote-memory, pool, prefetch and snapshot", name);
+		       "no annotation " PREFIX "%.60s: there are enabled, memory-policy, remote-memory, pool, prefetch and "
+		       "snapshot",
+		       name);
 }
 
 int oci_wishes_parse(const char *config_json, struct oci_wishes *wishes, struct dp_err *err)
@@ -67,7 +69,8 @@ int oci_wishes_parse(const char *config_json, struct oci_wishes *wishes, struct 
 		json_object_put(config);
 		return dp_fail(err, EBADMSG, "the bundle's config.json is no JSON object");
 	}
-	if (json_object_object_get_ex(config, "annotations", &annotations) && json_object_is_type(annotations, json_type_object)) {
+	if (json_object_object_get_ex(config, "annotations", &annotations) &&
+	    json_object_is_type(annotations, json_type_object)) {
 		json_object_object_foreach(annotations, key, value) {
 			bool ours = !strncmp(key, PREFIX, strlen(PREFIX)) && json_object_is_type(value, json_type_string);
 			if (ours && !ret)

@@ -5,7 +5,8 @@
  *   distri-proc.io/snapshot       REPO:TAG for it (default: of the container's name and the time)
  *   distri-proc.io/memory-policy  lazy (default): pages come when they are touched; hot-local: besides, those that an earlier run
  *                                 wanted are there before it runs; full: all of them come in the background, and stay
- *   distri-proc.io/remote-memory  what is to lie in the pool for good: 50%, 512M; or cgroup: as much as the container's limit says
+ *   distri-proc.io/remote-memory  what is to lie in the pool for good: 50%, 512M; or cgroup: as much as the container's limit
+ *   says
  *   distri-proc.io/prefetch       stream, working-set, or a policy's name
  *
  * runtime.conf: lines of `name = value`; # begins a comment. runtime, pool, registry; psk-file, tls-cert, tls-key, tls-ca,

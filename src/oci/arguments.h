@@ -1,5 +1,5 @@
-/* arguments: the command line of an OCI runtime (runc's, and crun's and youki's, which follow it), taken apart as far as we need it.
- * Pure functions. */
+/* arguments: the command line of an OCI runtime (runc's, and crun's and youki's, which follow it), taken apart as far as we
+ * need it. Pure functions. */
 #ifndef DP_OCI_ARGUMENTS_H
 #define DP_OCI_ARGUMENTS_H
 

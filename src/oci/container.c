@@ -99,7 +99,9 @@ int oci_state(const struct oci_runtime *runtime, const char *id, bool quiet, str
 		state->pid = json_object_get_int(value);
 	if (json_object_object_get_ex(object, "bundle", &value))
 		bundle = json_object_get_string(value);
-	bool good = bundle && *bundle == '/' && snprintf(state->bundle, sizeof(state->bundle), "%s", bundle) < (int)sizeof(state->bundle);
+	bool good = bundle && *bundle == '/' && strlen(bundle) < sizeof(state->bundle);
+	if (good)
+		strcpy(state->bundle, bundle);
 	json_object_put(object);
 	return good ? 0 : dp_fail(err, EBADMSG, "`%s state %s` names no bundle", runtime->program, id);
 }

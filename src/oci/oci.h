@@ -1,17 +1,18 @@
 /* oci: containers, under the runtimes that people have, unpatched.
  *
- * `distri-proc-runtime` stands in the runtime's place (`podman --runtime`, containerd's BinaryName, plain): it becomes the real one
- * (execve: arguments, descriptors, exit code, signals are that one's) for all but two commands of containers that ask for it:
+ * `distri-proc-runtime` stands in the runtime's place (`podman --runtime`, containerd's BinaryName, plain): it becomes the real
+ * one (execve: arguments, descriptors, exit code, signals are that one's) for all but two commands of containers that ask for it:
  *  - checkpoint: the real runtime is our child, its CRIU's pages go into a pool (checkpoint/runtime_dump.h), and what its image
  *    directory holds is a reference to the snapshot and the images without pages;
  *  - restore from such a directory: instance, pager and supervisor are there first (restore/container.h), then we become the real
  *    runtime.
  * `delete` and `kill` need nothing of us: an instance goes with its container.
- * Containers ask by annotations (annotations.h); which runtime is real, /etc/distri-proc/runtime.conf or $DISTRI_PROC_RUNTIME says.
+ * Containers ask by annotations (annotations.h); which runtime is real, /etc/distri-proc/runtime.conf or $DISTRI_PROC_RUNTIME
+ * says.
  *
  * Invariants: O1 a directory with a reference holds no inventory.img that CRIU could read: a restore without us fails at once,
- * rather than wait for ever for pages that are not there. O2 it holds that before CRIU may end the container. O3 where anything of
- * ours fails, the container lives on, or was never there.
+ * rather than wait for ever for pages that are not there. O2 it holds that before CRIU may end the container. O3 where anything
+ * of ours fails, the container lives on, or was never there.
  * Thread rule: one thread; forks. */
 #ifndef DP_OCI_OCI_H
 #define DP_OCI_OCI_H

@@ -61,7 +61,7 @@ static int become(struct wrapper *wrapper, char **argv)
 	signal(SIGPIPE, SIG_DFL);
 	signal(SIGXFSZ, SIG_DFL);
 	execvp(argv[0], argv);
-	dp_fail_errno(&wrapper->err, errno, "run %s (set another with `runtime = PATH` in /etc/distri-proc/runtime.conf)", argv[0]);
+	dp_fail_errno(&wrapper->err, errno, "run %s (`runtime = PATH` in /etc/distri-proc/runtime.conf names another)", argv[0]);
 	return say_why(wrapper);
 }
 
@@ -81,11 +81,11 @@ static const char *images_of(const struct oci_arguments *arguments)
 /* REPO:TAG of what nobody named: the container's name as far as a repository can have it, and the time. */
 static void make_name(const char *id, char name[static 256])
 {
-	char repository[65];
-	size_t used = 0;
+	char repository[41];
+	size_t used = 0, most = strlen(id) < sizeof(repository) ? sizeof(repository) - 1 : 12; /* as Podman abbreviates them */
 	struct timespec now;
 	clock_gettime(CLOCK_REALTIME, &now);
-	for (const char *at = id; *at && used < sizeof(repository) - 1; at++) {
+	for (const char *at = id; *at && used < most; at++) {
 		char letter = *at >= 'A' && *at <= 'Z' ? (char)(*at - 'A' + 'a') : *at;
 		bool plain = (letter >= 'a' && letter <= 'z') || (letter >= '0' && letter <= '9');
 		if (plain || (used && strchr("._-", letter)))
@@ -103,8 +103,8 @@ static int name_target(struct wrapper *wrapper, const char *id)
 	char made[256];
 	if (!*pool)
 		return dp_fail(&wrapper->err, EINVAL,
-			       "container %s wants its pages in a pool, but which? Give it the annotation distri-proc.io/pool, or this "
-			       "host `pool = URI` in /etc/distri-proc/runtime.conf",
+			       "container %s wants its pages in a pool, but which? Give it the annotation "
+			       "distri-proc.io/pool, or this host `pool = URI` in /etc/distri-proc/runtime.conf",
 			       id);
 	int ret = endpoint_parse(&wrapper->endpoint, pool, &wrapper->err);
 	if (ret)
@@ -153,8 +153,8 @@ static int take_prefetch(struct wrapper *wrapper, struct restore_options *option
 		options->prefetch_policy = (enum prefetch_policy)policy;
 	else if (*prefetch)
 		return dp_fail(&wrapper->err, EINVAL,
-			       "annotation distri-proc.io/prefetch takes stream, working-set or a policy of distri-proc-restore(1), not "
-			       "`%s`",
+			       "annotation distri-proc.io/prefetch takes stream, working-set or a policy of "
+			       "distri-proc-restore(1), not `%s`",
 			       prefetch);
 	return 0;
 }
@@ -207,8 +207,8 @@ int oci_runtime_main(int argc, char **argv)
 		return say_why(&wrapper);
 	const char *command = arguments->command ? argv[arguments->command] : "";
 	bool checkpoints = !strcmp(command, "checkpoint"), restores = !strcmp(command, "restore");
-	bool plain = !arguments->id || arguments->help || arguments->pre_dump || arguments->lazy_pages || arguments->page_server ||
-		     arguments->parent;
+	bool plain = !arguments->id || arguments->help || arguments->pre_dump || arguments->lazy_pages ||
+		     arguments->page_server || arguments->parent;
 	if ((!checkpoints && !restores) || plain)
 		return pass_on(&wrapper);
 	char **globals = calloc((size_t)arguments->command, sizeof(*globals)); /* argv[1] to the command */

@@ -406,7 +406,8 @@ uint64_t watch_work(struct tree *tree, uint64_t now)
 	if (now < tree->next_watch_ns)
 		return tree->next_watch_ns - now;
 	if (is_alone(tree)) {
-		tree_fail(tree, -EOWNERDEAD, "supervisor and watcher were killed: the tree was stopped while its memory could still be served");
+		tree_fail(tree, -EOWNERDEAD,
+			  "supervisor and watcher were killed: the tree was stopped while its memory could still be served");
 		return 0;
 	}
 	bool active = now - tree->last_active_ns < ACTIVE_FOR_NS;

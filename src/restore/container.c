@@ -181,7 +181,8 @@ static void take_announcement(void)
 	struct gate_message message;
 	cleanup_fd int fd = accept4(watcher.gate_fd, NULL, NULL, SOCK_CLOEXEC);
 	struct pollfd comes = { .fd = fd, .events = POLLIN };
-	if (fd < 0 || poll(&comes, 1, DEAD_WITHIN_MS) != 1 || recv(fd, &message, sizeof(message), MSG_DONTWAIT) != sizeof(message))
+	if (fd < 0 || poll(&comes, 1, DEAD_WITHIN_MS) != 1 ||
+	    recv(fd, &message, sizeof(message), MSG_DONTWAIT) != sizeof(message))
 		return;
 	watcher.root_fd = message.root > 0 ? pidfd_open(message.root, 0) : -1;
 	if (watcher.root_fd < 0)
@@ -235,8 +236,8 @@ static void look(void)
 	if (watcher.channel_fd < 0 && watcher.root_fd < 0)
 		fail("the supervisor was killed before the container ran");
 	if (watcher.channel_fd < 0 && watcher.pager_gone)
-		finish("the supervisor was killed, and the pager has ended: nobody can serve the container's memory any more; it was "
-		       "stopped rather than fed zeros");
+		finish("the supervisor was killed, and the pager has ended: nobody can serve the container's memory any more; "
+		       "it was stopped rather than fed zeros");
 	if (polls[1].revents)
 		take_announcement();
 	else if (polls[2].revents && watcher.root_fd < 0)

@@ -1,13 +1,13 @@
 /* container: a restore in which not we run CRIU but a container's runtime does: `runc restore ...`, under Podman's conmon or
  * containerd's shim, whose child the container has to be. The pager stays outside of it.
  *
- * How it works: restore_container_start makes everything that `distri-proc restore` has at the moment when CRIU connects: instance,
- * skeleton, supervisor, pager, the socket. The caller then becomes the runtime (execve): so its parent, its exit code, its signals
- * and its terminal are the runtime's alone. The runtime finds our launcher for `criu` (sys/criu_launch.h), which adds an action
- * script; in the post-restore step, when every task is in its place and none has run, that says over `gate.sock` which process
- * the container's first is, and CRIU goes on only when the supervisor knows.
- * In the place of init there is a *watcher*: it is no parent of the tree, sees its end by a pidfd, and takes over init's part should
- * the supervisor be killed. One that is killed itself is followed by another.
+ * How it works: restore_container_start makes everything that `distri-proc restore` has at the moment when CRIU connects:
+ * instance, skeleton, supervisor, pager, the socket. The caller then becomes the runtime (execve): so its parent, its exit
+ * code, its signals and its terminal are the runtime's alone. The runtime finds our launcher for `criu` (sys/criu_launch.h),
+ * which adds an action script; in the post-restore step, when every task is in its place and none has run, that says over
+ * `gate.sock` which process the container's first is, and CRIU goes on only when the supervisor knows.
+ * In the place of init there is a *watcher*: it is no parent of the tree, sees its end by a pidfd, and takes over init's part
+ * should the supervisor be killed. One that is killed itself is followed by another.
  *
  *   caller = runtime ─── criu ── container        supervisor ─┬─ pager
  *      (child of conmon, shim, shell)                         └─ watcher
@@ -32,8 +32,8 @@ struct restore_container {
 	int caller_pidfd;      /* of the process that becomes the runtime; set by restore_container_start */
 };
 
-/* Returns when the runtime may be run; options->container is set. The instance's `images` is the runtime's image directory, and its
- * directory the first of the runtime's PATH (criu_launch_environment). Errors as restore_start. */
+/* Returns when the runtime may be run; options->container is set. The instance's `images` is the runtime's image directory, and
+ * its directory the first of the runtime's PATH (criu_launch_environment). Errors as restore_start. */
 int restore_container_start(struct restore_options *options, struct restore_container *container, struct instance *instance,
 			    struct dp_err *err);
 

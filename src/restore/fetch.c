@@ -126,7 +126,8 @@ static int local_of_remote(const char *remote_memory, uint64_t snapshot_pages, c
 		return 0;
 	}
 	if (parse_size(remote_memory, &remote_bytes))
-		return dp_fail(err, EINVAL, "remote memory %s: give a share below 100%% or a size, such as 50%% or 512M", remote_memory);
+		return dp_fail(err, EINVAL, "remote memory %s: give a share below 100%% or a size, such as 50%% or 512M",
+			       remote_memory);
 	if (remote_bytes >= all_bytes)
 		return dp_fail(err, EINVAL, "remote memory %s is all that the snapshot has: give less, or a share such as 50%%",
 			       remote_memory);

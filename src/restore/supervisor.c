@@ -567,7 +567,8 @@ static void start_pager(struct supervisor *supervisor, bool follows)
 	struct init_order order = { .highest_pid = supervisor->plan->highest_pid };
 	struct pager_ends ends = {
 		.listen_fd = supervisor->listen_fd, .control_fd = supervisor->control_fd, .keeper_fd = -1,
-		.init_pidfd = supervisor->init_pidfd, .guard_fd = supervisor->guard[0], .inherited = follows ? &supervisor->keeper : NULL,
+		.init_pidfd = supervisor->init_pidfd, .guard_fd = supervisor->guard[0],
+		.inherited = follows ? &supervisor->keeper : NULL,
 	};
 	if (follows)
 		start_pools(supervisor); /* both may have been killed */

@@ -31,7 +31,8 @@ static bool find_mount(const char *mounts, const char *controller, char to[stati
 		if (!dash || (end && dash > end) || sscanf(line, "%*s %*s %*s %*s %255s", point) != 1 ||
 		    sscanf(dash, " - %31s %*s %1023s", kind, options) != 2)
 			continue;
-		if (controller ? !strcmp(kind, "cgroup") && lists(options, strlen(options), controller) : !strcmp(kind, "cgroup2")) {
+		bool version_1 = controller && !strcmp(kind, "cgroup") && lists(options, strlen(options), controller);
+		if (version_1 || (!controller && !strcmp(kind, "cgroup2"))) {
 			snprintf(to, 256, "%s", point);
 			return true;
 		}

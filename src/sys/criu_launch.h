@@ -6,8 +6,8 @@
  *
  * How it works: a private directory has a link `criu` to this program, and `criu.conf` with options, one a line. The runtime gets
  * that directory as the first of its PATH. Called by that name, this program connects to `pages.sock` beside it, if there is one
- * (the socket becomes CRIU's page server), puts the options into a memory file for CRIU_CONFIG_FILE, and becomes the real CRIU: the
- * same process, with the descriptors it was given.
+ * (the socket becomes CRIU's page server), puts the options into a memory file for CRIU_CONFIG_FILE, and becomes the real CRIU:
+ * the same process, with the descriptors it was given.
  * Thread rule: single-threaded processes. */
 #ifndef DP_SYS_CRIU_LAUNCH_H
 #define DP_SYS_CRIU_LAUNCH_H
@@ -18,7 +18,8 @@
 
 #define CRIU_LAUNCH_PAGES "pages.sock" /* in the directory: where a dump's pages are waited for */
 
-/* Makes the link and criu.conf in the directory, which exists. Options as CRIU writes them in such a file: "action-script /x\n". */
+/* Makes the link and criu.conf in the directory, which exists. Options as CRIU writes them in such a file: "action-script
+ * /x\n". */
 int criu_launch_prepare(const char *directory, const char *options, struct dp_err *err);
 /* Changes the environment of this process (a child that is about to become a runtime): there `criu` is that of the directory, and
  * what it becomes is `criu_path`. -ENOMEM. */
