@@ -20,7 +20,9 @@ static const char usage[] =
 	"one copy runs afterwards. Both hosts run `distri-proc agent`. Ctrl-C only ends the display.\n"
 	"\n"
 	"  --to HOST[:PORT]    the host to go to (default port 7410), or dps://HOST:PORT, tcp://HOST:PORT without encryption\n"
-	"  --mode post-copy    the pages follow (the default, and for now the only one)\n"
+	"  --mode MODE         post-copy: the pages follow (the default); pre-copy: they go ahead, while it runs, and what it writes\n"
+	"                      meanwhile in a few rounds and while it is frozen; nothing depends on this host from then on\n"
+	"  --pool URI          pre-copy: the pool that they go to, and that it is restored from; near the destination, if possible\n"
 	"  --tcp-established   open TCP connections go along; without it, a process that has some is refused\n"
 	"  --address ADDRESS/LENGTH@DEVICE  an IPv4 address that leaves this host with the process and comes up there, on the\n"
 	"                      device of that name, such as 10.0.0.5/32@eth0: it is what the connections need\n"
@@ -53,6 +55,10 @@ static void print_summary(json_object *event)
 	       ms(event, "gap_ns"));
 	printf("  %s of pages in %.1f ms; all in all %.1f ms\n",
 	       format_size((uint64_t)line_number(event, "bytes"), bytes, sizeof(bytes)), ms(event, "pages_ns"), ms(event, "total_ns"));
+	if (line_number(event, "rounds"))
+		printf("  %lld rounds sent %s ahead; %.1f MiB were left for the freeze\n", (long long)line_number(event, "rounds"),
+		       format_size((uint64_t)line_number(event, "ahead_bytes"), bytes, sizeof(bytes)),
+		       (double)line_number(event, "frozen_bytes") / 1048576);
 }
 
 static void show(json_object *event, bool redraw)
@@ -157,6 +163,7 @@ static int take_option(struct settings *settings, const char *command, int optio
 	case 'n': line_add_text(settings->request, "name", optarg); return 0;
 	case 't': line_add_text(settings->request, "to", optarg); return 0;
 	case 'm': line_add_text(settings->request, "mode", optarg); return 0;
+	case 'P': line_add_text(settings->request, "pool", optarg); return 0;
 	case 'e': line_add_flag(settings->request, "tcp_established", true); return 0;
 	case 'a': line_add_text(settings->request, "address", optarg); return 0;
 	case 'R': return take_size(settings, command, optarg);
@@ -175,6 +182,7 @@ static int read_options(struct settings *settings, int argc, char **argv)
 	static const struct option options[] = {
 		{ "pid", required_argument, NULL, 'p' },     { "name", required_argument, NULL, 'n' },
 		{ "to", required_argument, NULL, 't' },      { "mode", required_argument, NULL, 'm' },
+		{ "pool", required_argument, NULL, 'P' },
 		{ "tcp-established", no_argument, NULL, 'e' }, { "address", required_argument, NULL, 'a' },
 		{ "rate", required_argument, NULL, 'R' },    { "lease", required_argument, NULL, 'L' },
 		{ "criu-option", required_argument, NULL, 'c' }, { "json", no_argument, NULL, 'j' },

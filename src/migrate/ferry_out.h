@@ -41,6 +41,8 @@ struct out {
 
 /* Everything up to the freeze: nothing stands still yet. (ferry_plan.c) */
 int out_prepare(struct out *out, const struct endpoint *listen);
+/* Its pages go to a pool while it runs (offer_ahead.h). */
+bool out_goes_ahead(const struct out *out);
 /* The files that the tree has mapped, [{path, bytes}], for the destination to compare; NULL where it brings its own. */
 json_object *out_files(pid_t pid);
 /* Tells the client; takes the object. */

@@ -137,6 +137,8 @@ static json_object *prepare_line(struct out *out, const struct endpoint *listen)
 	line_add_number(line, "back_port", listen->port);
 	line_add_flag(line, "back_tls", listen->tls);
 	line_add_number(line, "lease_ns", out->decision.lease_ns);
+	if (out_goes_ahead(out))
+		line_add_flag(line, "ahead", true);
 	json_object *files = out_files(out->pid);
 	if (files)
 		json_object_object_add(line, "files", files);
@@ -195,8 +197,11 @@ static int open_asks(struct out *out)
 int out_prepare(struct out *out, const struct endpoint *listen)
 {
 	const char *mode = line_text(out->request, "mode");
-	if (mode && strcmp(mode, "post-copy") != 0)
-		return dp_fail(&out->err, EOPNOTSUPP, "--mode %s: this agent can only do post-copy", mode);
+	bool ahead = mode && !strcmp(mode, "pre-copy");
+	if (mode && !ahead && strcmp(mode, "post-copy") != 0)
+		return dp_fail(&out->err, EOPNOTSUPP, "--mode %s: this agent can do post-copy and pre-copy", mode);
+	if (ahead && !line_text(out->request, "pool"))
+		return dp_fail(&out->err, EINVAL, "--mode pre-copy: name a pool near the destination, which both hosts reach (--pool URI)");
 	int ret = find_tree(out);
 	if (!ret)
 		ret = find_destination(out);
