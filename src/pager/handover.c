@@ -36,32 +36,36 @@ static int add_registered(struct space *space, int images_fd, struct dp_err *err
 	return ret;
 }
 
-/* The page map: lazy pages are remote; the others of watched areas were filled by CRIU. */
+/* Pages that CRIU fills. */
+static int add_eager(struct space *space, const struct image_run *run)
+{
+	for (uint64_t pgno = run->pgno; pgno < run->pgno + run->pages; pgno++) {
+		if (!rangeset_contains(&space->registered, pgno << PAGE_SHIFT))
+			continue;
+		uint32_t page = table_make(&space->table, pgno);
+		if (page == NO_PAGE)
+			return -ENOMEM;
+		table_change(&space->table, page, PAGE_LOCAL, 0, 0);
+		table_enqueue(&space->table, page, QUEUE_SMALL);
+	}
+	return 0;
+}
+
+/* The page map: lazy pages are remote; the others of watched areas were filled by CRIU. All remote ones are known before the first
+ * other is made: with it come its neighbours, as what they are known as by then (zero, where they are not). */
 static int add_pages(struct space *space, int images_fd, struct dp_err *err)
 {
 	char name[64];
 	struct image_pagemap map = { 0 };
 	snprintf(name, sizeof(name), "pagemap-%d.img", space->vpid);
 	int ret = images_read_pagemap(images_fd, name, &map, err);
-	for (size_t i = 0; !ret && i < map.count; i++) {
-		const struct image_run *run = &map.runs[i];
-		if (run->flags & PAGEMAP_LAZY) {
-			ret = rangeset_add(&space->table.initial, run->pgno, run->pgno + run->pages);
-			continue;
-		}
-		for (uint64_t pgno = run->pgno; !ret && pgno < run->pgno + run->pages; pgno++) {
-			if (!rangeset_contains(&space->registered, pgno << PAGE_SHIFT))
-				continue;
-			uint32_t page = table_make(&space->table, pgno);
-			if (page == NO_PAGE)
-				ret = -ENOMEM;
-			else {
-				table_change(&space->table, page, PAGE_LOCAL, 0, 0);
-				table_enqueue(&space->table, page, QUEUE_SMALL);
-			}
-		}
-	}
+	for (size_t i = 0; !ret && i < map.count; i++)
+		if (map.runs[i].flags & PAGEMAP_LAZY)
+			ret = rangeset_add(&space->table.initial, map.runs[i].pgno, map.runs[i].pgno + map.runs[i].pages);
 	space->table.counts[PAGE_REMOTE] = space->table.initial.total;
+	for (size_t i = 0; !ret && i < map.count; i++)
+		if (!(map.runs[i].flags & PAGEMAP_LAZY))
+			ret = add_eager(space, &map.runs[i]);
 	image_pagemap_done(&map);
 	return ret;
 }
