@@ -189,11 +189,11 @@ static struct nft_message nft_message(unsigned type, unsigned flags, uint8_t fam
 }
 
 /* A batch of one: delete the table. No `nft` is started for it, since connections wait for this. */
-void address_open(const struct address *address)
+void address_drop_table(const char *name)
 {
 	_Alignas(8) char batch[256] = { 0 };
-	char name[64];
-	table_name(address, name);
+	if (strlen(name) >= 64)
+		return;
 	struct nft_message begin = nft_message(NFNL_MSG_BATCH_BEGIN, 0, AF_UNSPEC, NFNL_SUBSYS_NFTABLES, 1);
 	struct nft_message drop = nft_message((NFNL_SUBSYS_NFTABLES << 8) | NFT_MSG_DELTABLE, NLM_F_ACK, NFPROTO_INET, 0, 2);
 	struct nft_message end = nft_message(NFNL_MSG_BATCH_END, 0, AF_UNSPEC, NFNL_SUBSYS_NFTABLES, 3);
@@ -205,6 +205,13 @@ void address_open(const struct address *address)
 	memcpy(batch + at, &drop, sizeof(drop));
 	memcpy(batch + used, &end, sizeof(end));
 	request(NETLINK_NETFILTER, batch, used + sizeof(end)); /* one that is not there, or has forgotten, is as good */
+}
+
+void address_open(const struct address *address)
+{
+	char name[64];
+	table_name(address, name);
+	address_drop_table(name);
 }
 
 /* ---- ARP ---- */

@@ -33,6 +33,8 @@ int address_remove(const struct address *address, struct dp_err *err);
 /* -ENOPKG where there is no nft. */
 int address_close(const struct address *address, struct dp_err *err);
 void address_open(const struct address *address);
+/* A table of the family inet; one that is not there is no error. */
+void address_drop_table(const char *name);
 /* Opened beforehand (or -1), since closing such a socket waits for all processors; for address_announce. */
 int address_announcer(void);
 /* Tells the neighbours whose the address is now. announcer: or -1, then one is opened for it. */

@@ -91,6 +91,7 @@ static void carry_out(struct out *out)
 		int ret = offer_release(out->offer, false, &err);
 		if (ret)
 			log_error("the destination has the process, but its source could not be ended: %s", err.text);
+		criu_locks_drop(out->facts.locks);
 		return;
 	}
 	/* No answer is waited for: it may not run by the switch's rules, whatever it hears. */
@@ -322,6 +323,9 @@ static int freeze(struct out *out)
 	if (ret)
 		return ret;
 	switch_source_init(&out->decision, out->decision.lease_ns, out->decision.margin_ns, switch_clock_ns());
+	char path[PATH_MAX]; /* for who comes after us; without it a lock stays behind */
+	if (out->facts.locks[0])
+		io_write_file(ferry_path(out->root, "out", out->id, "locks", path), out->facts.locks, strlen(out->facts.locks), 0600);
 	return 0;
 }
 
@@ -470,6 +474,10 @@ int ferry_recover_out(const char *root, const char *id)
 		poll(NULL, 0, TURN_MS);
 	struct address address;
 	struct dp_err err;
+	cleanup_free char *locks = NULL;
+	if (!ret && record.state == SWITCH_RELEASED &&
+	    io_read_file(ferry_path(root, "out", id, "locks", path), &locks, CRIU_LOCKS_BYTES) > 0)
+		criu_locks_drop(locks);
 	bool back = !ret && record.state != SWITCH_RELEASED && record.this_boot;
 	if (back && io_read_file(ferry_path(root, "out", id, "address", path), &text, 256) > 0 && !address_parse(&address, text, &err) &&
 	    (address_add(&address, &err) || address_announce(&address, -1, &err)))

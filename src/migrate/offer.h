@@ -27,6 +27,7 @@
 
 #include "base/err.h"
 #include "checkpoint/precopy.h"
+#include "migrate/criu_locks.h"
 
 struct offer;
 
@@ -56,6 +57,7 @@ struct offer_facts {
 	char uri[1400];          /* what to restore from: pool and name */
 	char criu[32];           /* its version */
 	char command_line[256];  /* of the root */
+	char locks[CRIU_LOCKS_BYTES]; /* CRIU's table of nftables, which stays after a release; "": none */
 	uint64_t tasks, threads;
 	uint64_t pages;          /* that stay in the tree's memory until they are asked for */
 	uint64_t eager_pages;    /* that went with the skeleton */

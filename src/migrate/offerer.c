@@ -292,6 +292,7 @@ static int take_snapshot(struct offerer *offerer, struct dp_err *err)
 	if (!ahead)
 		snprintf(facts->uri, sizeof(facts->uri), strncmp(offerer->pool_uri, "dp+unix:", 8) ? "%s/%s" : "%s#%s",
 			 offerer->pool_uri, options->name);
+	criu_locks_name(offerer->workspace.images_fd, facts->locks);
 	snprintf(facts->criu, sizeof(facts->criu), "%s", offerer->version.text);
 	snprintf(facts->command_line, sizeof(facts->command_line), "%s", skeleton.command_line);
 	facts->tasks = skeleton.tasks;
