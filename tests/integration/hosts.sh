@@ -8,6 +8,9 @@
 HOSTS_ADDRESS=10.77.0.9 # what moves
 declare -a HOST_PIDS
 
+# Reads all of its input, as `grep -q` does not: whoever writes into a pipe that is closed fails, and so does the pipeline.
+has() { grep "$@" >/dev/null; }
+
 start_namespace() { # sets NAMESPACE_PID
 	setsid unshare -n "$BUILD/tests/programs/exclusive" "$T/namespace.$1" 1 </dev/null >/dev/null 2>&1 &
 	NAMESPACE_PID=$!
@@ -48,7 +51,7 @@ start_hosts() {
 	on 1 ip addr add $HOSTS_ADDRESS/32 dev e0
 	"$DP" pool keygen hosts >"$T/psk" && chmod 600 "$T/psk"
 	export DISTRI_PROC_PSK_FILE=$T/psk
-	on 1 ip -br link show e0 up | grep -q UP
+	on 1 ip -br link show e0 up | has UP
 }
 
 start_agent() { # host [options...]; sets AGENT_HOST
