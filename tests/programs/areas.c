@@ -58,13 +58,18 @@ static void make(enum kind kind)
 		abort();
 }
 
-static bool good(enum kind kind)
+/* Says in `file` what is wrong with an area. */
+static bool good(enum kind kind, FILE *file)
 {
 	bool same = true;
 	if (kind == HIDDEN)
 		mprotect(areas[kind], PAGES * PAGE, PROT_READ);
-	for (unsigned i = 0; i < PAGES * PAGE && same; i++)
+	for (unsigned i = 0; i < PAGES * PAGE && same; i++) {
 		same = areas[kind][i] == pattern_of(kind, i / PAGE);
+		if (!same)
+			fprintf(file, "bad: %s, at %p, page %u, byte %u: %u instead of %u\n", names[kind], (void *)(areas[kind] + i),
+				i / PAGE, i % PAGE, areas[kind][i], pattern_of(kind, i / PAGE));
+	}
 	if (kind == HIDDEN)
 		mprotect(areas[kind], PAGES * PAGE, PROT_NONE);
 	return same;
@@ -78,11 +83,8 @@ static void report(const char *path)
 	if (!file)
 		return;
 	bool all = true;
-	for (enum kind kind = 0; kind < KINDS; kind++) {
-		if (!good(kind))
-			fprintf(file, "bad: %s\n", names[kind]);
-		all = all && good(kind);
-	}
+	for (enum kind kind = 0; kind < KINDS; kind++)
+		all = good(kind, file) && all;
 	if (all)
 		fprintf(file, "good\n");
 	fclose(file);
