@@ -26,6 +26,7 @@ static const char usage[] =
 	"\n"
 	"  --pid N             the original's first process\n"
 	"  --source NAME       the same as an instance's id or name, or a container's id (on this host)\n"
+	"  --dest localhost    where the clone is made: on the original's host\n"
 	"  --name NAME         name of the clone (default: its id)\n"
 	"  --memory lazy|full  pages come when touched (default), or all in the background from the start on\n"
 	"  --network none|host a network namespace with nothing but a loopback (default), or the host's\n"
