@@ -37,8 +37,10 @@ int criu_launch_prepare(const char *directory, const char *options, struct dp_er
 int criu_launch_environment(const char *directory, const char *criu_path)
 {
 	const char *path = getenv("PATH");
-	cleanup_free char *longer = format_text("%s:%s", directory, path && *path ? path : "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin");
-	if (!longer || setenv("PATH", longer, 1) || setenv(DIRECTORY_VARIABLE, directory, 1) || setenv(CRIU_VARIABLE, criu_path, 1))
+	const char *usual = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin";
+	cleanup_free char *longer = format_text("%s:%s", directory, path && *path ? path : usual);
+	if (!longer || setenv("PATH", longer, 1) || setenv(DIRECTORY_VARIABLE, directory, 1) ||
+	    setenv(CRIU_VARIABLE, criu_path, 1))
 		return -ENOMEM;
 	return 0;
 }
