@@ -13,7 +13,23 @@
 #include "base/base.h"
 #include "image/images.h"
 
-static int send_file(struct client *client, uint64_t draft, int images_fd, const char *name, uint64_t *bytes, struct dp_err *err)
+/* Files of the skeleton, mapped. */
+struct files {
+	struct client_file *list;
+	size_t count, room;
+};
+
+static void files_done(struct files *files)
+{
+	for (size_t i = 0; i < files->count; i++) {
+		if (files->list[i].bytes)
+			munmap((void *)(uintptr_t)files->list[i].content, files->list[i].bytes);
+		free((void *)(uintptr_t)files->list[i].name);
+	}
+	free(files->list);
+}
+
+static int add_file(struct files *files, int images_fd, const char *name, struct dp_err *err)
 {
 	struct stat status;
 	cleanup_fd int fd = openat(images_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
@@ -21,27 +37,23 @@ static int send_file(struct client *client, uint64_t draft, int images_fd, const
 		return dp_fail_errno(err, errno, "read image %s", name);
 	if (!S_ISREG(status.st_mode))
 		return dp_fail(err, EBADMSG, "%s among CRIU's images is no regular file", name);
-	size_t size = (size_t)status.st_size;
-	void *content = (void *)(uintptr_t)"";
-	if (size > 0) {
-		content = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
-		if (content == MAP_FAILED)
-			return dp_fail_errno(err, errno, "map image %s", name);
+	if (files->count == files->room) {
+		size_t room = files->room ? files->room * 2 : 64;
+		struct client_file *wider = reallocarray(files->list, room, sizeof(*wider));
+		if (!wider)
+			return dp_fail_errno(err, ENOMEM, "read image %s", name);
+		files->list = wider;
+		files->room = room;
 	}
-	int rc = client_snapshot_file(client, draft, name, content, size, err);
-	if (size > 0)
-		munmap(content, size);
-	if (rc < 0)
-		dp_err_doing(err, "store image %s", name);
-	*bytes += size;
-	return rc;
-}
-
-/* A runtime may have its CRIU write the log beside the images; it is being written. */
-static bool is_log(const char *name)
-{
-	size_t length = strlen(name);
-	return length > 4 && strcmp(name + length - 4, ".log") == 0;
+	struct client_file file = {.name = strdup(name), .content = "", .bytes = (uint64_t)status.st_size};
+	if (file.bytes > 0)
+		file.content = mmap(NULL, file.bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+	if (!file.name || file.content == MAP_FAILED) {
+		free((void *)(uintptr_t)file.name);
+		return dp_fail_errno(err, errno, "map image %s", name);
+	}
+	files->list[files->count++] = file;
+	return 0;
 }
 
 int skeleton_send(struct client *client, uint64_t draft, int images_fd, uint64_t *bytes, struct dp_err *err)
@@ -53,13 +65,19 @@ int skeleton_send(struct client *client, uint64_t draft, int images_fd, uint64_t
 		dp_close_fd(&again);
 		return dp_fail_errno(err, code, "list CRIU's images");
 	}
+	struct files files = {0};
 	int rc = 0;
 	struct dirent *entry;
-	*bytes = 0;
 	while (rc == 0 && (entry = readdir(directory)))
-		if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 && !is_log(entry->d_name))
-			rc = send_file(client, draft, images_fd, entry->d_name, bytes, err);
+		if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+			rc = add_file(&files, images_fd, entry->d_name, err);
 	closedir(directory);
+	if (rc == 0 && (rc = client_snapshot_files(client, draft, files.list, files.count, err)) < 0)
+		dp_err_doing(err, "store CRIU's images");
+	*bytes = 0;
+	for (size_t i = 0; i < files.count; i++)
+		*bytes += files.list[i].bytes;
+	files_done(&files);
 	return rc;
 }
 

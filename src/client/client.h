@@ -64,6 +64,14 @@ int client_snapshot_inherit(struct client *client, uint64_t draft_space, uint64_
 /* A file of the skeleton, whole. */
 int client_snapshot_file(struct client *client, uint64_t draft, const char *name, const void *content, uint64_t bytes,
 			 struct dp_err *err);
+/* Many of them, in as few round trips as it takes. After an error of the pool's the client is of no more use. */
+struct client_file {
+	const char *name;
+	const void *content;
+	uint64_t bytes;
+};
+int client_snapshot_files(struct client *client, uint64_t draft, const struct client_file *files, size_t count,
+			  struct dp_err *err);
 /* Makes it visible under its name, durably as the store does it; meta_json is kept as it is (<= 64 KiB). Waits for all
  * writes before it. -ENOSPC where the store is full: nothing is visible then. */
 int client_snapshot_commit(struct client *client, uint64_t draft, const char *meta_json, struct dp_err *err);

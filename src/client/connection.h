@@ -126,6 +126,12 @@ int control_call(struct client *client, struct message_header *request, const vo
 		 struct message_header *answer, const uint8_t **answer_payload, struct dp_err *err);
 int control_wait(struct client *client, uint64_t request, unsigned timeout_ms, struct message_header *answer,
 		 const uint8_t **answer_payload, struct dp_err *err);
+/* The answer to any of `count` control requests with ids from `first` on. */
+int control_wait_any(struct client *client, uint64_t first, uint64_t count, unsigned timeout_ms, struct message_header *answer,
+		     const uint8_t **payload, struct dp_err *err);
+/* Turns an ERROR answer into err and its errno; anything but `expected` (ANY_ANSWER: whatever) ends the client. */
+int control_check_answer(struct client *client, const struct message_header *answer, const uint8_t *payload,
+			 enum message_type expected, struct dp_err *err);
 int control_hello(struct client *client, unsigned timeout_ms, struct dp_err *err);
 
 #endif

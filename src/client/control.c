@@ -37,8 +37,8 @@ static int lost(struct client *client, struct dp_err *err)
 }
 
 /* Waits for the answer to any of `count` control requests with ids from `first` on. */
-static int wait_any(struct client *client, uint64_t first, uint64_t count, unsigned timeout_ms, struct message_header *answer,
-		    const uint8_t **payload, struct dp_err *err)
+int control_wait_any(struct client *client, uint64_t first, uint64_t count, unsigned timeout_ms, struct message_header *answer,
+		     const uint8_t **payload, struct dp_err *err)
 {
 	uint64_t deadline_ns = timeout_ms ? clock_now_ns() + timeout_ms * UINT64_C(1000000) : 0;
 
@@ -73,12 +73,12 @@ static int wait_any(struct client *client, uint64_t first, uint64_t count, unsig
 int control_wait(struct client *client, uint64_t request, unsigned timeout_ms, struct message_header *answer,
 		 const uint8_t **payload, struct dp_err *err)
 {
-	return wait_any(client, request, 1, timeout_ms, answer, payload, err);
+	return control_wait_any(client, request, 1, timeout_ms, answer, payload, err);
 }
 
 /* Turns an ERROR answer into err and its errno; anything but `expected` (ANY_ANSWER: whatever) ends the client. */
-static int check_answer(struct client *client, const struct message_header *answer, const uint8_t *payload,
-			enum message_type expected, struct dp_err *err)
+int control_check_answer(struct client *client, const struct message_header *answer, const uint8_t *payload,
+			 enum message_type expected, struct dp_err *err)
 {
 	struct message_error error;
 
@@ -119,7 +119,7 @@ int control_call(struct client *client, struct message_header *request, const vo
 	if (result < 0)
 		return lost(client, err);
 	result = control_wait(client, request->request, timeout_ms, answer, answer_payload, err);
-	return result < 0 ? result : check_answer(client, answer, *answer_payload, expected, err);
+	return result < 0 ? result : control_check_answer(client, answer, *answer_payload, expected, err);
 }
 
 /* A call whose answer is OK. */
@@ -491,13 +491,13 @@ static int take_files(struct client *client, const struct snapshot_file *files, 
 	for (size_t taken = 0; taken < asked; taken++) {
 		struct message_header answer;
 		const uint8_t *content;
-		int result = wait_any(client, first, asked, CONTROL_TIMEOUT_MS, &answer, &content, err);
+		int result = control_wait_any(client, first, asked, CONTROL_TIMEOUT_MS, &answer, &content, err);
 
 		if (result < 0)
 			return result;
 		size_t index = (size_t)(answer.request - first);
 		const struct snapshot_file *file = &files[at + index];
-		result = check_answer(client, &answer, content, MESSAGE_FILE_BYTES, err);
+		result = control_check_answer(client, &answer, content, MESSAGE_FILE_BYTES, err);
 		if (result == 0 && (seen >> index & 1 || answer.length != file->bytes))
 			result = dp_fail(err, EPROTO, "file %s: the pool sent %u bytes where %" PRIu64 " were to come",
 					 file->name, answer.length, file->bytes);
@@ -553,7 +553,7 @@ static int list_part(struct client *client, const char *after, struct snapshot_i
 		result = control_wait(client, request.request, CONTROL_TIMEOUT_MS, &answer, &answer_payload, err);
 	}
 	if (result == 0)
-		result = check_answer(client, &answer, answer_payload, MESSAGE_OK, err);
+		result = control_check_answer(client, &answer, answer_payload, MESSAGE_OK, err);
 	return result < 0 ? result : answer.object != 0;
 }
 
