@@ -8,16 +8,8 @@
 #include <sys/stat.h>
 
 #include "base/base.h"
+#include "checkpoint/hide_record.h"
 #include "image/images.h"
-
-#define HIDE_ENVIRONMENT "DISTRI_PROC_HIDE"
-#define HIDE_STOPPED 1u
-#define HIDE_RANGE 2u
-struct hide_record {
-	uint32_t kind;
-	int32_t vpid;
-	uint64_t start, end;
-};
 
 #define RECORDS_LIMIT (UINT64_C(1) << 30)
 #define SOCKET_BUFFER_BYTES (4 << 20)

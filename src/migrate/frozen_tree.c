@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 
 #include "base/base.h"
-#include "migrate/hide/record.h"
+#include "checkpoint/hide_record.h"
 #include "sys/uffd_abi.h"
 
 #define SCAN_REGIONS 1024

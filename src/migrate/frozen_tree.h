@@ -1,9 +1,9 @@
 /* frozen_tree: what is known of a tree that CRIU froze under the preloaded library: which pages stayed in its processes, how they
  * are read, and the page maps of the thin snapshot.
  *
- * How it works: the library's records (hide/record.h) say what was not shown to CRIU; all else came over CRIU's page stream,
- * which frozen_tree_sink puts into pages images beside CRIU's other images: eager, whatever it is marked. What was hidden and
- * is present (PAGEMAP_SCAN) becomes lazy runs.
+ * How it works: the library's records (checkpoint/hide_record.h) say what was not shown to CRIU; all else came over CRIU's page
+ * stream, which frozen_tree_sink puts into pages images beside CRIU's other images: eager, whatever it is marked. What was
+ * hidden and is present (PAGEMAP_SCAN) becomes lazy runs.
  * Invariant: a page that was hidden lies in an area which a restore can register lazily, by CRIU's own images; else the tree is
  * not offered. Thread rule: one thread. */
 #ifndef DP_MIGRATE_FROZEN_TREE_H

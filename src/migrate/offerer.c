@@ -21,7 +21,7 @@
 #include "instance/stats.h"
 #include "migrate/frozen_store.h"
 #include "migrate/frozen_tree.h"
-#include "migrate/hide/record.h"
+#include "checkpoint/hide_record.h"
 #include "migrate/offer_ahead.h"
 #include "migrate/offered_snapshot.h"
 #include "migrate/record.h"

@@ -20,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "migrate/hide/record.h"
+#include "checkpoint/hide_record.h"
 #include "migrate/hide/shadow.h"
 #include "sys/uffd_abi.h"
 

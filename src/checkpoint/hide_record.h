@@ -1,10 +1,11 @@
-/* What the library that is preloaded into CRIU (hide.c) and the offerer tell each other. Both are of one build.
+/* What the library that is preloaded into CRIU (migrate/hide/hide.c) and who started CRIU (migrate/offerer.c, hidden.c) tell
+ * each other. Both are of one build.
  *
  * The environment variable names three descriptors and the mode: RECORDS,FDS,LIFE,MODE. RECORDS is a memory file to which the
  * library appends hide_records; FDS a socket on which it sends, for each process, a hide_fds with two descriptors; LIFE is
  * the writing end of a pipe that only CRIU is to hold. MODE is 0 or HIDE_COPY. */
-#ifndef DP_MIGRATE_HIDE_RECORD_H
-#define DP_MIGRATE_HIDE_RECORD_H
+#ifndef DP_CHECKPOINT_HIDE_RECORD_H
+#define DP_CHECKPOINT_HIDE_RECORD_H
 
 #include <stdint.h>
 
