@@ -8,10 +8,10 @@
 #include <string.h>
 
 #include "base/base.h"
-#include "checkpoint/criu_dump.h"
 #include "cli/cli.h"
 #include "cli/commands.h"
 #include "cli/container_line.h"
+#include "migrate/offer.h"
 
 static const char usage[] =
 	"Usage: distri-proc checkpoint --pid N|--container ID [options] POOL/REPO:TAG\n"
@@ -335,5 +335,5 @@ int cmd_checkpoint(int argc, char **argv)
 
 int cmd_criu_hook(int argc, char **argv)
 {
-	return criu_dump_hook();
+	return offer_hook();
 }

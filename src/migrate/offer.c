@@ -11,7 +11,9 @@
 #include <unistd.h>
 
 #include "base/base.h"
+#include "checkpoint/criu_dump.h"
 #include "migrate/offerer.h"
+#include "migrate/record.h"
 #include "sys/proc.h"
 
 struct offer {
@@ -152,6 +154,15 @@ int offer_wait(struct offer *offer, struct dp_err *err)
 {
 	reap(offer);
 	return offer->exit_code ? dp_fail(err, ECANCELED, "the offering process failed (code %d)", offer->exit_code) : 0;
+}
+
+int offer_hook(void)
+{
+	const char *record = getenv(OFFERER_RECORD);
+	const char *step = getenv("CRTOOLS_SCRIPT_ACTION");
+	int code = criu_dump_hook();
+	bool decides = record && step && !strcmp(step, "post-dump");
+	return code && decides && switch_heir(record) ? 0 : code;
 }
 
 void offer_free(struct offer *offer)

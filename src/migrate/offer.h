@@ -98,6 +98,9 @@ int offer_resume(struct offer *offer, struct dp_err *err);
 int offer_detach(struct offer *offer, struct dp_err *err);
 /* Blocks until the offerer has ended: 0 after release or resume; else what went wrong. */
 int offer_wait(struct offer *offer, struct dp_err *err);
+/* CRIU's action script, of an offer or of a checkpoint: what it exits with. Where nobody is left who says that the tree may be
+ * killed, the record decides (switch_heir), and CRIU waits for that. */
+int offer_hook(void);
 /* Takes NULL. An offer neither released nor resumed is resumed. */
 void offer_free(struct offer *offer);
 

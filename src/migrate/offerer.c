@@ -214,6 +214,10 @@ static int start_criu(struct offerer *offerer, struct dp_err *err)
 		fcntl(given[i], F_SETFD, 0);
 	setenv("LD_PRELOAD", library, 1);
 	setenv(HIDE_ENVIRONMENT, orders, 1);
+	if (offerer->options->record)
+		setenv(OFFERER_RECORD, offerer->options->record, 1);
+	else
+		unsetenv(OFFERER_RECORD);
 	rc = criu_dump_start(&offerer->dump, &options, &offerer->workspace, err);
 	unsetenv("LD_PRELOAD");
 	unsetenv(HIDE_ENVIRONMENT);
