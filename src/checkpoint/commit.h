@@ -3,9 +3,9 @@
  * A commit of an instance is: changed pages pushed ahead (push.h), then a checkpoint that leaves the tree running (checkpoint.h),
  * which shares what the pool has and sends what changed since; then older states of the same series beyond `keep` are removed. So
  * the tree stands still for CRIU's own work and for the pages that changed within the last moment, and only changed pages travel.
- * A plain process has no pager to push through: what it writes is watched from commit to commit, goes ahead while it runs, and the
- * rest is inherited from the state before (precopy.h); where the kernel cannot tell what was written, its checkpoints share what
- * the state before has, by hash (capture.h).
+ * A plain process has no pager to push through: what it writes is watched from commit to commit, goes ahead while it runs, and
+ * the rest is inherited from the state before (precopy.h); where the kernel cannot tell what was written, its checkpoints share
+ * what the state before has, by hash (capture.h).
  *
  * Names: `commits/INSTANCE/REPO:TAG.TIME` and `protected/INSTANCE/REPO:TAG.TIME`, or `NAME:TIME` where the user gave NAME; TIME
  * in ms since

@@ -91,17 +91,20 @@ static struct tracked *add(struct tracker *tracker)
 	return process;
 }
 
-/* Between vfork and execve a child has its parent's memory: it is none of its own yet. */
+/* Between vfork and execve a child has its parent's memory: it is none of its own yet. (Frozen there, CRIU takes it for one:
+ * then it is one that is not tracked.) */
 static bool borrows_memory(pid_t pid, pid_t parent)
 {
 	return proc_same_memory(pid, parent) == 1;
 }
 
-static int list_one(struct tracker *tracker, pid_t pid)
+static int list_one(struct tracker *tracker, pid_t pid, bool frozen)
 {
 	pid_t parent = 0;
 	uint64_t since = start_time(pid, &parent);
-	if (!since || !proc_has_memory(proc_live_thread(pid)) || (pid != tracker->root && borrows_memory(pid, parent)))
+	if (!since || !proc_has_memory(proc_live_thread(pid)))
+		return 0;
+	if (!frozen && pid != tracker->root && borrows_memory(pid, parent))
 		return 0;
 	for (size_t i = 0; i < tracker->count; i++)
 		if (tracker->processes[i]->pid == pid && tracker->processes[i]->start_time == since) {
@@ -118,7 +121,7 @@ static int list_one(struct tracker *tracker, pid_t pid)
 	return 0;
 }
 
-static int list_tree(struct tracker *tracker, struct dp_err *err)
+static int list_tree(struct tracker *tracker, bool frozen, struct dp_err *err)
 {
 	cleanup_free pid_t *pids = NULL;
 	ssize_t count = proc_tree(tracker->root, &pids);
@@ -128,7 +131,7 @@ static int list_tree(struct tracker *tracker, struct dp_err *err)
 	for (size_t i = 0; i < tracker->count; i++)
 		tracker->processes[i]->seen = false;
 	for (ssize_t i = 0; i < count && !ret; i++)
-		ret = list_one(tracker, pids[i]);
+		ret = list_one(tracker, pids[i], frozen);
 	if (ret)
 		return dp_fail_errno(err, -ret, "list the tree of process %d", tracker->root);
 	for (size_t i = tracker->count; i-- > 0;)
@@ -282,7 +285,7 @@ static int round_of(struct tracker *tracker, struct tracked *process, const stru
 
 int tracker_round(struct tracker *tracker, const struct tracker_sink *sink, struct dp_err *err)
 {
-	int ret = list_tree(tracker, err);
+	int ret = list_tree(tracker, false, err);
 	for (size_t i = 0; i < tracker->count && !ret; i++)
 		ret = round_of(tracker, tracker->processes[i], sink, err);
 	return ret;
@@ -292,7 +295,7 @@ int tracker_round(struct tracker *tracker, const struct tracker_sink *sink, stru
 
 int tracker_frozen(struct tracker *tracker, struct dp_err *err)
 {
-	int ret = list_tree(tracker, err);
+	int ret = list_tree(tracker, true, err);
 	for (size_t i = 0; i < tracker->count && !ret; i++)
 		look_for_unseen(tracker->processes[i]);
 	return ret;

@@ -13,6 +13,7 @@
  *     whenever it is told so, has in the end what the process has;
  *  D4 nothing that is told as not written was ever written unseen: a process that may do so (sys/unseen.h) is told as written
  *     always from the moment that it is found, which is looked for between protecting pages and telling of them.
+ * While it is watched, a program that registers a userfaultfd of its own for the same memory gets EBUSY.
  * Costs (a process of 4 KiB pages): a walk of its page tables each round; a first write to a page 1 to 9 us; huge pages are split
  * when they are written. Thread rule: one thread; forks. */
 #ifndef DP_CHECKPOINT_TRACKER_H
