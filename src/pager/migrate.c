@@ -64,6 +64,22 @@ void migrate_lift_budget(struct tree *tree)
 	tree->stats->budget_pages = tree->stats->reserve_pages = 0;
 }
 
+/* The statistics outlive a pager: what they say of the dead one's transfer holds on. */
+void migrate_go_on(struct tree *tree)
+{
+	struct pager_stats *stats = tree->stats;
+	uint64_t state = stats->migrate_state, from_pages = stats->migrate_from_pages, started_ns = stats->migrate_started_ns;
+	if (state == MIGRATE_NONE)
+		return;
+	if (!stats->budget_pages)
+		migrate_lift_budget(tree);
+	migrate_start(tree, stats->migrate_rate_bytes);
+	stats->migrate_from_pages = from_pages;
+	stats->migrate_started_ns = started_ns;
+	if (state == MIGRATE_STOPPED)
+		migrate_stop(tree);
+}
+
 /* ---- what comes next ---- */
 
 struct chunk {

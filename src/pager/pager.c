@@ -334,6 +334,8 @@ static int prepare(struct tree *tree)
 		return config->stats_path ? -EIO : dp_fail(tree->err, ENOMEM, "out of memory");
 	tree->stats->started_ns = config->inherited ? tree->stats->started_ns : clock_now_ns();
 	tree->stats->pager_pid = (uint64_t)getpid();
+	if (config->inherited)
+		migrate_go_on(tree);
 	tree->stats->budget_pages = tree->budget.budget_pages;
 	tree->stats->reserve_pages = tree->budget.reserve_pages;
 	ret = tree_watch_fd(tree, config->listen_fd, &tree->listen_handle);

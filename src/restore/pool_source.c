@@ -1,6 +1,7 @@
 #include "restore/pool_source.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -10,6 +11,7 @@
 #include "base/log.h"
 #include "client/client.h"
 #include "client/link.h"
+#include "instance/process.h"
 #include "pager/source_mirror.h"
 #include "pager/source_pool.h"
 #include "pager/source_spread.h"
@@ -217,6 +219,14 @@ static int several_again(const struct restore_plan *plan, const struct client_le
 			       : source_mirror_new(source, members, count, options->ack_one, err);
 }
 
+/* Then nobody waits for the pool, nor for us; a supervisor would see it, if there is one. */
+static bool tree_ended(const struct restore_plan *plan)
+{
+	const struct instance_process *init = &plan->instance.init;
+	cleanup_fd int pidfd = process_open(init->pid, init->start_time);
+	return pidfd == -ESRCH || (pidfd >= 0 && poll(&(struct pollfd){ .fd = pidfd, .events = POLLIN }, 1, 0) > 0);
+}
+
 int pool_source_take_over(const struct restore_plan *plan, struct source **source, struct dp_err *err)
 {
 	const struct restore_options *options = plan->options;
@@ -231,9 +241,10 @@ int pool_source_take_over(const struct restore_plan *plan, struct source **sourc
 	if (ret < 0)
 		return ret;
 	/* The pool, too, may have died just now. The tree's faults wait meanwhile, as they would have done with the pager that
-	 * died. */
+	 * died, and longer than the stall timeout too: until it is back, unless the tree is to be killed then. */
 	while ((ret = attach_again(plan, &leases[0], &client, &attached, err)) < 0) {
-		if (is_final(ret) || (options->on_lost != ON_LOST_FREEZE && clock_now_ns() - began_ns > wait_ns))
+		bool late = clock_now_ns() - began_ns > wait_ns;
+		if (is_final(ret) || (late && options->on_lost == ON_LOST_KILL) || tree_ended(plan))
 			return ret;
 		log_warn("%s; trying again", err->text);
 		nanosleep(&(const struct timespec){ .tv_nsec = TAKE_OVER_PAUSE_NS }, NULL);
