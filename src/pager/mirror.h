@@ -31,7 +31,7 @@
 #define MIRROR_MISSED_LIMIT 65536u /* changes of structure; more, and it does not come back in this run */
 #define MIRROR_KEYS (1u << 20)     /* places for missed blocks, of which half may be used */
 #endif
-#define MIRROR_NUMBERS (UINT64_C(1) << 56) /* of changes: below the bits that say what a cookie is of */
+#define MIRROR_NUMBERS (UINT64_C(1) << 48) /* of changes: far below the bits that say what a cookie is of */
 #define MIRROR_RANGES 256u       /* of one change */
 #define MIRROR_GETS 256u
 #define MIRROR_COPIES 8u         /* blocks on their way to a member that catches up */

@@ -286,6 +286,8 @@ int mirror_resume(struct source *source, struct source_resume *resume)
 	uint64_t until_ns = clock_now_ns() + resume->patience_ns, applied = UINT64_MAX;
 	if (mirror->failure)
 		return mirror->failure;
+	if (resume->last >= MIRROR_NUMBERS)
+		return mirror_end(mirror, -EBADMSG, "what a pager that died left of its changes cannot be right");
 	space_numbers_skip(&mirror->numbers, resume->highest_child);
 	mirror->held = UINT64_MAX;
 	int ret = wait_for_members(mirror, resume);

@@ -453,8 +453,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		far[i] = (struct far){ .attached = !(byte & 1), .settled = !(byte & 3), .silent = (byte & 0x1c) == 0x1c,
 				       .failure = byte >> 5, .next = 1 + next_byte(&input) };
 	}
-	resume.answered = next_number(&input) % MIRROR_NUMBERS;
+	resume.answered = next_number(&input);
 	resume.last = resume.answered + next_byte(&input) % 16;
+	resume.answered = DP_MIN(resume.answered, resume.last);
 	resume.highest_child = next_byte(&input);
 	write_saved(&input, saved);
 	struct source *source = new_mirror(count, how & 0x80);
