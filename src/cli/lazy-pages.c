@@ -306,16 +306,16 @@ static int go_to_background(const struct lazy *lazy, struct dp_err *err)
 	_exit(ret ? EXIT_FAILED : EXIT_OK);
 }
 
-static void say_ready(struct lazy *lazy)
+/* Where it cannot be said, whoever waits for it would wait for ever, and so would we for him. */
+static int say_ready(struct lazy *lazy, struct dp_err *err)
 {
 	if (lazy->status_fd < 0)
-		return;
+		return 0;
 	char zero = 0;
 	int ret = io_write_full(lazy->status_fd, &zero, 1);
-	if (ret)
-		log_warn("--status-fd: %s", strerror(-ret));
 	close(lazy->status_fd);
 	lazy->status_fd = -1;
+	return ret ? dp_fail_errno(err, -ret, "--status-fd") : 0;
 }
 
 /* ---- the pager ---- */
@@ -463,10 +463,10 @@ static int run(struct lazy *lazy, struct dp_err *err)
 		ret = listen_for_criu(lazy, err);
 	if (!ret && lazy->daemon)
 		ret = go_to_background(lazy, err);
-	if (!ret) {
-		say_ready(lazy);
+	if (!ret)
+		ret = say_ready(lazy, err);
+	if (!ret)
 		ret = serve(lazy, source, err);
-	}
 	/* The last descriptor of the connection: without a good end, closing it resets it. */
 	if (source)
 		source->ops->free(source);

@@ -121,8 +121,8 @@ static int pump(struct link *link)
 				calls += link_bury(link, get);
 				continue;
 			}
-			result = client_get(link->client, (enum request_class)get->class, link_space_id(link, get->space), get->ranges,
-					    get->count, i);
+			result = client_get(link->client, (enum request_class)get->class, link_space_id(link, get->space),
+					    get->ranges, get->count, i);
 			get->sent = result == 0;
 			link->gets_unsent -= result == 0;
 		}

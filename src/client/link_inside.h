@@ -1,5 +1,5 @@
-/* link_inside: the inside of a link: link.c (connections that come and go, the clock, life), link_operations.c (changes: the journal
- * of those that are not answered) and link_pages.c (GETs, and what becomes of answers). Thread rule: as link.h. */
+/* link_inside: the inside of a link: link.c (connections that come and go, the clock, life), link_operations.c (changes: the
+ * journal of those that are not answered) and link_pages.c (GETs, and what becomes of answers). Thread rule: as link.h. */
 #ifndef DP_CLIENT_LINK_INSIDE_H
 #define DP_CLIENT_LINK_INSIDE_H
 
