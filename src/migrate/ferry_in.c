@@ -288,8 +288,12 @@ static void finish(struct in *in)
 	if (in->lock_fd >= 0)
 		remove_tree(ferry_path(in->root, "in", in->id, "", path));
 	dp_close_fd(&in->lock_fd);
-	if (in->restorer > 0 && in->ended)
-		waitpid(in->restorer, NULL, WNOHANG);
+	if (in->restorer > 0 && !in->runs) { /* its supervisor ends what there is of a tree */
+		kill(in->restorer, SIGKILL);
+		waitpid(in->restorer, NULL, 0);
+	}
+	dp_close_fd(&in->order_fd);
+	dp_close_fd(&in->report_fd);
 }
 
 /* The line that says what to restore; until it comes the source may give up or go. */
@@ -314,7 +318,7 @@ static int carry_over(struct in *in)
 		in->address_here = !ret;
 	}
 	if (!ret)
-		ret = in_start_restorer(in, line_text(order, "uri"));
+		ret = in_restore(in, line_text(order, "uri"));
 	json_object_put(order);
 	if (ret)
 		return ret;
@@ -325,7 +329,7 @@ static int carry_over(struct in *in)
 
 static struct in new_ferry(const char *root)
 {
-	return (struct in){ .root = root, .report_fd = -1, .init_pidfd = -1, .lock_fd = -1, .gate.fd = -1, .announcer = -1 };
+	return (struct in){ .root = root, .report_fd = -1, .order_fd = -1, .init_pidfd = -1, .lock_fd = -1, .gate.fd = -1, .announcer = -1 };
 }
 
 int ferry_in(const char *root, json_object *prepare, struct lines *source)

@@ -34,7 +34,7 @@ struct in {
 	struct listener gate;      /* CRIU's action comes here */
 	struct stream *at_gate;
 	pid_t restorer;
-	int report_fd, init_pidfd, lock_fd;
+	int report_fd, order_fd, init_pidfd, lock_fd;
 	struct instance instance;
 	bool gate_opened;
 	bool runs, ended, whole, by_itself; /* ended: the tree; by_itself: as a process ends, not by a failure of ours */
@@ -50,8 +50,9 @@ int in_get_ready(struct in *in, json_object *prepare);
 int in_read_state(struct in *in, const char *id);
 /* Maps the lease's page; made: it is new. */
 int in_map_lease(struct in *in, bool made);
-/* Our child, who restores and then waits for the tree's end. (ferry_restorer.c) */
-int in_start_restorer(struct in *in, const char *uri);
+/* Our child, who has CRIU ready, restores when it hears from where, and then waits for the tree's end. (ferry_restorer.c) */
+int in_start_restorer(struct in *in);
+int in_restore(struct in *in, const char *uri);
 /* One ask, blocking for at most about two seconds: the answer is in the place then. -errno: there was none. (ferry_ask.c) */
 int in_ask(struct in *in, enum switch_ask ask, const char *why);
 /* Is there an agent that knows this migration? */

@@ -201,5 +201,7 @@ int in_get_ready(struct in *in, json_object *prepare)
 		in->closed = !ret;
 		in->announcer = address_announcer();
 	}
+	if (!ret)
+		ret = in_start_restorer(in);
 	return ret;
 }

@@ -8,6 +8,7 @@
 #include "migrate/ferry_in.h"
 #include "restore/processes.h"
 #include "restore/restore.h"
+#include "transport/tls.h"
 
 #define ARGUMENTS_MOST 32u
 
@@ -40,20 +41,48 @@ static void say(int fd, const struct in_report *report)
 	io_write_full(fd, report, sizeof(*report)); /* a ferry that is gone is followed by one that finds the tree by its name */
 }
 
-static void restorer_main(const struct in *in, const char *uri, int fd) __attribute__((noreturn));
-static void restorer_main(const struct in *in, const char *uri, int fd)
+/* The ferry's word: a URI with its NUL. */
+static int await_uri(void *context, struct endpoint *late, struct dp_err *err)
+{
+	const int *order_fd = context;
+	char uri[1400];
+	for (size_t used = 0; used < sizeof(uri); used++) {
+		int ret = io_read_full(*order_fd, uri + used, 1);
+		if (ret)
+			return dp_fail(err, ECANCELED, "the migration ended before there was anything to restore");
+		if (!uri[used])
+			return endpoint_parse(late, uri, err);
+	}
+	return dp_fail(err, E2BIG, "the source names a pool of more than %zu characters", sizeof(uri));
+}
+
+/* Loaded and read now, for us and for whom we fork, rather than when it is waited for. */
+static void warm_up(const struct in *in)
+{
+	const struct tls_module *module;
+	void *unused;
+	if (in->back.tls)
+		tls_context(&module, &unused, false, NULL);
+}
+
+static void restorer_main(const struct in *in, int order_fd, int fd) __attribute__((noreturn));
+static void restorer_main(const struct in *in, int order_fd, int fd)
 {
 	struct in_report report = { .kind = IN_FAILED };
 	struct criu_arguments arguments = { 0 };
 	struct restore_session session;
-	struct endpoint endpoint;
+	struct endpoint endpoint = { .kind = ENDPOINT_TCP };
 	prctl(PR_SET_NAME, "distri-restorer");
-	int ret = endpoint_parse(&endpoint, uri, &report.err);
-	if (!ret)
-		ret = make_arguments(in, &arguments, &report.err);
+	/* as the source calls it; only the instance's id is made of it before the pool is known */
+	snprintf(endpoint.name, sizeof(endpoint.name), "migration/%s:offer", in->id);
+	warm_up(in);
+	int ret = make_arguments(in, &arguments, &report.err);
 	struct restore_options options = {
 		.root = in->root,
 		.endpoint = &endpoint,
+		.late = &endpoint,
+		.await = await_uri,
+		.await_context = &order_fd,
 		.name = in->name,
 		.migrate = true,
 		.migrate_rate_bytes = (uint64_t)DP_MAX(line_number(in->prepare, "migrate_rate"), 0),
@@ -87,17 +116,31 @@ static void restorer_main(const struct in *in, const char *uri, int fd)
 	_exit(0);
 }
 
-int in_start_restorer(struct in *in, const char *uri)
+int in_start_restorer(struct in *in)
 {
-	int pair[2];
-	if (pipe2(pair, O_CLOEXEC))
+	int report[2], order[2];
+	if (pipe2(report, O_CLOEXEC))
 		return dp_fail_errno(&in->err, errno, "pipe");
+	if (pipe2(order, O_CLOEXEC)) {
+		close(report[0]);
+		close(report[1]);
+		return dp_fail_errno(&in->err, errno, "pipe");
+	}
 	in->restorer = fork();
 	if (in->restorer == 0) {
-		close_all_but(&pair[1], 1); /* whoever is at the other end of the rest must see the ferry's end */
-		restorer_main(in, uri, pair[1]);
+		const int keep[] = { report[1], order[0] };
+		close_all_but(keep, ARRAY_LENGTH(keep)); /* whoever is at the other end of the rest must see the ferry's end */
+		restorer_main(in, order[0], report[1]);
 	}
-	close(pair[1]);
-	in->report_fd = pair[0];
+	close(report[1]);
+	close(order[0]);
+	in->report_fd = report[0];
+	in->order_fd = order[1];
 	return in->restorer < 0 ? dp_fail_errno(&in->err, errno, "fork the restorer") : 0;
+}
+
+int in_restore(struct in *in, const char *uri)
+{
+	int ret = io_write_full(in->order_fd, uri, strlen(uri) + 1);
+	return ret ? dp_fail(&in->err, ECHILD, "the process that restores is gone") : 0;
 }

@@ -82,6 +82,7 @@ struct report {
 /* Once: what the skeleton says, or that it cannot be had; then one int32_t at a time, a signal's number for the root. */
 struct verdict {
 	bool cancelled;
+	struct endpoint late; /* options->late, which is known now */
 	struct restore_plan plan; /* pointers and descriptors in it mean nothing */
 };
 

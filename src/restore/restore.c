@@ -70,12 +70,28 @@ static int next_report(struct restore_session *session, struct report *report)
 	return got == sizeof(*report) ? 0 : -EPIPE;
 }
 
+/* A pool that was not known before; what was waited is no part of the restore. */
+static int await_pool(struct restore_plan *plan, struct restore_session *session, struct dp_err *err)
+{
+	const struct restore_options *options = plan->options;
+	int ret = options->late ? options->await(options->await_context, options->late, err) : 0;
+	if (options->late && !ret) {
+		endpoint_pool_text(options->late, plan->instance.pool, sizeof(plan->instance.pool));
+		session->times.start_ns = plan->start_ns = clock_now_ns();
+	}
+	return ret;
+}
+
 /* Fetches and checks, and tells the supervisor what came of it. */
 static int decide(struct restore_plan *plan, struct restore_session *session, struct dp_err *err)
 {
 	struct verdict verdict;
-	int ret = plan_make(plan, &session->times, err);
+	int ret = await_pool(plan, session, err);
+	if (!ret)
+		ret = plan_make(plan, &session->times, err);
 	verdict = (struct verdict){ .cancelled = ret, .plan = *plan };
+	if (plan->options->late)
+		verdict.late = *plan->options->late;
 	int told = send_with_fd(session->report_fd, &verdict, sizeof(verdict), -1);
 	/* Where it cannot be told, the supervisor has failed, and its report says why; should it still be there, it must not wait
 	 * for ever. */

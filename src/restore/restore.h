@@ -70,6 +70,11 @@ struct restore_options {
 	enum restore_record record;     /* the order in which this run wants its pages, stored with the snapshot */
 	uint64_t commit_interval_ns;    /* from one commit to the next; 0: pages go to the pool only when they leave */
 	bool shell_job;                 /* --shell-job is among criu_arguments */
+	/* NULL, or where `endpoint` points to, and of it only the name is known yet: the supervisor and CRIU are started all the
+	 * same, and `await` is called, once, to fill in the rest, or to fail. It may block. */
+	struct endpoint *late;
+	int (*await)(void *context, struct endpoint *late, struct dp_err *err);
+	void *await_context;
 	const struct restore_lease *lease; /* mapped shared by the caller: until when the tree may run (lease.h); NULL: for ever */
 	unsigned verbose;
 	char *const *criu_arguments;    /* passed on to `criu restore` */

@@ -669,6 +669,9 @@ static void take_verdict(struct supervisor *supervisor, const struct verdict *ve
 	supervisor->decided = true;
 	if (verdict->cancelled)
 		give_up(supervisor);
+	if (plan->options->late)
+		*plan->options->late = verdict->late;
+	supervisor->times.start_ns = right->start_ns;
 	plan->nested = right->nested;
 	plan->own_mounts = right->own_mounts;
 	plan->own_pid_namespace = right->own_pid_namespace;
