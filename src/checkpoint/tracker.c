@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/file.h>
 
 #include "base/base.h"
 #include "sys/proc.h"
@@ -69,6 +70,7 @@ static void drop(struct tracker *tracker, size_t at)
 {
 	struct tracked *process = tracker->processes[at];
 	dp_close_fd(&process->uffd);
+	dp_close_fd(&process->lock_fd);
 	if (tracker->release && process->data)
 		tracker->release(process->data);
 	free(process);
@@ -117,7 +119,8 @@ static int list_one(struct tracker *tracker, pid_t pid, bool frozen)
 		return 0; /* it ended */
 	if (!process)
 		return -ENOMEM;
-	*process = (struct tracked){ .pid = pid, .vpid = vpid, .start_time = since, .uffd = -1, .seen = true };
+	*process = (struct tracked){ .pid = pid, .vpid = vpid, .start_time = since, .uffd = -1, .lock_fd = -1,
+				      .seen = true };
 	return 0;
 }
 
@@ -192,7 +195,8 @@ struct tracked *tracker_next(struct tracker *tracker, const struct tracked *befo
 static void give_up(struct tracked *process, const char *why)
 {
 	dp_close_fd(&process->uffd);
-	process->uffd = -1;
+	dp_close_fd(&process->lock_fd);
+	process->uffd = process->lock_fd = -1;
 	snprintf(process->why, sizeof(process->why), "%s", why);
 }
 
@@ -207,15 +211,36 @@ static void look_for_unseen(struct tracked *process)
 	give_up(process, why);
 }
 
+/* D5. */
+static bool lock(struct tracked *process)
+{
+	char path[64];
+	snprintf(path, sizeof(path), "/proc/%d", process->pid);
+	process->lock_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (process->lock_fd >= 0 && !flock(process->lock_fd, LOCK_EX | LOCK_NB))
+		return true;
+	dp_close_fd(&process->lock_fd);
+	process->lock_fd = -1;
+	return false;
+}
+
 static void take_up(struct tracked *process)
 {
 	struct dp_err err = { "" };
 	look_for_unseen(process);
 	if (process->uffd >= 0 || process->unseen)
 		return;
+	if (!lock(process)) {
+		snprintf(process->why, sizeof(process->why), "another of ours looks at what it writes");
+		return;
+	}
 	int uffd = written_place(process->pid, &err);
-	process->uffd = uffd < 0 ? -1 : uffd;
-	snprintf(process->why, sizeof(process->why), "%.150s", uffd < 0 ? err.text : "");
+	if (uffd < 0)
+		give_up(process, err.text);
+	else
+		process->uffd = uffd;
+	if (uffd >= 0)
+		process->why[0] = 0;
 }
 
 static int keep_area(void *context, const struct proc_area *area)
@@ -235,11 +260,24 @@ static int keep_area(void *context, const struct proc_area *area)
 	return 0;
 }
 
-/* An area that cannot be registered is not told of in rounds. false: the descriptor is of another memory than the process has. */
-static bool watch(const struct tracked *process, const struct area *area)
+/* Registers all of its areas before any is protected; one that cannot be, since it has just changed, is not told of in this
+ * round. */
+static bool watch(struct tracker *tracker, struct tracked *process)
 {
-	int ret = written_watch(process->uffd, area->start, area->end - area->start);
-	return ret != -ENOMEM && ret != -ESRCH;
+	for (size_t i = 0; i < tracker->area_count; i++) {
+		const struct area *area = &tracker->areas[i];
+		int ret = written_watch(process->uffd, area->start, area->end - area->start);
+		if (ret == -EBUSY) {
+			process->unseen = true;
+			give_up(process, "somebody else has a userfaultfd for its memory");
+			return false;
+		}
+		if (ret == -ENOMEM || ret == -ESRCH) {
+			give_up(process, "it has become another program");
+			return false;
+		}
+	}
+	return true;
 }
 
 static int tell(struct tracker *tracker, struct tracked *process, int pagemap_fd, const struct area *area,
@@ -273,13 +311,10 @@ static int round_of(struct tracker *tracker, struct tracked *process, const stru
 	int ret = pagemap_fd < 0 ? -ESRCH : proc_each_area(proc_live_thread(process->pid), keep_area, tracker);
 	if (ret == -ENOMEM)
 		return dp_fail_errno(err, ENOMEM, "list the areas of process %d", process->pid);
-	for (size_t i = 0; i < tracker->area_count && !ret; i++) {
-		if (!watch(process, &tracker->areas[i])) {
-			give_up(process, "it has become another program");
-			return 0;
-		}
+	if (!ret && !watch(tracker, process))
+		return 0;
+	for (size_t i = 0; i < tracker->area_count && !ret; i++)
 		ret = tell(tracker, process, pagemap_fd, &tracker->areas[i], sink, err);
-	}
 	return ret == -ESRCH ? 0 : DP_MIN(ret, 0);
 }
 

@@ -13,6 +13,8 @@
  *     whenever it is told so, has in the end what the process has;
  *  D4 nothing that is told as not written was ever written unseen: a process that may do so (sys/unseen.h) is told as written
  *     always from the moment that it is found, which is looked for between protecting pages and telling of them.
+ *  D5 one tracker watches a process: what one protects, another would take for not written. A lock on /proc/PID keeps those of
+ *     ours apart, and a process of which somebody else has registered any area is told as written always.
  * While it is watched, a program that registers a userfaultfd of its own for the same memory gets EBUSY.
  * Costs (a process of 4 KiB pages): a walk of its page tables each round; a first write to a page 1 to 9 us; huge pages are split
  * when they are written. Thread rule: one thread; forks. */
@@ -34,6 +36,7 @@ struct tracked {
 	uint32_t vpid;     /* as CRIU's images call it */
 	uint64_t start_time;
 	int uffd;          /* -1: all its pages count as written always */
+	int lock_fd;       /* with uffd: nobody else of ours watches it (D5) */
 	bool unseen;       /* it will never be tracked: it may write unseen */
 	char why[160];     /* it is not tracked, or "" */
 	bool seen;         /* in the last listing of the tree */

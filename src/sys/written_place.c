@@ -39,7 +39,8 @@ static int make_in(struct injection *target, struct dp_err *err)
 	waitpid(pid, NULL, __WALL);
 	/* Its parent is the target, to which it must leave no zombie. */
 	for (int i = 0; i < REAP_TURNS; i++) {
-		if (inject_call(target, SYS_wait4, (uint64_t)own_pid, 0, (uint64_t)(unsigned)__WALL | WNOHANG, 0, 0, 0) != 0)
+		long reaped = inject_call(target, SYS_wait4, (uint64_t)own_pid, 0, (uint64_t)(unsigned)__WALL | WNOHANG, 0, 0, 0);
+		if (reaped == own_pid || reaped == -ECHILD || reaped == -ESRCH)
 			break;
 		usleep(50);
 	}

@@ -407,6 +407,22 @@ static void tracker__direct_io__counts_as_written_always(void **state)
 	end(pid);
 }
 
+static void tracker__two_of_them__one_watches_and_the_other_takes_all_as_written(void **state)
+{
+	pid_t pid = start();
+	struct tracker *first = follow(pid), *second;
+	assert_int_equal(tracker_open(&second, pid, NULL, NULL), 0);
+	assert_int_equal(one_round(second).written, 0);
+	tell(WRITE, 0, 7);
+	one_round(second); /* takes nothing away from the other */
+	assert_int_equal(look(second, (uint32_t)pid, BASE, PAGES * PAGE_BYTES).written, PAGES);
+	assert_int_equal(one_round(first).written, 7);
+	tracker_close(first);
+	assert_int_equal(one_round(second).written, PAGES);
+	tracker_close(second);
+	end(pid);
+}
+
 /* ---- all at once ---- */
 
 #define WINDOW 4096u /* pages of each mutator */
@@ -725,6 +741,7 @@ int main(void)
 		cmocka_unit_test(tracker__closed__leaves_nothing),
 		cmocka_unit_test(tracker__killed__leaves_nothing_and_no_byte_changes),
 		cmocka_unit_test(tracker__direct_io__counts_as_written_always),
+		cmocka_unit_test(tracker__two_of_them__one_watches_and_the_other_takes_all_as_written),
 		cmocka_unit_test(tracker__tree_that_does_everything__clean_pages_are_what_was_read),
 	};
 	return cmocka_run_group_tests(tests, make_control, NULL);
