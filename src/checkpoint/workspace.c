@@ -1,15 +1,19 @@
 #include "checkpoint/workspace.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/mount.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 
 #include "base/base.h"
 #include "instance/instance.h"
+
+#define PRIVATE_PREFIX "distri-proc-runtime-"
 
 static int set_option(int context, const char *key, const char *value)
 {
@@ -33,9 +37,9 @@ static const char *temporary_directory(void)
 	return directory && directory[0] == '/' ? directory : "/tmp";
 }
 
-static int open_private_directory(struct workspace *workspace, struct dp_err *err)
+static int open_private_directory(struct workspace *workspace, const char *prefix, struct dp_err *err)
 {
-	snprintf(workspace->directory, sizeof(workspace->directory), "%s/distri-proc-XXXXXX", temporary_directory());
+	snprintf(workspace->directory, sizeof(workspace->directory), "%s/%sXXXXXX", temporary_directory(), prefix);
 	if (!mkdtemp(workspace->directory)) {
 		int code = errno;
 		dp_fail_errno(err, code, "make a directory like %s", workspace->directory);
@@ -46,12 +50,35 @@ static int open_private_directory(struct workspace *workspace, struct dp_err *er
 	return fd < 0 ? dp_fail_errno(err, errno, "open %s", workspace->directory) : fd;
 }
 
+/* What a process that was killed has left. Whoever lives holds a lock; the minute is for one that is about to. */
+static void sweep_private(void)
+{
+	DIR *directory = opendir(temporary_directory());
+	for (struct dirent *entry = directory ? readdir(directory) : NULL; entry; entry = readdir(directory)) {
+		struct stat info;
+		if (strncmp(entry->d_name, PRIVATE_PREFIX, strlen(PRIVATE_PREFIX)))
+			continue;
+		cleanup_fd int fd = openat(dirfd(directory), entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+		if (fd < 0 || fstat(fd, &info) || info.st_uid != geteuid() || time(NULL) - info.st_mtime < 60 ||
+		    flock(fd, LOCK_EX | LOCK_NB))
+			continue;
+		cleanup_free char *path = format_text("%s/%s", temporary_directory(), entry->d_name);
+		if (path)
+			remove_tree(path);
+	}
+	if (directory)
+		closedir(directory);
+}
+
 int workspace_open_private(struct workspace *workspace, struct dp_err *err)
 {
 	*workspace = (struct workspace){.images_fd = -1, .work_fd = -1};
-	workspace->root_fd = open_private_directory(workspace, err);
-	if (workspace->root_fd >= 0)
+	sweep_private();
+	workspace->root_fd = open_private_directory(workspace, PRIVATE_PREFIX, err);
+	if (workspace->root_fd >= 0) {
+		flock(workspace->root_fd, LOCK_EX | LOCK_NB); /* nobody else knows of it yet */
 		return 0;
+	}
 	int rc = workspace->root_fd;
 	workspace_close(workspace);
 	return rc;
@@ -70,7 +97,7 @@ int workspace_open(struct workspace *workspace, struct dp_err *err)
 	*workspace = (struct workspace){.images_fd = -1, .work_fd = -1};
 	workspace->root_fd = open_detached_tmpfs();
 	if (workspace->root_fd < 0)
-		workspace->root_fd = open_private_directory(workspace, err);
+		workspace->root_fd = open_private_directory(workspace, "distri-proc-", err);
 	if (workspace->root_fd < 0) {
 		int rc = workspace->root_fd;
 		workspace_close(workspace);
