@@ -24,6 +24,9 @@
 
 bool spares_fit(const struct restore_options *options)
 {
+	/* CRIU lets several listen at one port: in a network that is shared, who connects might get one that waits. */
+	if (!options->network || strcmp(options->network, RESTORE_NETWORK_OWN))
+		return false;
 	if (options->shell_job || options->host_pid_namespace || options->lease || options->container)
 		return false;
 	for (size_t i = 0; i < options->criu_argument_count; i++)
@@ -196,8 +199,8 @@ int spares_keep(const struct restore_options *options, unsigned count, uint64_t 
 	char key[SPARES_KEY_BYTES];
 	int fd = -1;
 	if (!spares_fit(options))
-		return dp_fail(err, EINVAL, "--pre-created goes with no option that gives the tree the caller's files or pids, nor with "
-			       "--action-script");
+		return dp_fail(err, EINVAL, "--pre-created goes with --network none only, and with no option that gives the tree the "
+			       "caller's files or pids, nor with --action-script");
 	int ret = make_key(options, key);
 	if (ret)
 		return dp_fail(err, ENOMEM, "out of memory");

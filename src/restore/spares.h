@@ -30,7 +30,8 @@ struct spares_status {
 	uint64_t left_ns;   /* until it ends, if nobody asks */
 };
 
-/* Can a tree that was made beforehand be what these options ask for? Not one that gets the caller's files or pids, or a lease. */
+/* Can a tree that was made beforehand be what these options ask for? Only one with a network of its own; none that gets the
+ * caller's files or pids, or a lease. */
 bool spares_fit(const struct restore_options *options);
 /* Takes one that waits: `session` is for restore_go. -ENOENT: there is none. Blocks for the keeper's answer, a round trip to the
  * pool among it; at most two seconds. */

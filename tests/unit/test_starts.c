@@ -105,18 +105,21 @@ static void spares__any_option_differs__are_others(void **state)
 		free(texts[i]);
 }
 
-static void spares__files_or_pids_of_the_caller__do_not_fit(void **state)
+static void spares__shared_network_files_or_pids__do_not_fit(void **state)
 {
 	static char *const inherit[] = { (char *)(uintptr_t)"--inherit-fd=fd[3]:x" };
 	static char *const script[] = { (char *)(uintptr_t)"--action-script=/x" };
+#define OWN .network = RESTORE_NETWORK_OWN
 	const struct restore_options wrong[] = {
-		{ .shell_job = true },
-		{ .host_pid_namespace = true },
-		{ .criu_arguments = inherit, .criu_argument_count = 1 },
-		{ .criu_arguments = script, .criu_argument_count = 1 },
+		{ .network = NULL },
+		{ .network = "/run/netns/blue" },
+		{ OWN, .shell_job = true },
+		{ OWN, .host_pid_namespace = true },
+		{ OWN, .criu_arguments = inherit, .criu_argument_count = 1 },
+		{ OWN, .criu_arguments = script, .criu_argument_count = 1 },
 	};
 	(void)state;
-	assert_true(spares_fit(&(struct restore_options){ .local_memory = "50%" }));
+	assert_true(spares_fit(&(struct restore_options){ OWN, .local_memory = "50%" }));
 	for (size_t i = 0; i < ARRAY_LENGTH(wrong); i++)
 		assert_false(spares_fit(&wrong[i]));
 }
@@ -187,7 +190,7 @@ int main(void)
 		WITH_ROOT(state__group_and_spare__are_kept),
 		WITH_ROOT(first_number__others_of_the_name__follows_the_highest),
 		cmocka_unit_test(spares__any_option_differs__are_others),
-		cmocka_unit_test(spares__files_or_pids_of_the_caller__do_not_fit),
+		cmocka_unit_test(spares__shared_network_files_or_pids__do_not_fit),
 		WITH_ROOT(take__no_keeper__is_not_there),
 		WITH_ROOT(hold__tree_is_there__waits_until_it_is_released),
 		WITH_ROOT(hold__supervisor_is_gone__nobody_waits),
