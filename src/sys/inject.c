@@ -182,10 +182,12 @@ int inject_stopped(struct injection *injection, struct dp_err *err)
 	return 1;
 }
 
+#define TRIES 3 /* of what can fail for no reason of ours while a thread has registers that are not its own: it would die of that */
+
 static int wait_stop(pid_t thread, int *status)
 {
-	while (waitpid(thread, status, __WALL) < 0)
-		if (errno != EINTR)
+	for (int tries = 0; waitpid(thread, status, __WALL) < 0;)
+		if (errno != EINTR && ++tries == TRIES)
 			return -errno;
 	return WIFSTOPPED(*status) ? 0 : -ESRCH;
 }
@@ -313,7 +315,8 @@ void inject_leave(struct injection *injection)
 {
 	if (injection->stopped) {
 		restart_interrupted_call(&injection->saved);
-		ptrace(PTRACE_SETREGS, injection->thread, 0, &injection->saved);
+		for (int tries = 0; ptrace(PTRACE_SETREGS, injection->thread, 0, &injection->saved) && ++tries < TRIES;)
+			;
 		set_signal_mask(injection->thread, injection->saved_mask);
 		injection->stopped = false;
 	}
