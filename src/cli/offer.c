@@ -189,18 +189,9 @@ static void say_end(const struct offering *offering, const char *end)
 	}
 }
 
-/* Has one restored tree all of it? One that was lost may come back, or be gone: then another may be made. */
-static bool fetched(const struct offer_progress *progress, bool *seen)
-{
-	bool over = *seen && !progress->pages_left && !progress->instances && !progress->connections;
-	*seen = (*seen || progress->instances) && !progress->lost;
-	return over;
-}
-
 /* 1: fetched whole; 0: interrupted; -errno: the offer has ended. */
 static int follow(const struct offering *offering, struct offer *offer, int signal_fd, struct dp_err *err)
 {
-	bool seen = false;
 	for (;;) {
 		struct offer_progress progress;
 		struct pollfd polls[] = { { .fd = signal_fd, .events = POLLIN }, { .fd = offer_fd(offer), .events = POLLIN } };
@@ -212,7 +203,7 @@ static int follow(const struct offering *offering, struct offer *offer, int sign
 		int rc = offering->options.copy ? 0 : offer_progress(offer, &progress, err);
 		if (rc < 0)
 			return rc;
-		if (!offering->options.copy && fetched(&progress, &seen))
+		if (!offering->options.copy && progress.complete)
 			return 1;
 	}
 }

@@ -405,6 +405,13 @@ uint64_t frozen_store_left_pages(const struct store *store)
 	return frozen->sealed ? frozen->left_count : frozen->end - 1;
 }
 
+bool frozen_store_is_left(const struct store *store, uint64_t slot)
+{
+	const struct frozen_store *frozen = frozen_of(store);
+
+	return is_frozen(frozen, slot) && !(frozen->was_read && frozen->was_read[slot / 8] & 1u << slot % 8);
+}
+
 void frozen_store_end(struct store *store)
 {
 	frozen_of(store)->ended = true;

@@ -27,6 +27,8 @@ uint64_t frozen_store_pages(const struct store *store);
 /* Frozen slots that were read at least once; and those that are neither read nor written over nor free. */
 uint64_t frozen_store_read_pages(const struct store *store);
 uint64_t frozen_store_left_pages(const struct store *store);
+/* Is it a frozen slot that nobody has read yet? */
+bool frozen_store_is_left(const struct store *store, uint64_t slot);
 /* The processes go on or end now: from here on frozen slots cannot be read. */
 void frozen_store_end(struct store *store);
 /* Copies every frozen slot that is not free into our own memory. -EIO, -ENOMEM: what is copied stays so. */

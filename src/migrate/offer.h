@@ -70,6 +70,7 @@ struct offer_facts {
 };
 
 struct offer_progress {
+	bool complete;         /* an instance was ended by its restorer, having read every page that it still had */
 	uint64_t pages_left;   /* never asked for, or not since */
 	uint64_t pages_served; /* answered, each once */
 	uint32_t connections, instances;

@@ -58,6 +58,7 @@ struct offerer {
 	int root_pidfd, watch_fd, heir_fd[2];
 	char *command_line;
 	uint64_t dumped_at_ns;
+	bool complete;
 	struct offerer_reply reply;
 };
 
@@ -374,9 +375,25 @@ static void answer(struct offerer *offerer)
 		log_warn("the caller does not hear: %s", strerror(errno));
 }
 
+static int is_left(void *context, uint64_t pgno, uint64_t slot)
+{
+	return frozen_store_is_left(context, slot) ? -EAGAIN : 0;
+}
+
+/* Does the tree that was restored as this instance need us no more? What it gave up unread is in its maps no more. */
+static void instance_ends(void *context, const struct object *instance)
+{
+	struct offerer *offerer = context;
+	bool all = true;
+	for (const struct space *space = instance->spaces; space && all; space = space->next)
+		all = pagemap_walk(&space->map, is_left, offerer->store) == 0;
+	offerer->complete = offerer->complete || all;
+}
+
 static void progress(struct offerer *offerer)
 {
-	offerer->reply.progress = (struct offer_progress){ .pages_left = frozen_store_left_pages(offerer->store),
+	offerer->reply.progress = (struct offer_progress){ .complete = offerer->complete,
+							   .pages_left = frozen_store_left_pages(offerer->store),
 							   .pages_served = frozen_store_read_pages(offerer->store),
 							   .connections = server_connections(offerer->server),
 							   .instances = (uint32_t)offerer->pool->instance_count,
@@ -490,6 +507,8 @@ static int watch(struct offerer *offerer, struct dp_err *err)
 	    epoll_ctl(offerer->watch_fd, EPOLL_CTL_ADD, offerer->control_fd, &control) < 0 ||
 	    epoll_ctl(offerer->watch_fd, EPOLL_CTL_ADD, offerer->dump.pidfd, &criu) < 0)
 		return dp_fail_errno(err, errno, "watch the caller and criu");
+	offerer->pool->on_instance_end = instance_ends;
+	offerer->pool->on_instance_end_context = offerer;
 	int rc = server_watch(offerer->server, offerer->watch_fd, watched, offerer);
 	return rc < 0 ? dp_fail_errno(err, -rc, "watch the caller and criu") : 0;
 }

@@ -99,6 +99,9 @@ struct pool {
 	uint64_t lost_count;              /* instances that may be waiting; pool_expire counts them */
 	uint64_t keep_lost_ns;            /* how long an instance waits for somebody to attach; 0: for ever */
 	uint64_t damaged_pages; /* found so far: pages that are not what was stored */
+	/* NULL, or told of an instance that its writer ends, while its maps are there still. */
+	void (*on_instance_end)(void *context, const struct object *instance);
+	void *on_instance_end_context;
 };
 
 /* Takes the store and loads the snapshots in it. -EBADMSG where one of them is damaged (named in the text). The store is closed

@@ -316,6 +316,8 @@ int pool_instance_end(struct pool *pool, uint64_t id, uint64_t epoch, struct dp_
 		return result;
 	if (instance->epoch != epoch)
 		return dp_fail(err, ESTALE, "the lease of instance %s was taken by another", instance->name);
+	if (pool->on_instance_end)
+		pool->on_instance_end(pool->on_instance_end_context, instance);
 	object_free(pool, instance);
 	return 0;
 }
