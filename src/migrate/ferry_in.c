@@ -329,7 +329,9 @@ static int carry_over(struct in *in)
 
 static struct in new_ferry(const char *root)
 {
-	return (struct in){ .root = root, .report_fd = -1, .order_fd = -1, .init_pidfd = -1, .lock_fd = -1, .gate.fd = -1, .announcer = -1 };
+	return (struct in){
+		.root = root, .report_fd = -1, .order_fd = -1, .init_pidfd = -1, .lock_fd = -1, .gate.fd = -1, .announcer = -1,
+	};
 }
 
 int ferry_in(const char *root, json_object *prepare, struct lines *source)

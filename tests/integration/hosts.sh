@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # hosts.sh: two hosts and a client, as network namespaces joined by a bridge in the client's; an agent on each host. Source it
 # after lib.sh.
 #
