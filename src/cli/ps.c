@@ -33,6 +33,13 @@ struct row {
 	uint64_t budget_bytes, resident_bytes, remote_bytes, faults, corrupt_pages, uptime_ns;
 };
 
+static bool is_unsupervised(const struct row *row)
+{
+	const struct instance *instance = row->instance;
+	return instance->running && row->tasks && !row->local &&
+	       !process_is_alive(instance->supervisor.pid, instance->supervisor.start_time);
+}
+
 static const char *state_of(const struct row *row)
 {
 	if (row->instance->spare)
@@ -41,11 +48,9 @@ static const char *state_of(const struct row *row)
 		return "restoring";
 	if (!row->tasks)
 		return "ending";
-	if (!process_is_alive(row->instance->supervisor.pid, row->instance->supervisor.start_time))
-		return "unsupervised";
-	if (row->local)
+	if (row->local) /* it needs nobody */
 		return "local";
-	return "running";
+	return is_unsupervised(row) ? "unsupervised" : "running";
 }
 
 /* Of an instance that no pager counts any more. */
@@ -174,6 +179,10 @@ static void print_table(const struct instance *list, size_t count)
 		if (row.corrupt_pages)
 			printf("%s: %llu corrupt pages, each a bus error where it was touched; see %s/pager.log\n", list[i].id,
 			       (unsigned long long)row.corrupt_pages, list[i].directory);
+		if (is_unsupervised(&row))
+			printf("%s: its supervisor was killed; it runs on, but is killed if its pager ends too. `distri-proc migrate-in --lift-budget %s` "
+			       "brings all its memory here, and it needs neither; or checkpoint it, and restore it again\n",
+			       list[i].id, list[i].id);
 	}
 }
 

@@ -178,11 +178,12 @@ static int note_lease(void *context, const struct client_lease *lease)
 	return lease_save(&plan->instance, lease, 1, NULL);
 }
 
-/* One try. */
+/* One try. *asked: a pool was, and the error is its word. */
 static int attach_again(const struct restore_plan *plan, struct client_lease *lease, struct client **client,
-			struct client_attached *attached, struct dp_err *err)
+			struct client_attached *attached, bool *asked, struct dp_err *err)
 {
 	int ret = open_client(plan->options, 0, client, err);
+	*asked = !ret || ret == -EACCES || ret == -EPERM || ret == -EPROTONOSUPPORT;
 	if (ret)
 		return ret;
 	ret = client_take_over(*client, lease, note_lease, (void *)(uintptr_t)plan, TAKE_OVER_TIMEOUT_MS, attached, err);
@@ -242,9 +243,11 @@ int pool_source_take_over(const struct restore_plan *plan, struct source **sourc
 		return ret;
 	/* The pool, too, may have died just now. The tree's faults wait meanwhile, as they would have done with the pager that
 	 * died, and longer than the stall timeout too: until it is back, unless the tree is to be killed then. */
-	while ((ret = attach_again(plan, &leases[0], &client, &attached, err)) < 0) {
+	bool asked;
+	while ((ret = attach_again(plan, &leases[0], &client, &attached, &asked, err)) < 0) {
 		bool late = clock_now_ns() - began_ns > wait_ns;
-		if (is_final(ret) || (late && options->on_lost == ON_LOST_KILL) || tree_ended(plan))
+		/* The socket of a pool that starts again is not there for a moment: -ENOENT, before any pool was asked. */
+		if ((asked && is_final(ret)) || (late && options->on_lost == ON_LOST_KILL) || tree_ended(plan))
 			return ret;
 		log_warn("%s; trying again", err->text);
 		nanosleep(&(const struct timespec){ .tv_nsec = TAKE_OVER_PAUSE_NS }, NULL);
