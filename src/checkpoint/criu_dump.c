@@ -120,7 +120,8 @@ static int write_hook(const struct workspace *workspace, struct dp_err *err)
 	if (length < 0)
 		return dp_fail_errno(err, errno, "find this program's own path");
 	program[length] = 0;
-	cleanup_free char *script = format_text("#!/bin/sh\nexec '%s' criu-hook\n", program);
+	cleanup_free char *script = format_text("#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" = post-dump ] || exit 0\n"
+						   "exec '%s' criu-hook\n", program); /* other steps ask nothing */
 	if (!script || strchr(program, '\''))
 		return dp_fail(err, EINVAL, "this program's path (%s) has a quote in it", program);
 	cleanup_fd int fd = openat(workspace->work_fd, HOOK_SCRIPT, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0700);

@@ -247,6 +247,16 @@ static int let_go(struct offerer *offerer, struct dp_err *err)
 	return rc < 0 ? rc : frozen_tree_let_go(&offerer->tree, offerer->fds_fd[0], offerer->dump.pidfd, err);
 }
 
+/* Which pages stay where they are. Of a tree that stands still they are found while CRIU's hook starts. */
+static int find_pages(struct offerer *offerer, struct dp_err *err)
+{
+	struct offer_ahead *ahead = offerer->options->ahead_pool ? &offerer->ahead : NULL;
+	int rc = frozen_tree_collect(&offerer->tree, offerer->records_fd, offerer->fds_fd[0], err);
+	if (rc == 0 && ahead)
+		rc = precopy_frozen(ahead->precopy, err);
+	return rc < 0 ? rc : frozen_tree_scan(&offerer->tree, ahead ? offer_ahead_pages : NULL, ahead, err);
+}
+
 /* From CRIU's start to where it waits for our word, the tree frozen. */
 static int freeze(struct offerer *offerer, struct dp_err *err)
 {
@@ -255,6 +265,8 @@ static int freeze(struct offerer *offerer, struct dp_err *err)
 		return rc;
 	frozen_tree_init(&offerer->tree, offerer->workspace.images_fd);
 	rc = page_receiver_run(offerer->dump.pages_fd, &offerer->tree.sink, err);
+	if (rc == 0 && !offerer->options->copy)
+		rc = find_pages(offerer, err);
 	if (rc == 0) {
 		rc = criu_dump_wait_hook(&offerer->dump, err);
 		if (rc == 0)
@@ -277,12 +289,8 @@ static int take_snapshot(struct offerer *offerer, struct dp_err *err)
 	const struct checkpoint_options meta_options = { .leave_running = options->copy,
 							 .criu_arguments = offerer->arguments,
 							 .criu_argument_count = offerer->argument_count };
-	int rc = frozen_tree_collect(&offerer->tree, offerer->records_fd, offerer->fds_fd[0], err);
 	struct offer_ahead *ahead = options->ahead_pool ? &offerer->ahead : NULL;
-	if (rc == 0 && ahead)
-		rc = precopy_frozen(ahead->precopy, err);
-	if (rc == 0)
-		rc = frozen_tree_scan(&offerer->tree, ahead ? offer_ahead_pages : NULL, ahead, err);
+	int rc = options->copy ? find_pages(offerer, err) : 0;
 	if (rc < 0)
 		return rc;
 	const struct capture_totals totals = { .stored_pages = offerer->tree.pages, .eager_pages = offerer->tree.eager_pages };
