@@ -231,8 +231,8 @@ static int step_over(struct injection *injection, struct user_regs_struct *regs,
 			continue; /* a group stop */
 		if (WSTOPSIG(status) == SIGTRAP && !is_sent(injection))
 			break;
-		/* Of the signals that faults raise the kernel takes the first that is queued, blocked or not, once there is one that
-		 * is not, as the step's (sys/steady/steady.c): one that the thread was not told of yet goes back behind that. */
+		/* Of the signals that faults raise the kernel takes the first that is queued, blocked or not, once there is one
+		 * that is not, as the step's (sys/steady/steady.c): one that the thread was not told of yet goes back behind it. */
 		if (WSTOPSIG(status) != SIGTRAP && !is_blocked(injection->thread, WSTOPSIG(status)))
 			return -EFAULT; /* the instruction itself failed */
 		signal_number = WSTOPSIG(status) == SIGTRAP ? 0 : WSTOPSIG(status);
