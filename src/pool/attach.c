@@ -145,6 +145,7 @@ int request_handle_attach(struct request *request)
 			return result;
 	}
 	instance->owner = request->connection;
+	instance->attached = true;
 	instance->lost_ns = 0;
 	return answer_attached(request, instance);
 }

@@ -306,7 +306,7 @@ void pool_owner_gone(struct pool *pool, const void *owner)
 		if (object->owner != owner)
 			continue;
 		object->owner = NULL;
-		if (object->kind == OBJECT_INSTANCE && object->resume && !object->keep) {
+		if (object->kind == OBJECT_INSTANCE && object->resume && object->attached && !object->keep) {
 			object->lost_ns = clock_now_ns();
 			pool->lost_count++;
 			continue;

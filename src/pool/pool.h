@@ -76,7 +76,8 @@ struct object {
 	uint64_t epoch;
 	uint64_t base; /* the snapshot's id */
 	bool keep;
-	bool resume;      /* it outlives its connection for a while */
+	bool resume;      /* it outlives its connection for a while, */
+	bool attached;    /* once somebody has attached: before, nobody knows it */
 	uint64_t lost_ns; /* when that was lost; 0: it is there */
 	uint64_t applied; /* the last operation of its sequence that was handled */
 	struct message_failure *failures; /* of the operations of the window, those that failed, ascending */

@@ -116,9 +116,10 @@ static int open_client(const struct restore_options *options, size_t i, struct c
 	return dp_fail_errno(err, -ret, "room to unpack pages");
 }
 
-/* Notes the leases, and makes the source of attached clients, which it takes. */
+/* Notes the leases, and makes the source of attached clients, which it takes. `fresh`: no tree has the instances yet, and where
+ * this fails they end: what is not noted nobody could end later. */
 static int make_source(const struct restore_plan *plan, struct client **client, struct client_attached *attached, size_t count,
-		       struct source **source, struct dp_err *err)
+		       bool fresh, struct source **source, struct dp_err *err)
 {
 	const struct restore_options *options = plan->options;
 	struct mirror_member members[MIRROR_MEMBERS];
@@ -138,6 +139,8 @@ static int make_source(const struct restore_plan *plan, struct client **client, 
 		ret = source_mirror_new(source, members, count, options->ack_one, err);
 	for (size_t i = 0; i < count; i++) {
 		client_attached_done(&attached[i]);
+		if (ret && fresh)
+			client_instance_end(client[i], leases[i].instance, leases[i].epoch, NULL);
 		if (ret)
 			client_close(client[i]);
 	}
@@ -169,7 +172,7 @@ int pool_source_create(const struct restore_plan *plan, struct pager_config *con
 		return ret;
 	}
 	get_order(plan->options, client[0], attached[0].instance, config);
-	return make_source(plan, client, attached, count, source, err);
+	return make_source(plan, client, attached, count, true, source, err);
 }
 
 static int note_lease(void *context, const struct client_lease *lease)
@@ -252,7 +255,7 @@ int pool_source_take_over(const struct restore_plan *plan, struct source **sourc
 		log_warn("%s; trying again", err->text);
 		nanosleep(&(const struct timespec){ .tv_nsec = TAKE_OVER_PAUSE_NS }, NULL);
 	}
-	return make_source(plan, &client, &attached, 1, source, err);
+	return make_source(plan, &client, &attached, 1, false, source, err);
 }
 
 static void end_by_lease(const struct restore_plan *plan, size_t i, const struct client_lease *lease)

@@ -9,10 +9,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "base/base.h"
+#include "client/connection.h"
 #include "pool_fixture.h"
 #include "transport/stream.h"
 #include "wire/message.h"
@@ -242,6 +244,28 @@ static void instance__connection_lost__ends_unless_kept(void **state)
 	assert_int_equal(client_instance_end(client, kept.id, 1, &err), 0);
 	free(kept.spaces);
 	free(lost.spaces);
+}
+
+/* Its maker may not have heard of it: nobody would ever come back for it. */
+static void instance__maker_gone_before_it_attached__ends(void **state)
+{
+	struct client *other = fixture_connect(&fixture);
+	struct message_header request = { .type = MESSAGE_INSTANCE_CREATE }, answer;
+	const uint8_t *answer_payload;
+	uint8_t payload[100];
+	struct dp_err err;
+
+	make_snapshot(client, "base", 10);
+	int bytes = message_instance_create_encode(
+		payload, sizeof(payload), &(struct message_instance_create){ INSTANCE_FLAG_RESUME, { "base", 4 }, { "a", 1 } });
+	assert_int_equal(control_call(other, &request, payload, (size_t)bytes, NULL, 0, MESSAGE_INSTANCE_INFO, 10000, &answer,
+				      &answer_payload, &err),
+			 0);
+	assert_int_equal(status_now().instances, 1);
+	client_close(other);
+	for (unsigned i = 0; i < 1000 && status_now().instances; i++)
+		usleep(10000);
+	assert_int_equal(status_now().instances, 0);
 }
 
 static void lease__taken_by_another__fences_the_old_writer(void **state)
@@ -615,6 +639,7 @@ int main(void)
 		TEST(instances__many_of_one_snapshot__share_its_pages),
 		TEST(snapshot_inspect__no_instances__owns_its_pages),
 		TEST(instance__connection_lost__ends_unless_kept),
+		TEST(instance__maker_gone_before_it_attached__ends),
 		TEST(lease__taken_by_another__fences_the_old_writer),
 		TEST(fork__then_writes_to_the_parent__child_keeps_its_instant),
 		TEST(inherit__from_a_changed_instance__shares_its_pages),
