@@ -123,6 +123,18 @@ static void on_remap(struct space *space, uint64_t from, uint64_t to, uint64_t b
 	doubt_note(space, to, to + bytes, false);
 }
 
+/* What the parent has staged the child gets from the source (P2), but for pages of zeros, which no source keeps (P11). Leaves have the
+ * same numbers in both tables. */
+static void fork_staged_zeros(struct space *child, const struct space *parent)
+{
+	const struct staging *staging = &parent->staging;
+	for (uint64_t at = staging->tail; at < staging->head; at++) {
+		uint64_t slot = at % staging->capacity;
+		if (staging->state[slot] == SLOT_ZEROS && staging->page[slot] != NO_PAGE)
+			table_change(&child->table, staging->page[slot], PAGE_ZERO, 0, PAGE_HAS_COPY);
+	}
+}
+
 /* Areas that the parent marked MADV_WIPEONFORK are empty in the child. */
 static void wipe(struct space *child)
 {
@@ -159,6 +171,7 @@ static void on_fork(struct space *space, int uffd)
 		tree_fail(tree, ret, "fork a space");
 		return;
 	}
+	fork_staged_zeros(child, space);
 	wipe(child);
 	/* The warden's areas stay with the parent (MADV_DONTFORK): the child's own is injected when it is needed. */
 	if (space->warden.staging)

@@ -31,9 +31,16 @@
 
 /* ---- content ---- */
 
+#define VERSION_ZEROS UINT32_MAX /* a page that was written with zeros: no source keeps it */
+static bool writes_zeros;
+
 void target_fill(uint8_t *page, uint64_t number, uint32_t version)
 {
 	uint64_t *words = (uint64_t *)page;
+	if (version == VERSION_ZEROS) {
+		memset(page, 0, PAGE_BYTES);
+		return;
+	}
 	for (unsigned i = 0; i < PAGE_BYTES / 8; i++)
 		words[i] = number * 0x9e3779b97f4a7c15ull ^ (uint64_t)version << 40 ^ i;
 }
@@ -72,8 +79,10 @@ static void touch_randomly(unsigned rounds, const char *what)
 	for (unsigned i = 0; i < rounds; i++) {
 		uint64_t number = target_random() % PAGES;
 		must_be(page_at(number), number, version[number], what);
-		if (target_random() % 4 == 0)
-			target_fill(page_at(number), number, ++version[number]);
+		if (target_random() % 4 == 0) {
+			version[number] = writes_zeros && target_random() % 4 == 0 ? VERSION_ZEROS : version[number] + 1;
+			target_fill(page_at(number), number, version[number]);
+		}
 	}
 }
 
@@ -103,6 +112,7 @@ static void live_random(void)
 
 static void live_fork(void)
 {
+	writes_zeros = true;
 	for (int round = 0; round < 6; round++) {
 		pid_t child = fork();
 		if (child == 0) {
