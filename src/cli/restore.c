@@ -357,6 +357,16 @@ static int take_propagate(struct settings *settings)
 	return 0;
 }
 
+static int take_container(struct container_line *line, int value)
+{
+	const char **to = value == OPTION_CONTAINER ? &line->container
+			  : value == OPTION_BUNDLE  ? &line->bundle
+			  : value == OPTION_RUNTIME ? &line->runtime
+						    : &line->root;
+	*to = optarg;
+	return 0;
+}
+
 static int take_option(struct settings *settings, int value, const struct option *option)
 {
 	struct restore_options *restore = &settings->restore;
@@ -390,10 +400,10 @@ static int take_option(struct settings *settings, int value, const struct option
 	case OPTION_ON_LOST: return take_on_lost(settings);
 	case OPTION_POOL: settings->pool_list = optarg; return 0;
 	case OPTION_SPREAD: restore->spread = true; return 0;
-	case OPTION_CONTAINER: settings->container.container = optarg; return 0;
-	case OPTION_BUNDLE: settings->container.bundle = optarg; return 0;
-	case OPTION_RUNTIME: settings->container.runtime = optarg; return 0;
-	case OPTION_RUNTIME_ROOT: settings->container.root = optarg; return 0;
+	case OPTION_CONTAINER:
+	case OPTION_BUNDLE:
+	case OPTION_RUNTIME:
+	case OPTION_RUNTIME_ROOT: return take_container(&settings->container, value);
 	case OPTION_COUNT: return take_count(settings, "--count", 0, MANY_MOST, &settings->count);
 	case OPTION_PARALLEL: return take_parallel(settings);
 	case OPTION_ALL_OR_NONE: settings->all_or_none = true; return 0;
