@@ -23,7 +23,7 @@ static const char usage[] =
 	"  --timeout TIME    how long the tree may take to end by itself (default 10s)\n"
 	"  --kill            SIGKILL at once\n"
 	"  --group NAME      all instances of a group (`run --count`), besides those that are named\n"
-	"  --spares          all spares, and those that keep them (`run --pre-created`)\n"
+	"  --spares          all spares, and those that keep them\n"
 	"  --json            one object when all are gone\n"
 	"  --root DIRECTORY  registry of instances (default $DISTRI_PROC_ROOT or /run/distri-proc)\n";
 
