@@ -658,7 +658,7 @@ static int compare_area(void *context, const struct proc_area *area)
 static void tracker__tree_that_does_everything__clean_pages_are_what_was_read(void **state)
 {
 	const char *wanted = getenv("DP_ROUNDS");
-	int rounds = wanted ? atoi(wanted) : 12;
+	int rounds = wanted ? atoi(wanted) : 8;
 	struct tracker *tracker;
 	uint64_t clean = 0, written = 0, processes = 0;
 	pid_t root = fork();
