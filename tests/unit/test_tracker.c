@@ -1,6 +1,7 @@
 /* The tracker (checkpoint/tracker.h) and what it rests on: which pages of a live process were written. Each behaviour of the
  * kernel that it counts on is a test of its own; then a tree that does all of it at once is copied in rounds, stopped, and
- * compared. DP_ROUNDS: how often (default 12). */
+ * compared. DP_ROUNDS: how often (default 8). One file, as all of it is
+ * done to the same two kinds of target. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
