@@ -23,10 +23,12 @@ struct offer {
 	int exit_code;
 };
 
-/* Everything but the standard streams and what it talks to us by: a forgotten pipe would keep its reader waiting. */
+/* Everything but where errors go and what it talks to us by: a forgotten pipe would keep its reader waiting. */
 static int keep_only(int control_fd)
 {
-	int low = STDERR_FILENO + 1;
+	int low = STDERR_FILENO + 1, null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (null < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(null, STDOUT_FILENO) < 0)
+		return -errno;
 	if (control_fd != low && dup3(control_fd, low, O_CLOEXEC) < 0)
 		return -errno;
 	return syscall(SYS_close_range, (unsigned)low + 1, ~0u, 0u) < 0 ? -errno : 0;

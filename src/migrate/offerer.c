@@ -438,6 +438,10 @@ static int orphaned(struct offerer *offerer)
 
 static int detach(struct offerer *offerer)
 {
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (null < 0 || dup2(null, STDERR_FILENO) < 0) /* the caller's, whose reader waits for its end */
+		return dp_fail_errno(&offerer->reply.err, errno, "leave the terminal");
+	close(null);
 	offerer->state = STATE_DETACHED;
 	server_set_idle_exit(offerer->server, IDLE_EXIT_NS);
 	return 0;
