@@ -1,7 +1,7 @@
 /* The control socket: both its ends. A request is a word with numbers behind it (`freeze`, `export`, `thaw`, `migrate RATE LIFT`,
- * `migrate-stop`, `heat SPACE AT`, `pools`); the answer is `ok` or an error text, with `export` beside it a memfd that holds the
- * page maps (laid out as struct export_head and its followers), to `heat` a struct heat_piece, to `pools` a struct control_pools. A few connections at a time; when the
- * one that froze the tree ends, it is thawed. */
+ * `migrate-stop`, `heat SPACE AT`, `pools`); the answer is `ok` or an error text, with `export` beside it a memfd that holds
+ * the page maps (laid out as struct export_head and its followers), to `heat` a struct heat_piece, to `pools` a struct
+ * control_pools. A few connections at a time; when the one that froze the tree ends, it is thawed. */
 #include "pager/control.h"
 
 #include <errno.h>

@@ -232,7 +232,8 @@ static int step_over(struct injection *injection, struct user_regs_struct *regs,
 		if (WSTOPSIG(status) == SIGTRAP && !is_sent(injection))
 			break;
 		/* Of the signals that faults raise the kernel takes the first that is queued, blocked or not, once there is one
-		 * that is not, as the step's (sys/steady/steady.c): one that the thread was not told of yet goes back behind it. */
+		 * that is not, as the step's (sys/steady/steady.c): one that the thread was not told of yet goes back behind.
+		 */
 		if (WSTOPSIG(status) != SIGTRAP && !is_blocked(injection->thread, WSTOPSIG(status)))
 			return -EFAULT; /* the instruction itself failed */
 		signal_number = WSTOPSIG(status) == SIGTRAP ? 0 : WSTOPSIG(status);

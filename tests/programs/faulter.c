@@ -1,7 +1,7 @@
 /* faulter THREADS [FILE]: threads that live on faults: each reads a page it may not read, again and again, and its handler opens
  * the page. So at any moment some thread has a SIGSEGV that was raised and not yet delivered, which is when it must not be
- * stopped, given other code and let go carelessly. In between they read 16 MiB that are what they were. Goes on until SIGTERM; FILE
- * gets "running", and in the end "ok" if no fault was lost, came twice, or at another place, and no byte was wrong. */
+ * stopped, given other code and let go carelessly. In between they read 16 MiB that are what they were. Goes on until SIGTERM;
+ * FILE gets "running", and in the end "ok" if no fault was lost, came twice, or at another place, and no byte was wrong. */
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
