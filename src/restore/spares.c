@@ -150,6 +150,8 @@ static int listen_at(const char *root, const char *key, struct dp_err *err)
 	struct sockaddr_un address;
 	char path[PATH_MAX];
 	cleanup_fd int directory_fd = make_address(root, key, &address);
+	if (directory_fd < 0)
+		return dp_fail_errno(err, -directory_fd, "open the spares' directory below %s", root);
 	unlink(spares_path(root, key, ".sock", path, sizeof(path)));
 	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (fd >= 0 && !bind(fd, (struct sockaddr *)&address, sizeof(address)) && !listen(fd, 64))
