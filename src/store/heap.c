@@ -108,7 +108,9 @@ static void top_up(struct heap *heap)
 	for (size_t i = 0; i < heap->slab_count && heap->touched_slabs < heap->ready_slabs; i++)
 		if (heap->slabs[i]->used == 0 && !heap->slabs[i]->touched)
 			touch(heap, heap->slabs[i]);
-	while (heap->touched_slabs < heap->ready_slabs && heap_end(heap) < heap->limit_slots && grow(heap) == 0)
+	/* Not where as many are free beside pages that stay: next fit would never come to its end, and never use them again. */
+	while (heap->touched_slabs < heap->ready_slabs && heap_end(heap) < heap->limit_slots &&
+	       heap_end(heap) < heap->reserved + heap->used_slots + heap->ready_slabs * HEAP_SLAB_SLOTS && grow(heap) == 0)
 		touch(heap, heap->slabs[heap->slab_count - 1]);
 }
 

@@ -206,6 +206,28 @@ static void store_open__killed_while_creating__can_be_opened_again(void **state)
 	store_close(open_store("file:%s/f"));
 }
 
+/* Pages that stay lie in each slab: what is freed beside them is used again, however much memory is kept ready. */
+static void heap__ready_and_pages_that_stay__does_not_grow(void **state)
+{
+	uint64_t old[300], fresh[300];
+	struct heap heap;
+
+	assert_int_equal(heap_init(&heap, -1, 1, UINT64_MAX), 0);
+	assert_int_equal(heap_keep_ready(&heap, HEAP_SLAB_SLOTS * PAGE_BYTES), 0);
+	assert_int_equal(heap_alloc(&heap, old, 300), 0);
+	for (unsigned cycle = 0; cycle < 500; cycle++) {
+		uint64_t stays;
+
+		assert_int_equal(heap_alloc(&heap, fresh, 300), 0);
+		if (cycle % 10 == 0)
+			assert_int_equal(heap_alloc(&heap, &stays, 1), 0);
+		heap_free(&heap, old, 300);
+		memcpy(old, fresh, sizeof(old));
+	}
+	assert_true(heap.slab_count <= 2);
+	heap_done(&heap);
+}
+
 static void heap__pages_freed_and_allocated_at_random__never_overlap(void **state)
 {
 	struct heap heap;
@@ -796,6 +818,7 @@ int main(void)
 		TEST(store_open__locked_by_another__is_EBUSY),
 		TEST(store_open__not_a_store__is_refused_and_left_alone),
 		TEST(store_open__killed_while_creating__can_be_opened_again),
+		TEST(heap__ready_and_pages_that_stay__does_not_grow),
 		TEST(heap__pages_freed_and_allocated_at_random__never_overlap),
 		TEST(pool__store_reopened__has_its_snapshots_and_nothing_else),
 		TEST(pool__store_reopened__orders_are_their_snapshots),
