@@ -53,9 +53,9 @@ const char *instance_root(const char *override);
 /* Makes the directory (0700) with images/ and work/ for a new instance, id `<short snapshot name>-<random>`; fills id, name and
  * directory. `name` may be NULL; -EEXIST where a live instance has it, -EINVAL where it is no proper name. */
 int instance_create_dir(const char *root, const char *snapshot, const char *name, struct instance *instance, struct dp_err *err);
-/* Writes state.json (atomically replaced) and the pid files. */
 /* Would that name be accepted? -EEXIST, -EINVAL as above. */
 int instance_check_name(const char *root, const char *name, struct dp_err *err);
+/* Writes state.json (atomically replaced) and the pid files. */
 int instance_save(const struct instance *instance, struct dp_err *err);
 /* Reads ROOT/ID. -ENOENT, -EBADMSG. */
 int instance_load(const char *root, const char *id, struct instance *instance, struct dp_err *err);
