@@ -44,8 +44,8 @@ struct checkpoint_options {
 	const struct checkpoint_origin *origin; /* NULL: an ordinary snapshot */
 	/* NULL, or what the state before has (*recall NULL: nothing); replaced by this one's when it succeeds */
 	struct recall **recall;
-	/* NULL, or pages go ahead of the freeze, where the tree is no instance with a pager of its own; the caller's, who may use it for
-	 * the next state of the same tree */
+	/* NULL, or pages go ahead of the freeze, where the tree is no instance with a pager of its own; the caller's, who may use
+	 * it for the next state of the same tree */
 	struct precopy *precopy;
 	const struct precopy_limits *precopy_limits; /* NULL: the usual ones */
 	const struct runtime_dump *runtime; /* who runs CRIU, for a container; NULL: we do */

@@ -17,8 +17,8 @@
  *     ours apart, and a process of which somebody else has registered any area is told as written always.
  * While it is watched, a program that registers a userfaultfd of its own for the same memory gets EBUSY.
  * Costs, in processor time (2-core virtual machine, Linux 6.18, pages of 4 KiB): a thread of each process stopped for some 100 to
- * 200 us at the beginning; the first round 14 ms a GiB, one that finds little 1 ms, 0.1 us for each written page; a first write to
- * a page 1 to 2 us; letting go 25 to 40 ms a GiB. Huge pages are 50 times cheaper, and are split when they are written.
+ * 200 us at the beginning; the first round 14 ms a GiB, one that finds little 1 ms, 0.1 us for each written page; a first write
+ * to a page 1 to 2 us; letting go 25 to 40 ms a GiB. Huge pages are 50 times cheaper, and are split when they are written.
  * Thread rule: one thread; forks. */
 #ifndef DP_CHECKPOINT_TRACKER_H
 #define DP_CHECKPOINT_TRACKER_H

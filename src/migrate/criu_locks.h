@@ -1,8 +1,8 @@
 /* criu_locks: what CRIU leaves in nftables when a tree has gone to another host.
  *
  * For open connections it makes a table `CRIU-<id of its run>` that drops their packets, and deletes it when the tree runs on
- * here, but not when it was taken away: a connection that comes back with its tree would meet the old lock. Its name is known from the
- * inventory image, which holds the id as text. Thread rule: none, no state. */
+ * here, but not when it was taken away: a connection that comes back with its tree would meet the old lock. Its name is known
+ * from the inventory image, which holds the id as text. Thread rule: none, no state. */
 #ifndef DP_MIGRATE_CRIU_LOCKS_H
 #define DP_MIGRATE_CRIU_LOCKS_H
 

@@ -1,9 +1,10 @@
 /* Ranges of which it is not known what is in them: mostly given up by madvise, which the kernel tells before it does it.
  *
- * While a range is in doubt nothing of it is moved out (P10): a page in staging would be out of reach of the madvise, and come back
- * with its old content. The doubt ends when all of the range is gone. MADV_FREE leaves pages there for any time; they are the process's
- * as before once nobody can be on the way to take them, and the clock alone does not tell that: on a busy machine a thread may not get
- * to run for seconds. So, after a second, each thread must have been seen elsewhere than in madvise, or have run for long enough. */
+ * While a range is in doubt nothing of it is moved out (P10): a page in staging would be out of reach of the madvise, and come
+ * back with its old content. The doubt ends when all of the range is gone. MADV_FREE leaves pages there for any time; they are
+ * the process's as before once nobody can be on the way to take them, and the clock alone does not tell that: on a busy machine a
+ * thread may not get to run for seconds. So, after a second, each thread must have been seen elsewhere than in madvise, or have
+ * run for long enough. */
 #include "pager/tree.h"
 
 #include <dirent.h>
@@ -54,8 +55,8 @@ static bool got_past(pid_t pid, const struct suspect *suspect)
 	return call != SYS_madvise && call != SYS_process_madvise;
 }
 
-/* Every thread that may be on its way now: looked at until each has got past, or is known not to be. More than there is room for: at
- * another time. */
+/* Every thread that may be on its way now: looked at until each has got past, or is known not to be. More than there is room for:
+ * at another time. */
 static void suspect_all(struct space *space, uint64_t now)
 {
 	char path[64];

@@ -123,8 +123,8 @@ static void on_remap(struct space *space, uint64_t from, uint64_t to, uint64_t b
 	doubt_note(space, to, to + bytes, false);
 }
 
-/* What the parent has staged the child gets from the source (P2), but for pages of zeros, which no source keeps (P11). Leaves have the
- * same numbers in both tables. */
+/* What the parent has staged the child gets from the source (P2), but for pages of zeros, which no source keeps (P11). Leaves
+ * have the same numbers in both tables. */
 static void fork_staged_zeros(struct space *child, const struct space *parent)
 {
 	const struct staging *staging = &parent->staging;

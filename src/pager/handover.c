@@ -51,8 +51,8 @@ static int add_eager(struct space *space, const struct image_run *run)
 	return 0;
 }
 
-/* The page map: lazy pages are remote; the others of watched areas were filled by CRIU. All remote ones are known before the first
- * other is made: with it come its neighbours, as what they are known as by then (zero, where they are not). */
+/* The page map: lazy pages are remote; the others of watched areas were filled by CRIU. All remote ones are known before the
+ * first other is made: with it come its neighbours, as what they are known as by then (zero, where they are not). */
 static int add_pages(struct space *space, int images_fd, struct dp_err *err)
 {
 	char name[64];

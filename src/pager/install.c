@@ -376,7 +376,8 @@ void install_on_damaged(void *context, uint64_t cookie, struct page_range range,
 	answer_damaged(context, cookie, range, last, "is damaged in the pool");
 }
 
-/* Only what the source has is asked for, and its zeros are known here (PAGE_ZERO): where it says zero, it has lost the page (P11). */
+/* Only what the source has is asked for, and its zeros are known here (PAGE_ZERO): where it says zero, it has lost the page
+ * (P11). */
 void install_on_pages(void *context, uint64_t cookie, struct page_range range, const void *data, bool last)
 {
 	if (!data) {

@@ -46,7 +46,8 @@ struct migration {
 
 /* Begins, or changes the rate (bytes a second, 0: none). */
 void migrate_start(struct tree *tree, uint64_t rate_bytes);
-/* For a pager that follows a dead one: goes on with its transfer, if it had one, or leaves it stopped, and a lifted budget lifted. */
+/* For a pager that follows a dead one: goes on with its transfer, if it had one, or leaves it stopped, and a lifted budget
+ * lifted. */
 void migrate_go_on(struct tree *tree);
 /* What is under way still comes. */
 void migrate_stop(struct tree *tree);

@@ -45,7 +45,8 @@ struct pager_config {
 	const char *trace_path;   /* faults are written there, for simulations; NULL: not. Borrowed */
 	const struct pager_inheritance *inherited; /* of a pager that died (recover.h); NULL: none. Borrowed */
 	int init_pidfd;           /* of the tree's reaper: descriptors are held until it ends; 0 or -1: none. Borrowed */
-	int guard_fd;             /* a pipe that hangs up when whoever could end the tree for us is gone; 0 or -1: none. Borrowed */
+	/* a pipe that hangs up when whoever could end the tree for us is gone; 0 or -1: none. Borrowed */
+	int guard_fd;
 	uint64_t stall_timeout_ns; /* 0: STALL_TIMEOUT_NS */
 	enum pager_on_lost on_lost;
 	int init_pid;             /* pid (this namespace) of the tree's reaper, or 0 */

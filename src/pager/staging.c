@@ -246,8 +246,8 @@ void staging_take_back(struct space *space)
 	}
 }
 
-/* The source could not take pages: they are to be the process's again, and nothing is evicted for a while. Not from here: an answer
- * may come in the midst of anything, also while what lies in tree->buffer is being sent. */
+/* The source could not take pages: they are to be the process's again, and nothing is evicted for a while. Not from here: an
+ * answer may come in the midst of anything, also while what lies in tree->buffer is being sent. */
 static void write_failed(struct space *space, struct write_batch *batch, int error)
 {
 	struct staging *staging = &space->staging;

@@ -25,7 +25,8 @@
  *   P9 What a look at the process shows counts only if no event is unread after it (space_is_changing): mremap may just have
  *      taken pages away.
  *   P10 Of a range that is being given up nothing is moved out until it is gone (doubt_covers).
- *   P11 Only pages that the source has are asked of it: where it answers with zeros, the page is lost, and never filled with them.
+ *   P11 Only pages that the source has are asked of it: where it answers with zeros, the page is lost, and never filled with
+ *       them.
  * Thread rule: one thread runs all of it. */
 #ifndef DP_PAGER_TREE_H
 #define DP_PAGER_TREE_H

@@ -1,8 +1,8 @@
 /* lease: until when a restored tree may run, where somebody else may have the right to run it too (migrate/switch.h).
  *
  * The caller of restore_start maps a page shared (MAP_SHARED), names it in restore_options.lease, and renews it for as long as
- * the tree lives; init, which the tree cannot outlive, has the same page by fork. Past until_ns init stops every process of the tree,
- * whoever else is dead by then; renewed, the tree goes on. The writer never takes back what it gave: until_ns only rises.
+ * the tree lives; init, which the tree cannot outlive, has the same page by fork. Past until_ns init stops every process of the
+ * tree, whoever else is dead by then; renewed, the tree goes on. The writer never takes back what it gave: until_ns only rises.
  * Invariant: L1 from until_ns on (and the time it takes to wake and to stop them) no process of the tree runs.
  * Thread rule: one writer; readers anywhere. */
 #ifndef DP_RESTORE_LEASE_H

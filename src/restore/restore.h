@@ -75,7 +75,8 @@ struct restore_options {
 	struct endpoint *late;
 	int (*await)(void *context, struct endpoint *late, struct dp_err *err);
 	void *await_context;
-	const struct restore_lease *lease; /* mapped shared by the caller: until when the tree may run (lease.h); NULL: for ever */
+	/* mapped shared by the caller: until when the tree may run (lease.h); NULL: for ever */
+	const struct restore_lease *lease;
 	unsigned verbose;
 	char *const *criu_arguments;    /* passed on to `criu restore` */
 	size_t criu_argument_count;

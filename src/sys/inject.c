@@ -182,7 +182,8 @@ int inject_stopped(struct injection *injection, struct dp_err *err)
 	return 1;
 }
 
-#define TRIES 3 /* of what can fail for no reason of ours while a thread has registers that are not its own: it would die of that */
+/* Of what can fail for no reason of ours while a thread has registers that are not its own: it would die of that. */
+#define TRIES 3
 
 static int wait_stop(pid_t thread, int *status)
 {

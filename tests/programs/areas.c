@@ -1,6 +1,6 @@
-/* areas: a process with memory of every kind that a fork, or a page read from outside, treats in a way of its own: not forked, wiped
- * on fork, not readable, locked, write-protected, never touched. Each page has a pattern. At SIGUSR1 it looks at all of it and
- * writes `good`, or what is wrong, into the file named on the command line (made beside it, and renamed). Ends at SIGTERM. */
+/* areas: a process with memory of every kind that a fork, or a page read from outside, treats in a way of its own: not forked,
+ * wiped on fork, not readable, locked, write-protected, never touched. Each page has a pattern. At SIGUSR1 it looks at all of it
+ * and writes `good`, or what is wrong, into the file named on the command line (made beside it, and renamed). Ends at SIGTERM. */
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>

@@ -394,6 +394,7 @@ int target_live(const char *scene, const char *path)
 	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
 	int socket_fd = socket(AF_UNIX, SOCK_STREAM, 0);
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	signal(SIGBUS, SIG_DFL); /* a sanitizer's handler would make another end of it */
 	if (atoi(scene) == SCENE_SHARER) {
 		prctl(PR_SET_CHILD_SUBREAPER, 1);
 		if (fork()) {

@@ -40,18 +40,28 @@ static int setup(void **state)
 	for (unsigned i = 0; i < PAGES; i++)
 		memset(world.area + i * PAGE_BYTES, pattern(i), PAGE_BYTES);
 	mprotect(world.area + (PAGES - 10) * PAGE_BYTES, 10 * PAGE_BYTES, PROT_NONE);
+	int ready[2]; /* hangs up when the child has let go of the pipe */
+	if (pipe(ready))
+		return -1;
 	world.child = fork();
 	if (world.child == 0) {
 		close(world.life[1]);
+		close(ready[1]);
 		for (;;)
 			pause();
 	}
+	close(ready[1]);
+	bool alone = read(ready[0], path, 1) == 0;
+	close(ready[0]);
+	if (!alone)
+		return -1;
 	munmap(world.area, PAGES * PAGE_BYTES);
 	snprintf(path, sizeof(path), "/proc/%d/mem", world.child);
 	if (frozen_store_open(&world.store, world.life[0], NULL))
 		return -1;
 	int memory = frozen_store_add_memory(world.store, open(path, O_RDONLY | O_CLOEXEC));
-	return memory < 0 || frozen_store_add_pages(world.store, memory, (uintptr_t)world.area >> PAGE_SHIFT, PAGES, &world.first);
+	return memory < 0 ||
+	       frozen_store_add_pages(world.store, memory, (uintptr_t)world.area >> PAGE_SHIFT, PAGES, &world.first);
 }
 
 static void end_child(void)
