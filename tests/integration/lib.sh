@@ -135,9 +135,12 @@ stop_instances() {
 	done
 }
 
+BEFORE_CLEAN_UP=
+before_clean_up() { BEFORE_CLEAN_UP=$1; } # command: what a script has to put back, however it ends
 clean_up() {
 	local status=$? pid
 	trap - EXIT
+	eval "$BEFORE_CLEAN_UP"
 	stop_started
 	for pid in $(ours_left | grep -oE '(^| )[0-9]+:'); do # what a failed test left behind; ours by its command line
 		kill -KILL "${pid%:}" 2>/dev/null
