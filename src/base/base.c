@@ -6,7 +6,9 @@
 #include <math.h>
 #include <stdarg.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <xxhash.h>
 
@@ -65,6 +67,28 @@ int io_pwrite_full(int fd, const void *buffer, size_t bytes, uint64_t offset)
 		offset += (uint64_t)done;
 		bytes -= (size_t)done;
 	}
+	return 0;
+}
+
+int io_send_with_fd(int socket_fd, const struct iovec *parts, size_t count, int fd, int flags)
+{
+	union {
+		struct cmsghdr header;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} control = { 0 };
+	struct msghdr message = { .msg_iov = (struct iovec *)(uintptr_t)parts, .msg_iovlen = count };
+	if (fd >= 0) {
+		message.msg_control = &control;
+		message.msg_controllen = sizeof(control);
+		struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
+		rights->cmsg_level = SOL_SOCKET;
+		rights->cmsg_type = SCM_RIGHTS;
+		rights->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(rights), &fd, sizeof(fd));
+	}
+	while (sendmsg(socket_fd, &message, flags | MSG_NOSIGNAL) < 0)
+		if (errno != EINTR)
+			return -errno;
 	return 0;
 }
 

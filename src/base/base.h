@@ -47,6 +47,11 @@ int io_read_full(int fd, void *buffer, size_t bytes);
 int io_write_full(int fd, const void *buffer, size_t bytes);
 int io_pwrite_full(int fd, const void *buffer, size_t bytes, uint64_t offset);
 
+/* One message of these parts over a socket, with a duplicate of fd beside it (SCM_RIGHTS; -1: none). flags as for sendmsg;
+ * MSG_NOSIGNAL goes without saying. EINTR is retried. 0 or -errno. */
+struct iovec;
+int io_send_with_fd(int socket_fd, const struct iovec *parts, size_t count, int fd, int flags);
+
 /* Reads a whole small file into a fresh NUL-terminated buffer (the caller frees it). Returns its length or -errno;
  * -EFBIG where it is longer than limit_bytes. */
 ssize_t io_read_file(const char *path, char **content, size_t limit_bytes);

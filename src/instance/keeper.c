@@ -24,27 +24,12 @@ union keeper_control {
 static int send_message(int socket_fd, enum keeper_kind kind, uint64_t key, int fd, const char *text)
 {
 	struct keeper_header header = { .kind = (uint8_t)kind, .key = key };
-	struct iovec parts[2] = {
+	const struct iovec parts[2] = {
 		{ .iov_base = &header, .iov_len = sizeof(header) },
-		{ .iov_base = (void *)text, .iov_len = text ? strlen(text) : 0 },
+		{ .iov_base = (void *)(uintptr_t)text, .iov_len = text ? strlen(text) : 0 },
 	};
-	union keeper_control control = { 0 };
-	struct msghdr message = { .msg_iov = parts, .msg_iovlen = text ? 2 : 1 };
-	if (fd >= 0) {
-		message.msg_control = &control;
-		message.msg_controllen = sizeof(control);
-		struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
-		rights->cmsg_level = SOL_SOCKET;
-		rights->cmsg_type = SCM_RIGHTS;
-		rights->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(rights), &fd, sizeof(fd));
-	}
-	for (;;) {
-		if (sendmsg(socket_fd, &message, MSG_NOSIGNAL) >= 0)
-			return 0;
-		if (errno != EINTR)
-			return errno == ECONNRESET ? -EPIPE : -errno;
-	}
+	int ret = io_send_with_fd(socket_fd, parts, text ? 2 : 1, fd, 0);
+	return ret == -ECONNRESET ? -EPIPE : ret;
 }
 
 int keeper_send(int socket_fd, enum keeper_kind kind, uint64_t key, int fd)

@@ -150,23 +150,10 @@ static int export_tree(struct tree *tree)
 
 static void send_answer(const struct control_peer *peer, const void *bytes, size_t count, int descriptor)
 {
-	struct iovec data = { (void *)bytes, count };
-	union {
-		char bytes[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} control;
-	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1 };
-	if (descriptor >= 0) {
-		message.msg_control = &control;
-		message.msg_controllen = sizeof(control);
-		struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-		header->cmsg_level = SOL_SOCKET;
-		header->cmsg_type = SCM_RIGHTS;
-		header->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(header), &descriptor, sizeof(int));
-	}
-	if (sendmsg(peer->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
-		log_warn("answer on the control socket: %s", strerror(errno));
+	const struct iovec data = { (void *)(uintptr_t)bytes, count };
+	int ret = io_send_with_fd(peer->fd, &data, 1, descriptor, MSG_DONTWAIT);
+	if (ret)
+		log_warn("answer on the control socket: %s", strerror(-ret));
 }
 
 static void answer(const struct control_peer *peer, const char *text)

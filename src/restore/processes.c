@@ -18,22 +18,8 @@ union control {
 
 int send_with_fd(int socket_fd, const void *message, size_t bytes, int fd)
 {
-	union control control = { 0 };
-	struct iovec part = { (void *)message, bytes };
-	struct msghdr header = { .msg_iov = &part, .msg_iovlen = 1 };
-	if (fd >= 0) {
-		header.msg_control = &control;
-		header.msg_controllen = sizeof(control);
-		struct cmsghdr *rights = CMSG_FIRSTHDR(&header);
-		rights->cmsg_level = SOL_SOCKET;
-		rights->cmsg_type = SCM_RIGHTS;
-		rights->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(rights), &fd, sizeof(fd));
-	}
-	while (sendmsg(socket_fd, &header, MSG_NOSIGNAL) < 0)
-		if (errno != EINTR)
-			return -errno;
-	return 0;
+	const struct iovec part = { (void *)(uintptr_t)message, bytes };
+	return io_send_with_fd(socket_fd, &part, 1, fd, 0);
 }
 
 ssize_t receive_with_fd(int socket_fd, void *message, size_t bytes, int *fd)

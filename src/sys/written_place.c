@@ -72,26 +72,6 @@ static int stop_and_make(pid_t pid, struct dp_err *err)
 	return uffd;
 }
 
-static void send_answer(int socket_fd, int uffd, struct answer *answer)
-{
-	struct iovec data = { answer, sizeof(*answer) };
-	union {
-		char bytes[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} control = { 0 };
-	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1 };
-	if (uffd >= 0) {
-		message.msg_control = &control;
-		message.msg_controllen = sizeof(control);
-		struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-		header->cmsg_level = SOL_SOCKET;
-		header->cmsg_type = SCM_RIGHTS;
-		header->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(header), &uffd, sizeof(int));
-	}
-	sendmsg(socket_fd, &message, MSG_NOSIGNAL);
-}
-
 static void place(pid_t pid, int socket_fd) __attribute__((noreturn));
 static void place(pid_t pid, int socket_fd)
 {
@@ -106,7 +86,8 @@ static void place(pid_t pid, int socket_fd)
 	if (uffd >= 0 && ret)
 		dp_fail_errno(&answer.err, EOPNOTSUPP, "find out which pages process %d writes", pid);
 	answer.result = ret;
-	send_answer(socket_fd, ret ? -1 : uffd, &answer);
+	const struct iovec part = { &answer, sizeof(answer) };
+	io_send_with_fd(socket_fd, &part, 1, ret ? -1 : uffd, 0);
 	_exit(0);
 }
 
