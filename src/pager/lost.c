@@ -51,42 +51,83 @@ static void stop_threads(pid_t pid)
 		closedir(directory);
 }
 
-/* One that somebody else has stopped already is not ours to continue. */
-static bool stop_one(struct tree *tree, pid_t pid)
+static bool note(struct lost *lost, pid_t pid)
 {
-	struct lost *lost = &tree->lost;
-	if (pid <= 1 || pid == getpid() || is_warden(tree, pid) || is_noted(lost, pid) || proc_state(pid) == 'T')
-		return false;
 	pid_t *larger = reallocarray(lost->stopped, lost->stopped_count + 1, sizeof(*larger));
 	if (!larger)
 		return false;
 	lost->stopped = larger;
-	if (kill(pid, SIGSTOP))
-		return false;
-	stop_threads(pid);
 	lost->stopped[lost->stopped_count++] = pid;
 	return true;
 }
 
-static bool stop_below(struct tree *tree, pid_t root, bool itself)
+/* One that somebody else has stopped already is not ours to continue. */
+static bool stop_one(struct lost *lost, pid_t pid)
+{
+	if (proc_state(pid) == 'T' || !note(lost, pid))
+		return false;
+	if (kill(pid, SIGSTOP)) {
+		lost->stopped_count--;
+		return false;
+	}
+	stop_threads(pid);
+	return true;
+}
+
+/* Has a thread stopped? One that waits for a page within a system call has not yet, and it may be the first. */
+static bool has_stopped(pid_t pid)
+{
+	char path[64];
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	DIR *directory = opendir(path);
+	bool any = false;
+	for (const struct dirent *entry; directory && !any && (entry = readdir(directory));)
+		any = atoi(entry->d_name) > 0 && proc_state(atoi(entry->d_name)) == 'T';
+	if (directory)
+		closedir(directory);
+	return any;
+}
+
+/* Whether the dead pager stopped it, or somebody else did, is not known any more. */
+static bool inherit_one(struct lost *lost, pid_t pid)
+{
+	return has_stopped(pid) && note(lost, pid);
+}
+
+static bool each_below(struct tree *tree, pid_t root, bool itself, bool (*each)(struct lost *lost, pid_t pid))
 {
 	cleanup_free pid_t *pids = NULL;
 	ssize_t count = root > 0 ? proc_tree(root, &pids) : 0;
 	bool any = false;
 	for (ssize_t i = itself ? 0 : 1; i < count; i++)
-		any |= stop_one(tree, pids[i]);
+		if (pids[i] > 1 && pids[i] != getpid() && !is_warden(tree, pids[i]) && !is_noted(&tree->lost, pids[i]))
+			any |= each(&tree->lost, pids[i]);
+	return any;
+}
+
+static bool each_of_tree(struct tree *tree, bool (*each)(struct lost *lost, pid_t pid))
+{
+	bool any = each_below(tree, tree->config->init_pid, false, each);
+	for (const struct space *space = tree->spaces; space; space = space->next)
+		if (!space->closed)
+			any |= each_below(tree, space->pid, true, each);
 	return any;
 }
 
 static void stop_tree(struct tree *tree)
 {
-	bool any = true;
-	for (int pass = 0; pass < STOP_PASSES && any; pass++) {
-		any = stop_below(tree, tree->config->init_pid, false);
-		for (const struct space *space = tree->spaces; space; space = space->next)
-			if (!space->closed)
-				any |= stop_below(tree, space->pid, true);
-	}
+	for (int pass = 0; pass < STOP_PASSES && each_of_tree(tree, stop_one); pass++)
+		;
+}
+
+void lost_inherit(struct tree *tree)
+{
+	if (!tree->stats->lost_since_ns)
+		return;
+	tree->lost.given_up = true;
+	tree->lost.inherited = true;
+	if (tree->config->on_lost == ON_LOST_STOP)
+		each_of_tree(tree, inherit_one);
 }
 
 static void continue_tree(struct tree *tree)
@@ -135,8 +176,9 @@ static void look(struct tree *tree, uint64_t now_ns)
 	bool late = health.waiting_since_ns && now_ns > health.waiting_since_ns && now_ns - health.waiting_since_ns > limit_ns;
 	if (late && !lost->given_up)
 		give_up(tree, &health, now_ns);
-	if (!late && lost->given_up) {
-		lost->given_up = false;
+	/* What the dead pager waited for is not known: it is late again soon if it is not there. */
+	if (!late && lost->given_up && !(lost->inherited && health.pools && !health.pools_there)) {
+		lost->given_up = lost->inherited = false;
 		tree->stats->lost_since_ns = 0;
 		log_info("the pool is back: %zu processes go on", lost->stopped_count);
 		continue_tree(tree);

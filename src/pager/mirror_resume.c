@@ -8,7 +8,6 @@
 #include "pager/mirror.h"
 
 #define SAVED_MAGIC 0x31726f7272694d44ull /* "DMirror1": of this layout; both pagers are of one program */
-#define LOOK_MS 10
 
 struct mirror_saved *mirror_saved_new(void)
 {
@@ -213,12 +212,11 @@ static struct present look(struct mirror *mirror, uint64_t answered)
 }
 
 /* One round of what the links have to do. */
-static int wait_a_little(struct mirror *mirror)
+static int wait_a_little(struct mirror *mirror, const struct source_resume *resume)
 {
-	struct pollfd wait = { .fd = mirror->epoll_fd, .events = POLLIN };
 	mirror_work(&mirror->source);
-	poll(&wait, 1, LOOK_MS);
-	return DP_MIN(mirror_receive(&mirror->source), 0);
+	int ret = source_resume_wait(resume, mirror->epoll_fd, POLLIN);
+	return ret ? ret : DP_MIN(mirror_receive(&mirror->source), 0);
 }
 
 /* Until all that are in are there; or one, and the others do not come. */
@@ -227,14 +225,11 @@ static int wait_for_members(struct mirror *mirror, const struct source_resume *r
 	uint64_t began_ns = clock_now_ns();
 	for (;;) {
 		struct present present = look(mirror, resume->answered);
-		uint64_t waited_ns = clock_now_ns() - began_ns;
 		if (present.in && present.usable == present.in)
 			return 0;
-		if (present.usable && waited_ns > MIRROR_PATIENCE_NS)
+		if (present.usable && clock_now_ns() - began_ns > MIRROR_PATIENCE_NS)
 			return 0;
-		if (waited_ns > resume->patience_ns)
-			return -ETIMEDOUT;
-		int ret = wait_a_little(mirror);
+		int ret = wait_a_little(mirror, resume);
 		if (ret)
 			return ret;
 	}
@@ -283,7 +278,7 @@ static void forget_answers(struct mirror *mirror, uint64_t applied)
 int mirror_resume(struct source *source, struct source_resume *resume)
 {
 	struct mirror *mirror = mirror_of(source);
-	uint64_t until_ns = clock_now_ns() + resume->patience_ns, applied = UINT64_MAX;
+	uint64_t applied = UINT64_MAX;
 	if (mirror->failure)
 		return mirror->failure;
 	if (resume->last >= MIRROR_NUMBERS)
@@ -302,11 +297,8 @@ int mirror_resume(struct source *source, struct source_resume *resume)
 	mirror->held = resume->last;
 	/* All that is not made again is acknowledged with our return: by then it is known who is not in (M1). */
 	mirror_begin_note(mirror);
-	while (!ret && mirror->noting) {
-		if (clock_now_ns() > until_ns)
-			return -ETIMEDOUT;
-		ret = wait_a_little(mirror);
-	}
+	while (!ret && mirror->noting)
+		ret = wait_a_little(mirror, resume);
 	resume->applied = applied;
 	return ret;
 }

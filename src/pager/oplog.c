@@ -2,7 +2,7 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <poll.h>
+#include <poll.h> /* POLLIN */
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,7 +11,6 @@
 #define COOKIE_OP (1ull << 61)
 #define NO_SUCH_SPACE                                                                                                            \
 	0xfffffu /* the highest of the numbers that a pool's instance can give its spaces, beyond those it does give */
-#define REPLAY_NS (60ull * 1000 * 1000 * 1000)
 
 struct oplog {
 	struct source source;
@@ -365,45 +364,41 @@ static int replay_one(struct oplog *log, uint64_t number, oplog_read_put *read_p
 }
 
 /* Waits until the source has something to say, or takes more. */
-static int wait_for_source(struct oplog *log, uint64_t until_ns)
+static int wait_for_source(struct oplog *log, const struct source_resume *resume)
 {
 	int ret = log->inner->ops->receive(log->inner);
 	if (ret || log->area->tail == log->area->head)
 		return DP_MIN(ret, 0);
-	if (clock_now_ns() > until_ns)
-		return -ETIMEDOUT;
-	struct pollfd wait = { .fd = log->inner->ops->fd(log->inner), .events = POLLIN };
-	if (log->inner->ops->wants_write(log->inner))
-		wait.events |= POLLOUT;
-	poll(&wait, 1, 10); /* a source that reconnects has work of its own now and then */
-	if (log->inner->ops->work)
+	short events = (short)(POLLIN | (log->inner->ops->wants_write(log->inner) ? POLLOUT : 0));
+	ret = source_resume_wait(resume, log->inner->ops->fd(log->inner), events);
+	if (!ret && log->inner->ops->work)
 		log->inner->ops->work(log->inner);
-	return 0;
+	return ret;
 }
 
-static int replay_all(struct oplog *log, uint64_t first, oplog_read_put *read_put, uint8_t *buffer)
+static int replay_all(struct oplog *log, const struct source_resume *resume, oplog_read_put *read_put, uint8_t *buffer)
 {
-	uint64_t until_ns = clock_now_ns() + REPLAY_NS, last = log->area->head;
+	uint64_t first = resume->applied + 1, last = log->area->head;
 	int ret = 0;
 	for (uint64_t number = first; !ret && number <= last;) {
 		ret = replay_one(log, number, read_put, buffer);
 		if (ret == -EAGAIN)
-			ret = wait_for_source(log, until_ns);
+			ret = wait_for_source(log, resume);
 		else
 			number++;
 	}
 	while (!ret && !log->failure && log->area->tail < last)
-		ret = wait_for_source(log, until_ns);
+		ret = wait_for_source(log, resume);
 	return ret ? ret : log->failure;
 }
 
 int oplog_replay(struct source *source, oplog_read_put *read_put, int (*failed)(void *context, const struct op *op, int result),
-		 void *context, uint64_t patience_ns, uint64_t *replayed)
+		 void *context, uint64_t patience_ns, int ended_fd, uint64_t *replayed)
 {
 	struct oplog *log = of(source);
 	struct oplog_area *area = log->area;
 	struct source_resume resume = { .highest_child = area->highest_child + 1, .answered = area->tail, .last = area->head,
-					.patience_ns = patience_ns };
+					.began_ns = clock_now_ns(), .patience_ns = patience_ns, .ended_fd = ended_fd };
 	if (!log->inner->ops->resume)
 		return -ENOSYS;
 	int ret = log->inner->ops->resume(log->inner, &resume);
@@ -422,7 +417,7 @@ int oplog_replay(struct source *source, oplog_read_put *read_put, int (*failed)(
 	log->failed = failed;
 	log->context = context;
 	log->failure = 0;
-	ret = replay_all(log, applied + 1, read_put, buffer);
+	ret = replay_all(log, &resume, read_put, buffer);
 	log->failed = NULL;
 	free(buffer);
 	return ret;

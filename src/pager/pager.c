@@ -100,8 +100,6 @@ static void wait_gone(const struct space *space, uint64_t until_ns)
 static void kill_tree(struct tree *tree)
 {
 	uint64_t until_ns = clock_now_ns() + DEAD_WITHIN_MS * 1000000ull;
-	if (tree->config->init_pid > 0)
-		kill(tree->config->init_pid, SIGKILL);
 	for (struct space *space = tree->spaces; space; space = space->next) {
 		if (space->pidfd >= 0) {
 			kill_children(space);

@@ -46,7 +46,8 @@ struct source_resume {
 	uint64_t highest_child;  /* no id up to this one is to be chosen for a forked space */
 	/* all changes up to `answered` were answered, those up to `last` were called, or were about to be */
 	uint64_t answered, last;
-	uint64_t patience_ns;    /* how long a pool may be waited for */
+	uint64_t began_ns, patience_ns; /* how long a pool may be waited for */
+	int ended_fd;            /* readable when nobody waits for the pages any more; -1: none. Borrowed */
 	/* set: the last change that was made, whatever its result. The next call is number applied + 1 */
 	uint64_t applied;
 };
@@ -68,7 +69,7 @@ struct source_ops {
 	void (*keep)(struct source *source, void *memory);
 	/* Says which of the dead pager's changes (put, drop, move, fork, space_free) were made; what it sent and is not among
 	 * those is never made.
-	 * May block; -ETIMEDOUT. NULL: this source cannot; the tree is killed then when its pager dies. */
+	 * May block, by source_resume_wait. NULL: this source cannot; the tree is killed then when its pager dies. */
 	int (*resume)(struct source *source, struct source_resume *resume);
 	/* Keeps the order in which pages were wanted with the snapshot; labels are vpids. NULL: this source cannot. */
 	int (*order_put)(struct source *source, const struct order_run *runs, size_t count, uint64_t cookie);
@@ -83,5 +84,9 @@ struct source_ops {
 	void (*bytes)(const struct source *source, uint64_t *in, uint64_t *out);
 	void (*free)(struct source *source);
 };
+
+/* A moment's wait for these events of a descriptor, while a source resumes. 0, -ETIMEDOUT when patience is at its end, -ESRCH
+ * when nobody waits any more. */
+int source_resume_wait(const struct source_resume *resume, int fd, short events);
 
 #endif

@@ -758,15 +758,12 @@ static bool is_made(struct spread *spread, uint64_t number)
 static int resume(struct source *source, struct source_resume *resume)
 {
 	struct spread *spread = of(source);
-	uint64_t began_ns = clock_now_ns();
 	space_numbers_skip(&spread->numbers, resume->highest_child);
 	while (!all_settled(spread)) {
-		struct pollfd wait = { .fd = spread->epoll_fd, .events = POLLIN };
-		if (clock_now_ns() - began_ns > resume->patience_ns)
-			return -ETIMEDOUT;
 		work(source);
-		poll(&wait, 1, 10);
-		int ret = receive(source);
+		int ret = source_resume_wait(resume, spread->epoll_fd, POLLIN);
+		if (!ret)
+			ret = receive(source);
 		if (ret < 0)
 			return ret;
 	}

@@ -293,12 +293,14 @@ static void replay(struct tree *tree)
 	if (!tree->config->source->writable)
 		return;
 	doubt_pushes(tree);
+	/* The tree's faults wait meanwhile, as they would have done with the pager that died. */
 	const struct pager_config *config = tree->config;
-	uint64_t patience_ns = config->on_lost == ON_LOST_FREEZE ? UINT64_MAX / 2
-			       : config->stall_timeout_ns	 ? config->stall_timeout_ns
-								 : STALL_TIMEOUT_NS;
+	uint64_t patience_ns = config->on_lost != ON_LOST_KILL ? UINT64_MAX / 2
+			       : config->stall_timeout_ns	? config->stall_timeout_ns
+								: STALL_TIMEOUT_NS;
+	int ended_fd = config->init_pidfd > 0 ? config->init_pidfd : -1;
 	int ret = tree->source == config->source ? -ENOSYS
-						 : oplog_replay(tree->source, read_put, put_failed, tree, patience_ns, &replayed);
+						 : oplog_replay(tree->source, read_put, put_failed, tree, patience_ns, ended_fd, &replayed);
 	if (ret == -ENOSYS)
 		tree_fail(tree, ret, "the source of the pages cannot be taken over by another pager");
 	else if (ret)
@@ -408,6 +410,7 @@ void takeover_spaces(struct tree *tree)
 		return; /* kill_tree, with everything still open */
 	recover_start_holder(tree);
 	release_rest(tree);
+	lost_inherit(tree);
 	for (struct space *space = tree->spaces; space; space = space->next)
 		if (!space->closed)
 			uffd_wake(space->uffd, LOWEST_ADDRESS, HIGHEST_ADDRESS - LOWEST_ADDRESS); /* R12 */

@@ -193,6 +193,7 @@ struct deferred_fault {
 /* A source that does not answer (lost.c). */
 struct lost {
 	bool given_up;         /* the stall timeout has passed, and what was to be done was done */
+	bool inherited;        /* it was done by a pager that died since */
 	bool changed;          /* the source may have another descriptor under the same number */
 	int watched_fd;        /* the source's, in the epoll set; -1: none */
 	uint64_t next_look_ns, next_tell_ns, reconnects;
@@ -397,6 +398,8 @@ uint64_t lost_work(struct tree *tree, uint64_t now_ns);
 int lost_receive(struct tree *tree);
 /* The source has ended with this error: so does the tree, and says why. */
 void lost_fail(struct tree *tree, int error);
+/* Takes over from a pager that died: what it has stopped is to go on when the source is back. */
+void lost_inherit(struct tree *tree);
 void lost_done(struct tree *tree);
 
 /* ---- handover.c ---- */

@@ -52,6 +52,7 @@ static int serve(const struct restore_plan *plan, const struct pager_ends *ends,
 		.listen_fd = ends->listen_fd,
 		.control_fd = ends->control_fd,
 		.keeper_fd = ends->keeper_fd,
+		.init_pid = plan->options->container ? 0 : instance->init.pid, /* a container's own is not below its watcher */
 		.init_pidfd = ends->init_pidfd,
 		.guard_fd = ends->guard_fd,
 		.inherited = left ? &inherited : NULL,

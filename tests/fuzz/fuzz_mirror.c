@@ -434,7 +434,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct input input = { data, data + size };
 	uint8_t how = next_byte(&input);
 	unsigned count = 2 + how % (MIRROR_MEMBERS - 1);
-	struct source_resume resume = { .patience_ns = 3 * MIRROR_PATIENCE_NS };
+	struct source_resume resume = { .patience_ns = 3 * MIRROR_PATIENCE_NS, .ended_fd = -1 };
 	struct mirror_saved *saved = mmap(NULL, sizeof(*saved), PROT_READ | PROT_WRITE,
 					  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
@@ -443,6 +443,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	log_setup(2, LOG_LEVEL_ERROR, "");
 	memset(far, 0, sizeof(far));
 	now_ns = UINT64_C(1) << 40;
+	resume.began_ns = now_ns;
 	struct source *dead = new_mirror(count, how & 0x80); /* makes what another can take */
 
 	dead->ops->keep(dead, saved);

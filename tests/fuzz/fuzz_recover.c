@@ -231,7 +231,7 @@ static void check_log(struct input *input)
 		return;
 	if (oplog_new(&source, &pool.source, &area) < 0)
 		abort();
-	if (oplog_replay(source, read_put, refused, &pool, 0, &replayed) == 0)
+	if (oplog_replay(source, read_put, refused, &pool, 0, -1, &replayed) == 0)
 		assert(area.tail == area.head && pool.calls == replayed);
 	source->ops->free(source);
 }

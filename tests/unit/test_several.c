@@ -38,7 +38,7 @@ static void take_over(void)
 		arm();
 		world.crash_in = 1 + (unsigned)dice(60);
 	}
-	int ret = oplog_replay(world.log, read_put, failed, NULL, PATIENCE_NS, &replayed);
+	int ret = oplog_replay(world.log, read_put, failed, NULL, PATIENCE_NS, -1, &replayed);
 	if (ret)
 		fail_msg("kind %d, seed %" PRIu64 ": taken over: %s", world.kind, world.seed, strerror(-ret));
 	world.armed = false;

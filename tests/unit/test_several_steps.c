@@ -44,7 +44,7 @@ static uint64_t take_over_calmly(void)
 	uint64_t replayed;
 	close_source();
 	open_source(NULL);
-	assert_int_equal(oplog_replay(world.log, read_put, failed, NULL, PATIENCE_NS, &replayed), 0);
+	assert_int_equal(oplog_replay(world.log, read_put, failed, NULL, PATIENCE_NS, -1, &replayed), 0);
 	return replayed;
 }
 
