@@ -55,8 +55,8 @@ bool oplog_sound(const struct oplog_area *area);
 /* Reads the pages of a put from staging again: to `data`, one after another. 0, -ENOENT: the memory they lay in has gone, and
  * nobody needs them; or an error. */
 typedef int oplog_read_put(void *context, const struct op *op, void *data);
-/* Has the source make what it has not made, and waits for its answers; patience_ns, ended_fd: as source_resume. `failed` is asked about a
- * put that the source refused: 0 if that does not matter. 0, or -errno: -ENOSYS where the source cannot be taken over,
+/* Has the source make what it has not made, and waits for its answers; patience_ns, ended_fd: as source_resume. `failed` is asked
+ * about a put that the source refused: 0 if that does not matter. 0, or -errno: -ENOSYS where the source cannot be taken over,
  * -ETIMEDOUT, -ESRCH. */
 int oplog_replay(struct source *source, oplog_read_put *read_put, int (*failed)(void *context, const struct op *op, int result),
 		 void *context, uint64_t patience_ns, int ended_fd, uint64_t *replayed);

@@ -300,7 +300,8 @@ static void replay(struct tree *tree)
 								: STALL_TIMEOUT_NS;
 	int ended_fd = config->init_pidfd > 0 ? config->init_pidfd : -1;
 	int ret = tree->source == config->source ? -ENOSYS
-						 : oplog_replay(tree->source, read_put, put_failed, tree, patience_ns, ended_fd, &replayed);
+						 : oplog_replay(tree->source, read_put, put_failed, tree, patience_ns, ended_fd,
+								&replayed);
 	if (ret == -ENOSYS)
 		tree_fail(tree, ret, "the source of the pages cannot be taken over by another pager");
 	else if (ret)
