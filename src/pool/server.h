@@ -19,6 +19,8 @@
 
 struct server;
 
+#define SERVER_NICE (-15) /* of a pool's process: as the pagers' */
+
 /* `pool` is borrowed and outlives the server. */
 int server_open(struct server **server, struct pool *pool, struct dp_err *err);
 /* Who may do what (access.h), taken; without it, whoever is let in may do all. Before server_listen. */
