@@ -16,7 +16,11 @@
 #include "base/err.h"
 
 #define PAGE_HEADER_BYTES 32
+#ifdef DP_FUZZ /* so that small inputs have several */
+#define PAGE_CHUNK_PAGES 2
+#else
 #define PAGE_CHUNK_PAGES 256 /* pages are handed on in chunks of at most this many */
+#endif
 
 enum page_command { PAGE_COMMAND_OPEN, PAGE_COMMAND_ADD, PAGE_COMMAND_PARENT, PAGE_COMMAND_CLOSE };
 struct page_header {

@@ -100,16 +100,20 @@ static void release(struct keeper *keeper, uint64_t key)
 	keeper->count = left;
 }
 
-/* The one descriptor of a message, or -1. */
+/* The one descriptor of a message, or -1. The room for one has padding into which the kernel puts a second: neither is kept. */
 static int message_fd(struct msghdr *message)
 {
 	struct cmsghdr *rights = CMSG_FIRSTHDR(message);
-	if (!rights || rights->cmsg_level != SOL_SOCKET || rights->cmsg_type != SCM_RIGHTS ||
-	    rights->cmsg_len != CMSG_LEN(sizeof(int)))
+	int fd[2];
+	if (!rights || rights->cmsg_level != SOL_SOCKET || rights->cmsg_type != SCM_RIGHTS)
 		return -1;
-	int fd;
-	memcpy(&fd, CMSG_DATA(rights), sizeof(fd));
-	return fd;
+	size_t bytes = DP_MIN(rights->cmsg_len - CMSG_LEN(0), sizeof(fd));
+	memcpy(fd, CMSG_DATA(rights), bytes);
+	if (bytes == sizeof(fd[0]))
+		return fd[0];
+	for (size_t i = 0; i < bytes / sizeof(fd[0]); i++)
+		close(fd[i]);
+	return -1;
 }
 
 static int take_message(struct keeper *keeper, const struct keeper_header *header, int fd, const char *text)
@@ -160,20 +164,21 @@ int keeper_receive(struct keeper *keeper)
 			continue;
 		if (got < 0 && errno == EAGAIN)
 			return 0;
+		int code = got < 0 && errno != ECONNRESET ? -errno : -EPIPE;
+		int fd = got < 0 ? -1 : message_fd(&message);
 		if (got <= 0) {
-			int code = got < 0 && errno != ECONNRESET ? -errno : -EPIPE;
+			dp_close_fd(&fd); /* an empty message looks like the end, and may have brought one */
 			close(keeper->socket_fd);
 			keeper->socket_fd = -1;
 			return code;
 		}
-		int fd = message_fd(&message);
 		if ((size_t)got < sizeof(header)) {
 			if (fd >= 0)
 				close(fd);
 			return -EBADMSG;
 		}
 		text[(size_t)got - sizeof(header)] = 0;
-		int code = take_message(keeper, &header, fd, text);
+		code = take_message(keeper, &header, fd, text);
 		if (code < 0)
 			return code; /* a descriptor that could not be listed stays open on purpose: K1 */
 	}

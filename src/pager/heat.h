@@ -27,7 +27,11 @@
 #define HEAT_YOUTH 0xe0u
 #define HEAT_YEAR 0x20u /* one step of youth */
 #define HEAT_AGES 7u    /* the oldest age */
+#ifdef DP_FUZZ /* so that a small tree has several pieces */
+#define HEAT_PIECE_LEAVES 4u
+#else
 #define HEAT_PIECE_LEAVES 256u
+#endif
 
 enum heat_class { HEAT_HOT, HEAT_WARM, HEAT_COLD, HEAT_CLASSES };
 

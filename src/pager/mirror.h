@@ -24,18 +24,23 @@
 
 #ifdef DP_FUZZ /* looking at tables that are empty would be all that a fuzzer does */
 #define MIRROR_OPERATIONS 16u
-#define MIRROR_MISSED_LIMIT 64u
-#define MIRROR_KEYS 2048u
+#define MIRROR_MISSED_LIMIT 16u
+#define MIRROR_KEYS_FIRST 16u
+#define MIRROR_KEYS 64u
+#define MIRROR_RANGES 16u
+#define MIRROR_GETS 8u
+#define MIRROR_BLOCK_PAGES 4u
 #else
 #define MIRROR_OPERATIONS 1024u
 #define MIRROR_MISSED_LIMIT 65536u /* changes of structure; more, and it does not come back in this run */
+#define MIRROR_KEYS_FIRST 1024u
 #define MIRROR_KEYS (1u << 20)     /* places for missed blocks, of which half may be used */
+#define MIRROR_RANGES 256u         /* of one change */
+#define MIRROR_GETS 256u
+#define MIRROR_BLOCK_PAGES 64u
 #endif
 #define MIRROR_NUMBERS (UINT64_C(1) << 48) /* of changes: far below the bits that say what a cookie is of */
-#define MIRROR_RANGES 256u       /* of one change */
-#define MIRROR_GETS 256u
 #define MIRROR_COPIES 8u         /* blocks on their way to a member that catches up */
-#define MIRROR_BLOCK_PAGES 64u
 #define MIRROR_PATIENCE_NS UINT64_C(2000000000) /* without an answer, and a member is put out */
 #define MIRROR_MAKING 0x80u        /* in `waiting`: the change is not with all members yet */
 #define MIRROR_CAUGHT_UP UINT64_MAX /* in `sequence`: it came with what was missed */

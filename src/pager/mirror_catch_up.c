@@ -26,7 +26,7 @@ static bool set_grow(struct block_set *set)
 {
 	struct member_saved *saved = set->saved;
 	uint64_t half = ~saved->table & 1;
-	struct block_set larger = { .saved = saved, .key = saved->key[half], .room = 1024 };
+	struct block_set larger = { .saved = saved, .key = saved->key[half], .room = MIRROR_KEYS_FIRST };
 	while (larger.room < set->count * 4)
 		larger.room *= 2;
 	if (larger.room > MIRROR_KEYS)

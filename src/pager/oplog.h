@@ -14,8 +14,13 @@
 
 #include "pager/source.h"
 
+#ifdef DP_FUZZ /* more of them would be cleared for each input than are ever filled */
+#define OPLOG_RECORDS 8u
+#define OPLOG_PAGES 8u
+#else
 #define OPLOG_RECORDS 256u
 #define OPLOG_PAGES 256u /* of one put; ranges of one drop */
+#endif
 
 struct op_page {
 	uint64_t pgno;

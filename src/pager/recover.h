@@ -77,8 +77,14 @@ struct tree;
 struct space;
 
 #define DOUBTS 256u
+#define HELD_PIDFDS 4096u        /* processes that a holder can kill */
+#define HELD_DEAD_WITHIN_MS 5000 /* then it does not wait for them any more */
 #define READ_MESSAGES 32u
+#ifdef DP_FUZZ /* making it is nearly all that a fuzzer would do */
+#define SAVED_RANGES 8u
+#else
 #define SAVED_RANGES (1u << 17) /* of each kind and space; a space with more cannot be taken over */
+#endif
 
 /* A range, in bytes, of which the kernel's view is to be looked at. `removed`: the process is giving it up: its thread has been
  * let go and will do so any moment, and until then nothing of it may be moved out, or it would come back from staging. */

@@ -9,20 +9,22 @@
 #include "base/base.h"
 
 /* 47-bit addresses have 35-bit page numbers and 29-bit leaf numbers: 14 bits for the top, 15 for the low level. */
+#ifdef DP_FUZZ /* fewer, so that a fuzzer has more to do than looking at places that are empty */
+#define INDEX_TOP_BITS 6
+#define INDEX_LOW_BITS 6
+#else
 #define INDEX_TOP_BITS 14
 #define INDEX_LOW_BITS 15
+#endif
 #define INDEX_TOP (1u << INDEX_TOP_BITS)
 #define INDEX_LOW (1u << INDEX_LOW_BITS)
-#define LEAF_LIMIT (1u << 24) /* 4 TiB of pages that were ever touched */
-#define PGNO_LIMIT (1ull << 35)
+#define PGNO_LIMIT ((uint64_t)LEAF_PAGES << (INDEX_TOP_BITS + INDEX_LOW_BITS))
 
 static void *reserve(uint64_t bytes)
 {
 	void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	return memory == MAP_FAILED ? NULL : memory;
 }
-
-static_assert(TABLE_LEAVES_BYTES == (uint64_t)LEAF_LIMIT * sizeof(struct leaf), "room for all leaves");
 
 /* Killed between two stores, a process has done the first: only the compiler must be kept from changing their order. */
 static void in_order(void)
@@ -127,7 +129,7 @@ uint32_t table_make(struct table *table, uint64_t pgno)
 	uint32_t number = table->leaf_free;
 	if (number != NO_PAGE)
 		table->leaf_free = table->leaves[number].link[0];
-	else if (table->leaf_top < LEAF_LIMIT)
+	else if (table->leaf_top < TABLE_LEAVES)
 		number = table->leaf_top++;
 	else
 		return NO_PAGE;
@@ -413,7 +415,7 @@ static bool recover_leaf(struct table *table, struct leaf *leaf)
 
 int table_recover(struct table *table)
 {
-	table->leaf_top = table->saved_top ? DP_MIN(*table->saved_top, LEAF_LIMIT) : 0;
+	table->leaf_top = table->saved_top ? DP_MIN(*table->saved_top, TABLE_LEAVES) : 0;
 	table->counts[PAGE_REMOTE] = table->initial.total;
 	for (uint32_t number = 0; number < table->leaf_top; number++) {
 		struct leaf *leaf = &table->leaves[number];

@@ -1,45 +1,75 @@
 /* What a pager hands its supervisor: messages of any kind, key and length, with descriptors and without. Whatever comes, nothing
- * that is kept is lost without a release, and nothing is kept twice. */
+ * that is kept is lost without a release, nothing is kept twice, and no descriptor is left open that is not kept. The socket is
+ * answered for here. */
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include "base/base.h"
+#include "descriptors.h"
+#include "input.h"
 #include "instance/keeper.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+#define MESSAGES 64u
 
-static void say(int socket_fd, const void *bytes, size_t count, int passed, unsigned passed_count)
+static uint8_t sent[2048];
+static size_t sent_bytes;
+static unsigned passed;
+static bool waits, closed;
+
+int __wrap_socketpair(int domain, int type, int protocol, int pair[2]);
+int __wrap_socketpair(int domain, int type, int protocol, int pair[2])
 {
-	union {
-		char bytes[CMSG_SPACE(2 * sizeof(int))];
-		struct cmsghdr align;
-	} control = { 0 };
-	const int both[2] = { passed, passed };
-	struct iovec part = { (void *)bytes, count };
-	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1 };
+	pair[0] = descriptor_open();
+	pair[1] = descriptor_open();
+	return 0;
+}
 
-	if (passed_count) {
-		message.msg_control = &control;
-		message.msg_controllen = CMSG_SPACE(passed_count * sizeof(int));
-		struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+/* As the kernel does: as many descriptors as there is room for, and room is counted without padding. */
+static void pass(struct msghdr *message)
+{
+	size_t room = (message->msg_controllen - sizeof(struct cmsghdr)) / sizeof(int), count = DP_MIN(passed, room);
+	struct cmsghdr *header = message->msg_control;
 
-		header->cmsg_level = SOL_SOCKET;
-		header->cmsg_type = SCM_RIGHTS;
-		header->cmsg_len = CMSG_LEN(passed_count * sizeof(int));
-		memcpy(CMSG_DATA(header), both, passed_count * sizeof(int));
+	for (size_t i = 0; i < count; i++) {
+		int fd = descriptor_open();
+
+		memcpy(CMSG_DATA(header) + i * sizeof(fd), &fd, sizeof(fd));
 	}
-	sendmsg(socket_fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+	if (count)
+		*header = (struct cmsghdr){ .cmsg_len = CMSG_LEN(count * sizeof(int)), .cmsg_level = SOL_SOCKET,
+					    .cmsg_type = SCM_RIGHTS };
+	message->msg_controllen = count ? DP_MIN(CMSG_SPACE(count * sizeof(int)), message->msg_controllen) : 0;
+	message->msg_flags = passed > count ? MSG_CTRUNC : 0;
+}
+
+ssize_t __wrap_recvmsg(int fd, struct msghdr *message, int flags);
+ssize_t __wrap_recvmsg(int fd, struct msghdr *message, int flags)
+{
+	size_t at = 0;
+
+	descriptor_check(fd);
+	if (!waits && !closed)
+		errno = EAGAIN;
+	if (!waits)
+		return closed ? 0 : -1;
+	waits = false;
+	for (size_t i = 0; i < message->msg_iovlen; i++) {
+		size_t part = DP_MIN(message->msg_iov[i].iov_len, sent_bytes - at);
+
+		memcpy(message->msg_iov[i].iov_base, sent + at, part);
+		at += part;
+	}
+	pass(message);
+	return (ssize_t)at;
 }
 
 static void check(const struct keeper *keeper)
 {
 	for (size_t i = 0; i < keeper->count; i++) {
-		assert(fcntl(keeper->kept[i].fd, F_GETFD) >= 0);
+		descriptor_check(keeper->kept[i].fd);
 		for (size_t k = 0; k < i; k++)
 			assert(keeper->kept[k].key != keeper->kept[i].key || keeper->kept[k].kind != keeper->kept[i].kind);
 	}
@@ -49,36 +79,34 @@ static void check(const struct keeper *keeper)
 /* A message is a byte (lower half: its length in quarters of a header, upper: descriptors), then its bytes. */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	static int passed = -1;
-	static uint8_t bytes[2048];
+	struct input input = { data, data + size };
 	struct keeper keeper;
 	int pager_end;
 
-	if (passed < 0)
-		passed = open("/dev/null", O_RDONLY | O_CLOEXEC);
-	if (passed < 0 || keeper_init(&keeper, &pager_end, NULL) < 0)
+	waits = closed = false;
+	if (keeper_init(&keeper, &pager_end, NULL) < 0)
 		abort();
-	for (unsigned messages = 0; size && messages < 64; messages++) {
-		uint8_t how = *data++;
-		size_t length = (how & 15) == 15 ? sizeof(bytes) : (size_t)(how & 15) * 4;
+	for (unsigned messages = 0; input.at < input.end && messages < MESSAGES; messages++) {
+		uint8_t how = next_byte(&input);
 
-		size--;
-		size_t there = DP_MIN(length, size);
+		sent_bytes = (how & 15) == 15 ? sizeof(sent) : (size_t)(how & 15) * 4;
+		memset(sent, 'x', sizeof(sent));
+		size_t there = DP_MIN(sent_bytes, (size_t)(input.end - input.at));
 
-		memset(bytes, 'x', sizeof(bytes));
-		memcpy(bytes, data, there);
-		data += there;
-		size -= there;
-		say(pager_end, bytes, length, passed, (how >> 4) % 3);
+		next(&input, sent, there);
+		passed = (how >> 4) % 3;
+		waits = true;
 		if (keeper_receive(&keeper) == -EPIPE)
 			break;
+		assert(!waits);
 		check(&keeper);
 	}
 	close(pager_end);
-	while (keeper_receive(&keeper) == -EBADMSG)
-		;
+	closed = true;
+	assert(keeper.socket_fd < 0 || keeper_receive(&keeper) == -EPIPE);
 	assert(keeper.socket_fd < 0);
 	check(&keeper);
 	keeper_done(&keeper);
+	descriptors_forget();
 	return 0;
 }

@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -259,6 +260,33 @@ static void keeper__message_without_descriptor_or_short__is_refused(void **state
 	keeper_done(&keeper);
 }
 
+/* The second fits into the padding of the room for one. */
+static void keeper__message_with_two_descriptors__leaves_none_open(void **state)
+{
+	struct keeper keeper;
+	int pager_end, pipe_fds[2];
+	char header[16] = "u", byte;
+	union {
+		char bytes[CMSG_SPACE(2 * sizeof(int))];
+		struct cmsghdr header;
+	} control = { .header = { CMSG_LEN(2 * sizeof(int)), SOL_SOCKET, SCM_RIGHTS } };
+	struct iovec part = { header, sizeof(header) };
+	struct msghdr message = {
+		.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)
+	};
+	(void)state;
+	assert_int_equal(pipe2(pipe_fds, O_CLOEXEC), 0);
+	assert_int_equal(keeper_init(&keeper, &pager_end, NULL), 0);
+	memcpy(CMSG_DATA(&control.header), (int[]){ pipe_fds[1], pipe_fds[1] }, 2 * sizeof(int));
+	assert_int_equal(sendmsg(pager_end, &message, 0), sizeof(header));
+	close(pipe_fds[1]);
+	assert_int_equal(keeper_receive(&keeper), -EBADMSG);
+	assert_int_equal(read(pipe_fds[0], &byte, 1), 0);
+	close(pipe_fds[0]);
+	close(pager_end);
+	keeper_done(&keeper);
+}
+
 static void histogram__quantiles__bound_the_values(void **state)
 {
 	struct histogram histogram = { 0 };
@@ -321,6 +349,7 @@ int main(void)
 		cmocka_unit_test(keeper__pager_dies_after_sending__descriptors_stay),
 		cmocka_unit_test(keeper__release__drops_only_that_space),
 		cmocka_unit_test(keeper__message_without_descriptor_or_short__is_refused),
+		cmocka_unit_test(keeper__message_with_two_descriptors__leaves_none_open),
 		cmocka_unit_test(histogram__quantiles__bound_the_values),
 		cmocka_unit_test(histogram__extreme_values__have_a_bucket),
 		WITH_ROOT(stats__mapped_twice__reader_sees_the_writer),
