@@ -51,10 +51,11 @@ ssize_t __wrap_recvmsg(int fd, struct msghdr *message, int flags)
 	size_t at = 0;
 
 	descriptor_check(fd);
-	if (!waits && !closed)
+	if (!waits) {
+		message->msg_controllen = 0;
 		errno = EAGAIN;
-	if (!waits)
 		return closed ? 0 : -1;
+	}
 	waits = false;
 	for (size_t i = 0; i < message->msg_iovlen; i++) {
 		size_t part = DP_MIN(message->msg_iov[i].iov_len, sent_bytes - at);

@@ -4,7 +4,6 @@
  * whoever waits for a link is told at once that it has something to say. */
 #include <assert.h>
 #include <errno.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -210,15 +209,6 @@ int __wrap_epoll_ctl(int epoll_fd, int operation, int fd, struct epoll_event *ev
 {
 	assert(epoll_fd == NO_FILE);
 	return 0;
-}
-
-/* Nobody waits. */
-int __wrap_poll(struct pollfd *polled, nfds_t count, int timeout_ms);
-int __wrap_poll(struct pollfd *polled, nfds_t count, int timeout_ms)
-{
-	for (nfds_t i = 0; i < count; i++)
-		polled[i].revents = i ? 0 : POLLIN;
-	return 1;
 }
 
 bool __wrap_link_wants_write(const struct link *link);

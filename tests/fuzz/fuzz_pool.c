@@ -1,7 +1,7 @@
 /* A whole pool against a client that sends anything: the input is a stream of messages, cut into reads by its bytes. Ids are
  * made predictable (the first object is 1), so that inputs can name spaces. Who sends is the pool's own user, or, where bit 61
  * of the first message's request number is set, somebody whose rights and quota are limited. Afterwards nothing may be left
- * behind. */
+ * behind: the pool serves the next input. */
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
@@ -11,6 +11,7 @@
 
 #include "base/base.h"
 #include "base/log.h"
+#include "blocks.h"
 #include "pool/connection.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -117,6 +118,38 @@ static void seal(uint8_t *data, size_t size)
 	}
 }
 
+/* Memory that is given back needs not be zero when it comes again. */
+int __wrap_madvise(void *at, size_t bytes, int advice);
+int __wrap_madvise(void *at, size_t bytes, int advice)
+{
+	return 0;
+}
+
+static struct pool *the_pool(void)
+{
+	static struct pool *pool;
+	struct store *store;
+
+	if (!pool && (store_open(&store, "memory:4M", true, NULL) < 0 || pool_open(&pool, store, NULL) < 0))
+		abort();
+	pool->next_id = 1;
+	pool->lost_count = pool->damaged_pages = 0;
+	memset(pool->identity, 'i', sizeof(pool->identity));
+	return pool;
+}
+
+static void check_empty(struct pool *pool)
+{
+	struct store_capacity capacity;
+
+	while (pool->all)
+		object_free(pool, pool->all);
+	pool_flush(pool);
+	pool->store->ops->capacity(pool->store, &capacity);
+	assert(capacity.used_pages == 0 && !pool->objects.count && !pool->spaces.count);
+	blocks_check();
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
 {
 	uint8_t *data = malloc(size + 1);
@@ -126,16 +159,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
 	seal(data, size);
 	struct feed feed = { .stream = { &feed_ops, -1 }, .at = data, .end = data + size,
 			     .limited = is_limited(data, size) };
-	struct connection_shared shared = { 0 };
-	struct store_capacity capacity;
-	struct store *store;
-	struct pool *pool;
+	struct pool *pool = the_pool();
+	struct connection_shared shared = { .pool = pool };
 
-	if (store_open(&store, "memory:4M", true, NULL) < 0 || pool_open(&pool, store, NULL) < 0)
-		abort();
-	pool->next_id = 1;
-	memset(pool->identity, 'i', sizeof(pool->identity));
-	shared.pool = pool;
 	log_setup(2, LOG_LEVEL_ERROR, "");
 	if (feed.limited && access_parse(&shared.access, limits, NULL) < 0)
 		abort();
@@ -156,12 +182,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
 			assert(pagemap_consistent(&space->map));
 	connection_free(connection);
 	connection_shared_done(&shared);
-	while (pool->all)
-		object_free(pool, pool->all);
-	pool_flush(pool);
-	store->ops->capacity(store, &capacity);
-	assert(capacity.used_pages == 0);
-	pool_close(pool);
 	free(data);
+	check_empty(pool);
 	return 0;
 }
