@@ -53,7 +53,8 @@ static int write_hook(const struct workspace *workspace, struct dp_err *err)
 	program[length] = 0;
 	if (strchr(program, '\'') || strchr(workspace->directory, '\''))
 		return dp_fail(err, EINVAL, "this program's path (%s) or $TMPDIR has a quote in it", program);
-	cleanup_free char *script = format_text("#!/bin/sh\ncd '%s' && exec '%s' criu-hook\n", workspace->directory, program);
+	cleanup_free char *script = format_text("#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" = post-dump ] || exit 0\n"
+						"cd '%s' && exec '%s' criu-hook\n", workspace->directory, program);
 	cleanup_fd int fd = openat(workspace->root_fd, HOOK, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0700);
 	int ret = !script ? -ENOMEM : fd < 0 ? -errno : io_write_full(fd, script, strlen(script));
 	return ret ? dp_fail_errno(err, -ret, "write CRIU's action script") : 0;
@@ -115,7 +116,8 @@ int runtime_dump_start(struct criu_dump *dump, const struct runtime_dump *runtim
 	cleanup_fd int pages_fd = listen_at(workspace, CRIU_LAUNCH_PAGES, err);
 	int ret = pages_fd < 0 ? pages_fd : write_hook(workspace, err);
 	if (!ret) {
-		cleanup_free char *options = format_text("action-script %s/" HOOK "\n", workspace->directory);
+		cleanup_free char *options = format_text("action-script %s/" HOOK "\n%s", workspace->directory,
+							 runtime->criu_options ? runtime->criu_options : "");
 		ret = options ? criu_launch_prepare(workspace->directory, options, err) : dp_fail(err, ENOMEM, "out of memory");
 	}
 	if (!ret)

@@ -15,6 +15,7 @@ struct runtime_dump {
 	char *const *argv;    /* of the runtime, whole; argv[0] is found in PATH; borrowed */
 	const char *images;   /* the directories that it was told; they exist */
 	const char *work;
+	const char *criu_options; /* for CRIU's configuration, one a line, each with its end; or NULL */
 	/* Called when the snapshot is in the pool, before CRIU may end the container: what the runtime's directory is to hold in
 	 * the place of the images is put there. May be NULL. */
 	int (*on_published)(void *context, struct dp_err *err);

@@ -14,6 +14,7 @@
 static const char usage[] =
 	"Usage: distri-proc migrate --pid N --to HOST[:PORT] [OPTIONS]\n"
 	"       distri-proc migrate --name INSTANCE --to HOST[:PORT] [OPTIONS]\n"
+	"       distri-proc migrate --container ID --to HOST[:PORT] [--runtime PROGRAM] [OPTIONS]\n"
 	"\n"
 	"Moves a running process tree to another host: it is frozen, its skeleton travels, it runs there at once, and its pages\n"
 	"follow from here, those that it touches first; when all have come, what was frozen here is ended. Whatever fails, exactly\n"
@@ -30,13 +31,18 @@ static const char usage[] =
 	"  --lease TIME        how long the copy there may run without hearing from here (default 10s); a source that has\n"
 	"                      heard nothing for that long and a little runs on\n"
 	"  --criu-option OPTION  a further option for `criu restore`; may be repeated\n"
+	"  --container ID      a container of runc's, with its root filesystem: what it has written there goes along\n"
+	"  --runtime PROGRAM, --runtime-root DIR   the runtime here, and where it keeps its containers (on both hosts)\n"
+	"  --bundle DIR        the bundle's directory there (default: the same as here)\n"
+	"  --volume HERE=THERE a bind mount's source on the other host, where it is another one; may be repeated\n"
+	"  --rootfs-limit SIZE how much of the root filesystem may be copied (default 1G)\n"
 	"  --json              one object at the end, or the error as one\n"
 	"  --root DIRECTORY    registry of instances (default $DISTRI_PROC_ROOT or /run/distri-proc)\n"
 	"  --verbose           CRIU logs more, on both sides\n";
 
 struct settings {
 	const char *root;
-	json_object *request, *criu;
+	json_object *request, *criu, *volumes;
 	bool json, help;
 };
 
@@ -138,12 +144,12 @@ static int take_number(struct settings *settings, const char *command, const cha
 	return 0;
 }
 
-static int take_size(struct settings *settings, const char *command, const char *text)
+static int take_size(struct settings *settings, const char *command, const char *option, const char *name, const char *text)
 {
-	uint64_t rate;
-	if (parse_size(text, &rate) || !rate)
-		return cli_usage_error(command, "--rate takes bytes a second, such as 800M");
-	line_add_number(settings->request, "migrate_rate", rate);
+	uint64_t bytes;
+	if (parse_size(text, &bytes) || !bytes)
+		return cli_usage_error(command, "--%s takes a number of bytes, such as 800M", option);
+	line_add_number(settings->request, name, bytes);
 	return 0;
 }
 
@@ -166,8 +172,14 @@ static int take_option(struct settings *settings, const char *command, int optio
 	case 'P': line_add_text(settings->request, "pool", optarg); return 0;
 	case 'e': line_add_flag(settings->request, "tcp_established", true); return 0;
 	case 'a': line_add_text(settings->request, "address", optarg); return 0;
-	case 'R': return take_size(settings, command, optarg);
+	case 'R': return take_size(settings, command, "rate", "migrate_rate", optarg);
 	case 'L': return take_lease(settings, command, optarg);
+	case 'C': line_add_text(settings->request, "container", optarg); return 0;
+	case 'U': line_add_text(settings->request, "runtime", optarg); return 0;
+	case 'O': line_add_text(settings->request, "runtime_root", optarg); return 0;
+	case 'B': line_add_text(settings->request, "bundle", optarg); return 0;
+	case 'V': json_object_array_add(settings->volumes, json_object_new_string(optarg)); return 0;
+	case 'K': return take_size(settings, command, "rootfs-limit", "rootfs_limit", optarg);
 	case 'c': json_object_array_add(settings->criu, json_object_new_string(optarg)); return 0;
 	case 'j': settings->json = true; return 0;
 	case 'r': settings->root = instance_root(optarg); return 0;
@@ -184,6 +196,9 @@ static int read_options(struct settings *settings, int argc, char **argv)
 		{ "to", required_argument, NULL, 't' },      { "mode", required_argument, NULL, 'm' },
 		{ "pool", required_argument, NULL, 'P' },
 		{ "tcp-established", no_argument, NULL, 'e' }, { "address", required_argument, NULL, 'a' },
+		{ "container", required_argument, NULL, 'C' }, { "runtime", required_argument, NULL, 'U' },
+		{ "runtime-root", required_argument, NULL, 'O' }, { "bundle", required_argument, NULL, 'B' },
+		{ "volume", required_argument, NULL, 'V' }, { "rootfs-limit", required_argument, NULL, 'K' },
 		{ "rate", required_argument, NULL, 'R' },    { "lease", required_argument, NULL, 'L' },
 		{ "criu-option", required_argument, NULL, 'c' }, { "json", no_argument, NULL, 'j' },
 		{ "root", required_argument, NULL, 'r' },    { "verbose", no_argument, NULL, 'v' },
@@ -196,8 +211,10 @@ static int read_options(struct settings *settings, int argc, char **argv)
 	}
 	if (optind != argc)
 		return cli_usage_error(argv[0], "unexpected argument '%s'", argv[optind]);
-	if (!line_number(settings->request, "pid") == !line_text(settings->request, "name"))
-		return cli_usage_error(argv[0], "which process? Give --pid N or --name INSTANCE, one of them");
+	int given = !!line_number(settings->request, "pid") + !!line_text(settings->request, "name") +
+		    !!line_text(settings->request, "container");
+	if (given != 1)
+		return cli_usage_error(argv[0], "which process? Give --pid N, --name INSTANCE or --container ID, one of them");
 	if (!line_text(settings->request, "to"))
 		return cli_usage_error(argv[0], "where to? Give --to HOST");
 	return 0;
@@ -205,8 +222,10 @@ static int read_options(struct settings *settings, int argc, char **argv)
 
 int cmd_migrate(int argc, char **argv)
 {
-	struct settings settings = { .root = instance_root(NULL), .request = line_op("migrate"), .criu = json_object_new_array() };
+	struct settings settings = { .root = instance_root(NULL), .request = line_op("migrate"), .criu = json_object_new_array(),
+				     .volumes = json_object_new_array() };
 	json_object_object_add(settings.request, "criu", settings.criu);
+	json_object_object_add(settings.request, "volumes", settings.volumes);
 	int code = read_options(&settings, argc, argv);
 	if (settings.help && !code)
 		fputs(usage, stdout);

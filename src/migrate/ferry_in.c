@@ -1,4 +1,5 @@
 /* The destination's ferry: waits at CRIU's gate for the grant, renews, asks for the release. See ferry.h and switch.h. */
+#include "migrate/ferry_container.h"
 #include "migrate/ferry_in.h"
 
 #include <errno.h>
@@ -98,11 +99,18 @@ static void follow_place(struct in *in)
 
 /* ---- what the tree does ---- */
 
+/* Whose end is the tree's: its init, or of a container, whose watcher may be followed by another, its first process. */
+static int open_end(const struct in *in)
+{
+	const struct instance_process *process = in->container ? &in->instance.root : &in->instance.init;
+	return process_open(process->pid, process->start_time);
+}
+
 static void tree_runs(struct in *in, const struct in_report *report)
 {
 	json_object *event = line_event("started");
 	in->instance = report->instance;
-	in->init_pidfd = process_open(in->instance.init.pid, in->instance.init.start_time);
+	in->init_pidfd = open_end(in);
 	in->runs = true;
 	in->ended = in->init_pidfd < 0;
 	line_add_text(event, "instance", in->instance.id);
@@ -285,13 +293,14 @@ static void finish(struct in *in)
 	dp_close_fd(&in->announcer);
 	lines_done(&in->asks);
 	listener_close(&in->gate);
-	if (in->lock_fd >= 0)
-		remove_tree(ferry_path(in->root, "in", in->id, "", path));
-	dp_close_fd(&in->lock_fd);
 	if (in->restorer > 0 && !in->runs) { /* its supervisor ends what there is of a tree */
 		kill(in->restorer, SIGKILL);
 		waitpid(in->restorer, NULL, 0);
 	}
+	container_in_done(in, here);
+	if (in->lock_fd >= 0)
+		remove_tree(ferry_path(in->root, "in", in->id, "", path));
+	dp_close_fd(&in->lock_fd);
 	dp_close_fd(&in->order_fd);
 	dp_close_fd(&in->report_fd);
 }
@@ -300,7 +309,15 @@ static void finish(struct in *in)
 static int wait_for_order(struct in *in, json_object **order)
 {
 	uint64_t wait_ns = line_flag(in->prepare, "ahead") ? AHEAD_NS : SWITCH_PREPARE_NS; /* it runs meanwhile */
-	int ret = lines_receive(&in->source, order, (unsigned)(wait_ns / 1000000u));
+	int ret;
+	/* a root filesystem comes before, and again when its container is frozen */
+	while (!(ret = lines_receive(&in->source, order, (unsigned)(wait_ns / 1000000u))) && tree_receive_is(*order)) {
+		ret = in->container ? tree_receive(&in->container->receiver, *order, &in->source, &in->err) : -EBADMSG;
+		json_object_put(*order);
+		*order = NULL;
+		if (ret)
+			return ret;
+	}
 	const char *op = ret ? NULL : line_text(*order, "op");
 	if (ret)
 		return dp_fail_errno(&in->err, ret == -EAGAIN ? ETIMEDOUT : -ret, "the source's ferry is gone");
@@ -340,9 +357,11 @@ int ferry_in(const char *root, json_object *prepare, struct lines *source)
 	in.source = *source;
 	*source = (struct lines){ 0 };
 	prctl(PR_SET_NAME, "distri-ferry");
-	int ret = in_get_ready(&in, prepare);
+	json_object *answer = line_event("prepared");
+	int ret = in_get_ready(&in, prepare, answer);
 	if (!ret)
-		tell(&in, line_event("prepared"));
+		tell(&in, json_object_get(answer));
+	json_object_put(answer);
 	if (!ret)
 		ret = carry_over(&in);
 	if (ret && in.source.stream)
@@ -360,7 +379,7 @@ static void adopt(struct in *in)
 	uint64_t until_ns = clock_now_ns() + (uint64_t)ADOPT_MS * 1000000u;
 	while (clock_now_ns() < until_ns && instance_find(in->root, in->name, &in->instance, NULL) == 0) {
 		if (in->instance.running) {
-			in->init_pidfd = process_open(in->instance.init.pid, in->instance.init.start_time);
+			in->init_pidfd = open_end(in);
 			in->runs = in->init_pidfd >= 0;
 			break;
 		}
@@ -384,6 +403,7 @@ int ferry_recover_in(const char *root, const char *id)
 		close(in.lock_fd);
 		return 0;
 	}
+	container_in_recover(&in);
 	in.address_here = in.closed = in.address_moves;
 	adopt(&in);
 	note(&in, "adopted");

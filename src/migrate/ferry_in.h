@@ -20,6 +20,8 @@ struct in_report {
 	struct dp_err err;
 };
 
+struct container_in;
+
 struct in {
 	const char *root;
 	char id[FERRY_ID_BYTES], token[FERRY_ID_BYTES], boot[SWITCH_BOOT_BYTES], name[INSTANCE_ID_BYTES];
@@ -31,6 +33,7 @@ struct in {
 	struct address address;
 	bool address_moves, address_here, closed;
 	int announcer;             /* see address_announcer */
+	struct container_in *container; /* NULL: a tree that is none (ferry_container.h) */
 	struct listener gate;      /* CRIU's action comes here */
 	struct stream *at_gate;
 	pid_t restorer;
@@ -44,8 +47,9 @@ struct in {
 	struct dp_err err;
 };
 
-/* Checks all that can be checked before the source is frozen, and gets ready. (ferry_ready.c) */
-int in_get_ready(struct in *in, json_object *prepare);
+/* Checks all that can be checked before the source is frozen, and gets ready; `answer` gets what the source has to know.
+ * (ferry_ready.c) */
+int in_get_ready(struct in *in, json_object *prepare, json_object *answer);
 /* What a ferry that follows needs, from the directory. -ENOENT, -EBADMSG. */
 int in_read_state(struct in *in, const char *id);
 /* Maps the lease's page; made: it is new. */

@@ -1,5 +1,6 @@
 /* The source's ferry: freezes, grants, releases or lets go. See ferry.h and switch.h. */
 #include "migrate/ferry_out.h"
+#include "migrate/ferry_container.h"
 
 #include <errno.h>
 #include <netdb.h>
@@ -304,9 +305,10 @@ static int freeze(struct out *out)
 	bool connections = line_flag(out->request, "tcp_established");
 	struct offer_options options = {
 		.pid = out->pid,
+		.container = out->container ? &out->container->offered : NULL,
 		.tcp_established = connections,
 		.criu_arguments = arguments,
-		.criu_argument_count = connections ? ARRAY_LENGTH(arguments) : 0,
+		.criu_argument_count = connections && !out->container ? ARRAY_LENGTH(arguments) : 0,
 		.listen = listen,
 		.allow_plaintext = getenv("DISTRI_PROC_ALLOW_PLAINTEXT") != NULL,
 		.name = name,
@@ -346,7 +348,9 @@ static int take_address_away(struct out *out)
 
 static int carry_over(struct out *out)
 {
-	int ret = take_address_away(out);
+	int ret = container_out_copy(out, true);
+	if (!ret)
+		ret = take_address_away(out);
 	if (!ret) {
 		json_object *line = line_op("restore");
 		line_add_text(line, "uri", out->facts.uri);
@@ -407,6 +411,7 @@ static int finish(struct out *out, int ret)
 	}
 	line_add_text(event, "to", out->to.host);
 	add_times(out, event);
+	container_out_done(out, event, !ret);
 	out_phase(out, ret ? "failed" : "released");
 	out_tell(out, event);
 	forward_end(&out->forwarder);
@@ -478,6 +483,8 @@ int ferry_recover_out(const char *root, const char *id)
 	if (!ret && record.state == SWITCH_RELEASED &&
 	    io_read_file(ferry_path(root, "out", id, "locks", path), &locks, CRIU_LOCKS_BYTES) > 0)
 		criu_locks_drop(locks);
+	if (!ret && record.state == SWITCH_RELEASED)
+		container_out_forget(root, id);
 	bool back = !ret && record.state != SWITCH_RELEASED && record.this_boot;
 	if (back && io_read_file(ferry_path(root, "out", id, "address", path), &text, 256) > 0 && !address_parse(&address, text, &err) &&
 	    (address_add(&address, &err) || address_announce(&address, -1, &err)))

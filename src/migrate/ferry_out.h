@@ -13,6 +13,8 @@
 
 #define OUT_ASKERS 8u
 
+struct container_out;
+
 struct out {
 	const char *root;
 	json_object *request;
@@ -20,6 +22,7 @@ struct out {
 	bool client_gone;
 	char id[FERRY_ID_BYTES], token[FERRY_ID_BYTES], record[PATH_MAX], name[64];
 	pid_t pid;
+	struct container_out *container; /* NULL: a tree that is none (ferry_container.h) */
 	struct endpoint to;
 	struct lines destination;  /* the agent there, and its ferry */
 	struct listener asks;

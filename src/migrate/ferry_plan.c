@@ -7,6 +7,7 @@
 
 #include "base/base.h"
 #include "instance/instance.h"
+#include "migrate/ferry_container.h"
 #include "migrate/ferry_out.h"
 #include "migrate/record.h"
 #include "sys/proc.h"
@@ -73,6 +74,8 @@ static int find_tree(struct out *out)
 	struct instance instance;
 	int64_t pid = line_number(out->request, "pid");
 	char path[64];
+	if (line_text(out->request, "container"))
+		return container_out_find(out);
 	if (key) {
 		int ret = instance_find(out->root, key, &instance, &out->err);
 		if (ret)
@@ -139,6 +142,7 @@ static json_object *prepare_line(struct out *out, const struct endpoint *listen)
 	line_add_number(line, "lease_ns", out->decision.lease_ns);
 	if (out_goes_ahead(out))
 		line_add_flag(line, "ahead", true);
+	container_out_describe(out, line);
 	json_object *files = out_files(out->pid);
 	if (files)
 		json_object_object_add(line, "files", files);
@@ -167,6 +171,7 @@ static int ask_destination(struct out *out, const struct endpoint *listen)
 			       *why ? why : strerror(ret == -EAGAIN ? ETIMEDOUT : -ret));
 	}
 	const char *event = line_text(answer, "event"), *text = line_text(answer, "text");
+	container_out_answered(out, answer);
 	if (!event || strcmp(event, "prepared") != 0)
 		ret = dp_fail(&out->err, (int)DP_MIN(DP_MAX(line_number(answer, "code"), 1), 4095), "%s: %s", out->to.host,
 			      text ? text : "it refuses");
@@ -210,7 +215,11 @@ int out_prepare(struct out *out, const struct endpoint *listen)
 	if (!ret)
 		ret = open_asks(out);
 	if (!ret)
+		ret = container_out_note(out);
+	if (!ret)
 		ret = ask_destination(out, listen);
+	if (!ret)
+		ret = container_out_copy(out, false);
 	out->prepared_ns = clock_now_ns();
 	return ret;
 }

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include "base/base.h"
+#include "migrate/ferry_container.h"
 #include "migrate/ferry_in.h"
 #include "sys/criu.h"
 
@@ -169,7 +170,7 @@ static int open_gate(struct in *in)
 	return listener_open(&in->gate, &place, false, &in->err);
 }
 
-int in_get_ready(struct in *in, json_object *prepare)
+int in_get_ready(struct in *in, json_object *prepare, json_object *answer)
 {
 	char criu[256];
 	in->prepare = prepare;
@@ -192,6 +193,8 @@ int in_get_ready(struct in *in, json_object *prepare)
 		ret = write_state(in);
 	if (!ret)
 		ret = in_map_lease(in, true);
+	if (!ret)
+		ret = container_in_ready(in, answer);
 	if (!ret)
 		ret = open_gate(in);
 	if (!ret)

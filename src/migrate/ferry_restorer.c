@@ -5,6 +5,7 @@
 #include <sys/prctl.h>
 
 #include "base/base.h"
+#include "migrate/ferry_container.h"
 #include "migrate/ferry_in.h"
 #include "restore/processes.h"
 #include "restore/restore.h"
@@ -65,8 +66,36 @@ static void warm_up(const struct in *in)
 		tls_context(&module, &unused, false, NULL);
 }
 
-static void restorer_main(const struct in *in, int order_fd, int fd) __attribute__((noreturn));
-static void restorer_main(const struct in *in, int order_fd, int fd)
+struct saying {
+	int fd;
+	struct in_report *report;
+};
+
+static void container_runs(void *context, struct instance *instance)
+{
+	const struct saying *saying = context;
+	saying->report->kind = IN_RUNS;
+	saying->report->instance = *instance;
+	saying->report->restore_ns = instance->restore_ns;
+	say(saying->fd, saying->report);
+}
+
+/* Its runtime restores it, and then it is our child. */
+static void restore_container(struct in *in, struct restore_options *options, struct in_report *report, int fd)
+	__attribute__((noreturn));
+static void restore_container(struct in *in, struct restore_options *options, struct in_report *report, int fd)
+{
+	struct saying saying = { fd, report };
+	int ret = container_in_restore(in, options, container_runs, &saying, &report->code, &report->err);
+	report->kind = ret ? IN_FAILED : IN_ENDED;
+	if (ret)
+		report->code = -ret;
+	say(fd, report);
+	_exit(ret ? 1 : 0);
+}
+
+static void restorer_main(struct in *in, int order_fd, int fd) __attribute__((noreturn));
+static void restorer_main(struct in *in, int order_fd, int fd)
 {
 	struct in_report report = { .kind = IN_FAILED };
 	struct criu_arguments arguments = { 0 };
@@ -93,6 +122,8 @@ static void restorer_main(const struct in *in, int order_fd, int fd)
 		.criu_arguments = arguments.list,
 		.criu_argument_count = arguments.count,
 	};
+	if (!ret && in->container)
+		restore_container(in, &options, &report, fd);
 	if (!ret)
 		ret = restore_start(&options, &session, &report.err);
 	report.code = -ret;

@@ -34,18 +34,13 @@ static int wait_for(const struct lines *lines, short events, uint64_t deadline_n
 	}
 }
 
-int lines_send(struct lines *lines, json_object *object, unsigned timeout_ms)
+int lines_send_bytes(struct lines *lines, const void *bytes, size_t count, unsigned timeout_ms)
 {
 	uint64_t deadline_ns = clock_now_ns() + (uint64_t)timeout_ms * 1000000u;
-	cleanup_free char *text = format_text("%s\n", json_object_to_json_string_ext(object, JSON_C_TO_STRING_PLAIN));
-	json_object_put(object);
-	if (!text)
-		return -ENOMEM;
 	if (!lines->stream)
 		return -EPIPE;
-	size_t length = strlen(text), sent = 0;
-	while (sent < length) {
-		struct iovec part = { text + sent, length - sent };
+	for (size_t sent = 0; sent < count;) {
+		struct iovec part = { (char *)(uintptr_t)bytes + sent, count - sent };
 		ssize_t took = stream_sendv(lines->stream, &part, 1);
 		if (took > 0)
 			sent += (size_t)took;
@@ -59,6 +54,36 @@ int lines_send(struct lines *lines, json_object *object, unsigned timeout_ms)
 		if (wait_for(lines, POLLOUT, deadline_ns))
 			return -ETIMEDOUT;
 	return ret;
+}
+
+int lines_send(struct lines *lines, json_object *object, unsigned timeout_ms)
+{
+	cleanup_free char *text = format_text("%s\n", json_object_to_json_string_ext(object, JSON_C_TO_STRING_PLAIN));
+	json_object_put(object);
+	return text ? lines_send_bytes(lines, text, strlen(text), timeout_ms) : -ENOMEM;
+}
+
+int lines_receive_bytes(struct lines *lines, void *bytes, size_t count, unsigned timeout_ms)
+{
+	uint64_t deadline_ns = clock_now_ns() + (uint64_t)timeout_ms * 1000000u;
+	size_t done = DP_MIN(lines->used, count); /* what came with the line */
+	if (!lines->stream)
+		return -EPIPE;
+	if (done) {
+		memcpy(bytes, lines->text, done);
+		lines->used -= done;
+		memmove(lines->text, lines->text + done, lines->used);
+	}
+	while (done < count) {
+		ssize_t got = stream_receive(lines->stream, (char *)bytes + done, count - done);
+		if (got > 0)
+			done += (size_t)got;
+		else if (got != -EAGAIN)
+			return got < 0 ? (int)got : -EPIPE;
+		else if (wait_for(lines, POLLIN, deadline_ns))
+			return -ETIMEDOUT;
+	}
+	return 0;
 }
 
 /* A whole line out of what has come: 1, 0 where there is none yet, -EBADMSG. */

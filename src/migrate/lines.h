@@ -34,6 +34,10 @@ int lines_send(struct lines *lines, json_object *object, unsigned timeout_ms);
  * -EBADMSG. */
 int lines_receive(struct lines *lines, json_object **object, unsigned timeout_ms);
 
+/* Bytes that follow a line, as many as it said. Errors as above, -EPIPE also for an end in the middle. */
+int lines_send_bytes(struct lines *lines, const void *bytes, size_t count, unsigned timeout_ms);
+int lines_receive_bytes(struct lines *lines, void *bytes, size_t count, unsigned timeout_ms);
+
 /* Members of an object from outside; the default where they are not there or of another kind. Strings are borrowed. */
 const char *line_text(json_object *object, const char *name);
 int64_t line_number(json_object *object, const char *name);

@@ -31,8 +31,15 @@
 
 struct offer;
 
+/* A container, frozen by its runtime (offer_runtime.h). */
+struct offer_container {
+	char *const *runtime; /* its command line up to the command, such as runc --root DIR; NULL-terminated */
+	const char *id;
+};
+
 struct offer_options {
 	pid_t pid;                   /* the tree's root, as this process sees it */
+	const struct offer_container *container; /* NULL: the tree is no container's; pid is its first process; borrowed */
 	bool copy;                   /* the tree goes on at once */
 	bool tcp_established;        /* open connections go along; else a tree that has some is refused */
 	bool tcp_close;              /* they are closed in what is restored, and are left alone here; goes well with copy */

@@ -23,6 +23,7 @@
 #include "migrate/frozen_tree.h"
 #include "checkpoint/hide_record.h"
 #include "migrate/offer_ahead.h"
+#include "migrate/offer_runtime.h"
 #include "migrate/offered_snapshot.h"
 #include "migrate/record.h"
 #include "pool/server.h"
@@ -182,7 +183,7 @@ static int prepare(struct offerer *offerer, struct dp_err *err)
 	if (rc == 0)
 		rc = open_pool(offerer, err);
 	if (rc == 0)
-		rc = workspace_open(&offerer->workspace, err);
+		rc = (offerer->options->container ? offer_runtime_open : workspace_open)(&offerer->workspace, err);
 	if (rc < 0)
 		return rc;
 	offerer->root_pidfd = proc_pidfd_open(offerer->options->pid);
@@ -207,21 +208,26 @@ static int start_criu(struct offerer *offerer, struct dp_err *err)
 						   .arguments = offerer->arguments,
 						   .argument_count = offerer->argument_count };
 	int given[] = { offerer->records_fd, offerer->fds_fd[1], offerer->life_fd[1] };
+	const char *form = offerer->options->container ? "f%d,f%d,f%d,%d" : "%d,%d,%d,%d";
 	int rc = find_library(library, sizeof(library), err);
 	if (rc < 0)
 		return rc;
-	snprintf(orders, sizeof(orders), "%d,%d,%d,%d", given[0], given[1], given[2], offerer->options->copy ? HIDE_COPY : 0);
-	for (size_t i = 0; i < ARRAY_LENGTH(given); i++)
-		fcntl(given[i], F_SETFD, 0);
-	setenv("LD_PRELOAD", library, 1);
-	setenv(HIDE_ENVIRONMENT, orders, 1);
+	snprintf(orders, sizeof(orders), form, given[0], given[1], given[2], offerer->options->copy ? HIDE_COPY : 0);
 	if (offerer->options->record)
 		setenv(OFFERER_RECORD, offerer->options->record, 1);
 	else
 		unsetenv(OFFERER_RECORD);
-	rc = criu_dump_start(&offerer->dump, &options, &offerer->workspace, err);
-	unsetenv("LD_PRELOAD");
-	unsetenv(HIDE_ENVIRONMENT);
+	if (offerer->options->container) {
+		rc = offer_runtime_start(&offerer->dump, offerer->options, offerer->criu, &offerer->workspace, library, orders, err);
+	} else {
+		for (size_t i = 0; i < ARRAY_LENGTH(given); i++)
+			fcntl(given[i], F_SETFD, 0);
+		setenv("LD_PRELOAD", library, 1);
+		setenv(HIDE_ENVIRONMENT, orders, 1);
+		rc = criu_dump_start(&offerer->dump, &options, &offerer->workspace, err);
+		unsetenv("LD_PRELOAD");
+		unsetenv(HIDE_ENVIRONMENT);
+	}
 	fcntl(offerer->records_fd, F_SETFD, FD_CLOEXEC);
 	dp_close_fd(&offerer->fds_fd[1]);
 	dp_close_fd(&offerer->life_fd[1]); /* the pipe's life is CRIU's now */
@@ -262,7 +268,7 @@ static int freeze(struct offerer *offerer, struct dp_err *err)
 {
 	int rc = start_criu(offerer, err);
 	if (rc < 0)
-		return rc;
+		return rc == -ECANCELED ? explain(offerer, err) : rc;
 	frozen_tree_init(&offerer->tree, offerer->workspace.images_fd);
 	rc = page_receiver_run(offerer->dump.pages_fd, &offerer->tree.sink, err);
 	if (rc == 0 && !offerer->options->copy)
@@ -331,19 +337,31 @@ static bool wait_end(int pidfd, int timeout_ms)
 	return ended.revents != 0;
 }
 
+/* A descriptor that shows CRIU's end: of a container's, which is the runtime's child, the pipe that it holds (F1). */
+static int criu_end_fd(const struct offerer *offerer)
+{
+	return offerer->options->container ? offerer->life_fd[0] : offerer->dump.pidfd;
+}
+
+/* And that of the runtime, which then sees to what it knows of the container. */
+static bool wait_criu_end(const struct offerer *offerer)
+{
+	return wait_end(criu_end_fd(offerer), END_WAIT_MS) && wait_end(offerer->dump.pidfd, END_WAIT_MS);
+}
+
 /* CRIU, which is their tracer, ends when nobody is at the other end any more, and the shadows with it. */
 static int drop_shadows(struct offerer *offerer, struct dp_err *err)
 {
 	dp_close_fd(&offerer->fds_fd[0]);
 	offerer->fds_fd[0] = -1;
-	return wait_end(offerer->dump.pidfd, END_WAIT_MS) ? 0 : dp_fail(err, ETIMEDOUT, "criu has not ended, and holds the shadows");
+	return wait_criu_end(offerer) ? 0 : dp_fail(err, ETIMEDOUT, "criu has not ended, and holds the shadows");
 }
 
 /* F2: the only place where CRIU is told to kill. */
 static int kill_tree(struct offerer *offerer, struct dp_err *err)
 {
 	int rc = criu_dump_answer(&offerer->dump, true, err);
-	if (rc == 0 && (!wait_end(offerer->dump.pidfd, END_WAIT_MS) || !wait_end(offerer->root_pidfd, END_WAIT_MS)))
+	if (rc == 0 && (!wait_criu_end(offerer) || !wait_end(offerer->root_pidfd, END_WAIT_MS)))
 		rc = dp_fail(err, ETIMEDOUT, "criu was told to kill the tree, and it is still there");
 	return rc;
 }
@@ -369,7 +387,7 @@ static int resume(struct offerer *offerer, struct dp_err *err)
 	if (offerer->options->copy && offerer->dump.hook_fd < 0)
 		return drop_shadows(offerer, err);
 	int rc = criu_dump_answer(&offerer->dump, false, err);
-	if (!wait_end(offerer->dump.pidfd, END_WAIT_MS))
+	if (!wait_criu_end(offerer))
 		return dp_fail(err, ETIMEDOUT, "criu was told to let the tree go on, and has not ended");
 	return proc_pidfd_has_ended(offerer->root_pidfd) ? dp_fail(err, ECANCELED, "the tree is dead") : rc;
 }
@@ -486,7 +504,7 @@ static int take_heir(struct offerer *offerer)
 /* CRIU is gone, and we did not tell it to. */
 static int criu_ended(struct offerer *offerer)
 {
-	epoll_ctl(offerer->watch_fd, EPOLL_CTL_DEL, offerer->dump.pidfd, NULL);
+	epoll_ctl(offerer->watch_fd, EPOLL_CTL_DEL, criu_end_fd(offerer), NULL);
 	frozen_store_end(offerer->store);
 	if (offerer->state != STATE_FROZEN && offerer->state != STATE_DETACHED)
 		return 0;
@@ -500,7 +518,7 @@ static int watched(void *context)
 	struct epoll_event events[4];
 	int rc = 0, count = epoll_wait(offerer->watch_fd, events, 4, 0);
 	for (int i = 0; i < count && rc == 0; i++) {
-		if (events[i].data.fd == offerer->dump.pidfd)
+		if (events[i].data.fd == criu_end_fd(offerer))
 			rc = criu_ended(offerer);
 		else if (events[i].data.fd == offerer->heir_fd[0])
 			rc = take_heir(offerer);
@@ -513,11 +531,11 @@ static int watched(void *context)
 static int watch(struct offerer *offerer, struct dp_err *err)
 {
 	struct epoll_event control = { .events = EPOLLIN, .data.fd = offerer->control_fd };
-	struct epoll_event criu = { .events = EPOLLIN, .data.fd = offerer->dump.pidfd };
+	struct epoll_event criu = { .events = EPOLLIN, .data.fd = criu_end_fd(offerer) };
 	offerer->watch_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (offerer->watch_fd < 0 || pipe2(offerer->heir_fd, O_CLOEXEC | O_NONBLOCK) < 0 ||
 	    epoll_ctl(offerer->watch_fd, EPOLL_CTL_ADD, offerer->control_fd, &control) < 0 ||
-	    epoll_ctl(offerer->watch_fd, EPOLL_CTL_ADD, offerer->dump.pidfd, &criu) < 0)
+	    epoll_ctl(offerer->watch_fd, EPOLL_CTL_ADD, criu_end_fd(offerer), &criu) < 0)
 		return dp_fail_errno(err, errno, "watch the caller and criu");
 	offerer->pool->on_instance_end = instance_ends;
 	offerer->pool->on_instance_end_context = offerer;

@@ -260,7 +260,8 @@ static char **restore_command(const struct oci_restore *restore, const char *ima
 int oci_restore_prepare(struct oci_restore *restore, struct instance *instance, char ***argv, struct dp_err *err)
 {
 	struct restore_options *options = restore->restore;
-	struct restore_container container = { .id = restore->id, .work_path = restore->work };
+	struct restore_container container = { .id = restore->id, .work_path = restore->work,
+					       .action_script = restore->action_script };
 	char name[INSTANCE_ID_BYTES], criu[256], images[PATH_MAX];
 	int ret = criu_find(criu, err);
 	if (!ret)

@@ -54,6 +54,7 @@ struct oci_restore {
 	struct oci_runtime runtime;
 	char *const *argv; /* of the command: "restore", its options and the container's name; NULL-terminated */
 	const char *id, *work; /* work: its --work-path, or NULL */
+	const char *action_script; /* a further one for CRIU, or NULL */
 	struct restore_options *restore;
 };
 /* Makes the instance, and `argv` the command line (fresh) with which this process, or a child of it, then is to become the

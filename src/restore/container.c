@@ -14,6 +14,7 @@
 #include "base/base.h"
 #include "base/log.h"
 #include "instance/stats.h"
+#include "restore/lease.h"
 #include "restore/pager_process.h"
 #include "restore/plan.h"
 #include "restore/processes.h"
@@ -71,7 +72,9 @@ static void unlink_socket(const struct restore_plan *plan)
 int container_prepare(const struct restore_plan *plan, struct dp_err *err)
 {
 	const struct instance *instance = &plan->instance;
-	cleanup_free char *options = format_text("action-script %s/" GATE_ACTION "\nlazy-pages\n", instance->directory);
+	const char *further = plan->options->container->action_script;
+	cleanup_free char *options = format_text("action-script %s/" GATE_ACTION "\nlazy-pages\n%s%s\n", instance->directory,
+						 further ? "action-script " : "", further ? further : "");
 	int ret = options ? link_action(instance, err) : dp_fail(err, ENOMEM, "out of memory");
 	if (!ret)
 		ret = criu_launch_prepare(instance->directory, options, err);
@@ -120,6 +123,7 @@ static struct {
 	int root_fd;     /* pidfd; -1: no container yet */
 	int pager_fd;    /* pidfd; -1: gone */
 	bool pager_gone;
+	bool stopped;    /* the container's lease is over (lease.h) */
 } watcher;
 
 static void close_fd(int *fd)
@@ -211,6 +215,13 @@ static void take_order(void)
 	close_fd(&watcher.channel_fd);
 }
 
+/* For how many ms the watcher may wait. */
+static int follow_lease(void)
+{
+	pid_t root = watcher.root_fd >= 0 ? proc_pidfd_pid(watcher.root_fd) : 0;
+	return root > 0 ? lease_follow(watcher.config->plan->options->lease, LEASE_ROOT, root, &watcher.stopped) : -1;
+}
+
 static void look(void)
 {
 	char path[PATH_MAX];
@@ -221,7 +232,7 @@ static void look(void)
 		{ .fd = watcher.root_fd, .events = POLLIN },
 		{ .fd = watcher.pager_fd, .events = POLLIN },
 	};
-	if (poll(polls, ARRAY_LENGTH(polls), -1) < 0)
+	if (poll(polls, ARRAY_LENGTH(polls), follow_lease()) < 0)
 		return;
 	if (polls[4].revents) {
 		/* One that left with everything local is not missed. */
@@ -253,6 +264,7 @@ void container_watch(const struct init_config *config)
 	watcher.root_fd = config->root_pidfd;
 	watcher.caller_fd = watcher.root_fd >= 0 ? -1 : config->plan->options->container->caller_pidfd;
 	watcher.pager_fd = -1;
+	watcher.stopped = watcher.root_fd >= 0 && config->plan->options->lease; /* the one before may have stopped it */
 	prctl(PR_SET_NAME, "distri-watcher");
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);

@@ -29,6 +29,7 @@ struct restore_plan;
 struct restore_container {
 	const char *id;        /* as the runtime knows it */
 	const char *work_path; /* where CRIU will look for lazy-pages.socket; NULL: in the images directory of the instance */
+	const char *action_script; /* a further one for CRIU; NULL: none */
 	int caller_pidfd;      /* of the process that becomes the runtime; set by restore_container_start */
 };
 

@@ -269,7 +269,8 @@ static void watch(void)
 		{ .fd = self.pager_pidfd, .events = POLLIN },
 	};
 	const struct restore_plan *plan = self.config->plan;
-	if (poll(polls, ARRAY_LENGTH(polls), lease_follow(plan->options->lease, plan->own_pid_namespace, &self.stopped)) < 0)
+	enum lease_tree kind = plan->own_pid_namespace ? LEASE_NAMESPACE : LEASE_CHILDREN;
+	if (poll(polls, ARRAY_LENGTH(polls), lease_follow(plan->options->lease, kind, 0, &self.stopped)) < 0)
 		return;
 	if (polls[2].revents) {
 		char path[PATH_MAX];

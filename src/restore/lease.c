@@ -12,13 +12,13 @@
 #define ROUNDS 100u        /* each finds what was forked during the one before */
 
 /* What was stopped cannot fork; so a round that finds nobody new has found all. */
-static void signal_descendants(int number)
+static void signal_descendants(pid_t root, bool and_root, int number)
 {
 	ssize_t before = -1;
 	for (unsigned round = 0; round < ROUNDS; round++) {
 		cleanup_free pid_t *pids = NULL;
-		ssize_t count = proc_tree(getpid(), &pids);
-		for (ssize_t i = 1; i < count; i++)
+		ssize_t count = proc_tree(root, &pids);
+		for (ssize_t i = and_root ? 0 : 1; i < count; i++)
 			kill(pids[i], number);
 		if (count == before)
 			return;
@@ -26,15 +26,15 @@ static void signal_descendants(int number)
 	}
 }
 
-static void signal_tree(bool everyone, int number)
+static void signal_tree(enum lease_tree kind, pid_t root, int number)
 {
-	if (everyone)
+	if (kind == LEASE_NAMESPACE)
 		kill(-1, number); /* all of the namespace but us; no fork gets past it */
 	else
-		signal_descendants(number);
+		signal_descendants(kind == LEASE_CHILDREN ? getpid() : root, kind == LEASE_ROOT, number);
 }
 
-int lease_follow(const struct restore_lease *lease, bool everyone, bool *stopped)
+int lease_follow(const struct restore_lease *lease, enum lease_tree kind, pid_t root, bool *stopped)
 {
 	uint64_t until_ns = lease ? atomic_load(&lease->until_ns) : LEASE_FOR_EVER;
 	struct timespec clock;
@@ -44,7 +44,7 @@ int lease_follow(const struct restore_lease *lease, bool everyone, bool *stopped
 		return LOOK_MS;
 	bool over = now_ns >= until_ns;
 	if (over != *stopped)
-		signal_tree(everyone, over ? SIGSTOP : SIGCONT);
+		signal_tree(kind, root, over ? SIGSTOP : SIGCONT);
 	*stopped = over;
 	if (until_ns == LEASE_FOR_EVER)
 		return -1;

@@ -20,8 +20,14 @@ struct restore_lease {
 	_Atomic uint64_t until_ns; /* CLOCK_BOOTTIME */
 };
 
+enum lease_tree {
+	LEASE_NAMESPACE, /* all processes of a PID namespace of which the caller is pid 1 */
+	LEASE_CHILDREN,  /* the caller's descendants */
+	LEASE_ROOT,      /* process `root` and its descendants: a container, whose watcher is no parent of it */
+};
+
 /* For init, before it waits: stops the tree, or lets it go on. `stopped` is init's memory of it. Returns for how many ms init may
- * wait until it calls again; -1: as long as it likes. everyone: the tree has a PID namespace of which the caller is pid 1. */
-int lease_follow(const struct restore_lease *lease, bool everyone, bool *stopped);
+ * wait until it calls again; -1: as long as it likes. */
+int lease_follow(const struct restore_lease *lease, enum lease_tree kind, pid_t root, bool *stopped);
 
 #endif

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -10,10 +11,12 @@
 
 #include "base/base.h"
 #include "sys/criu.h"
+#include "sys/proc.h"
 
 #define DIRECTORY_VARIABLE "DISTRI_PROC_LAUNCH"
 #define CRIU_VARIABLE "DISTRI_PROC_CRIU"
 #define CONFIG_VARIABLE "CRIU_CONFIG_FILE"
+#define PRELOAD_VARIABLE "DISTRI_PROC_LAUNCH_PRELOAD" /* PID VARIABLE ORDERS LIBRARY */
 #define CONFIG_FILE "criu.conf"
 #define CONFIG_LIMIT 65536
 
@@ -43,6 +46,14 @@ int criu_launch_environment(const char *directory, const char *criu_path)
 	    setenv(CRIU_VARIABLE, criu_path, 1))
 		return -ENOMEM;
 	return 0;
+}
+
+int criu_launch_preload(const char *library, const char *variable, const char *orders)
+{
+	if (!library)
+		return unsetenv(PRELOAD_VARIABLE) ? -ENOMEM : 0;
+	cleanup_free char *text = format_text("%d %s %s %s", (int)getpid(), variable, orders, library);
+	return !text || setenv(PRELOAD_VARIABLE, text, 1) ? -ENOMEM : 0;
 }
 
 bool criu_launch_is(const char *name)
@@ -87,6 +98,41 @@ static int write_options(const char *directory, int pages_fd)
 	return fd < 0 ? -errno : io_write_full(fd, text, strlen(text)) ? -EIO : fd;
 }
 
+/* One word of the orders: a descriptor of that process becomes ours, for CRIU to inherit. */
+static int take_order(int pidfd, const char *word, char *text, size_t size)
+{
+	bool descriptor = *word == 'f' && word[1] != '-'; /* -1: there is none */
+	int fd = descriptor ? proc_pidfd_getfd(pidfd, atoi(word + 1)) : -1;
+	if (descriptor && fd < 0)
+		return fd;
+	if (descriptor)
+		fcntl(fd, F_SETFD, 0);
+	size_t used = strlen(text);
+	const char *comma = used ? "," : "";
+	int length = *word == 'f' ? snprintf(text + used, size - used, "%s%d", comma, fd) :
+				    snprintf(text + used, size - used, "%s%s", comma, word);
+	return length < 0 || (size_t)length >= size - used ? -E2BIG : 0;
+}
+
+static int preload(void)
+{
+	char variable[64], orders[128], library[PATH_MAX], text[128] = "";
+	const char *given = getenv(PRELOAD_VARIABLE);
+	int pid;
+	if (!given)
+		return 0;
+	if (sscanf(given, "%d %63s %127s %4095s", &pid, variable, orders, library) != 4)
+		return -EINVAL;
+	cleanup_fd int pidfd = proc_pidfd_open(pid);
+	int ret = pidfd < 0 ? pidfd : 0;
+	char *rest = orders;
+	for (char *word = strsep(&rest, ","); word && !ret; word = strsep(&rest, ","))
+		ret = take_order(pidfd, word, text, sizeof(text));
+	if (!ret && (setenv(variable, text, 1) || setenv("LD_PRELOAD", library, 1) || unsetenv(PRELOAD_VARIABLE)))
+		ret = -ENOMEM;
+	return ret;
+}
+
 int criu_launch_main(int argc, char **argv)
 {
 	const char *directory = getenv(DIRECTORY_VARIABLE), *criu = getenv(CRIU_VARIABLE);
@@ -98,6 +144,11 @@ int criu_launch_main(int argc, char **argv)
 		return 1;
 	}
 	snprintf(place, sizeof(place), "/proc/self/fd/%d", config_fd);
+	int ret = preload();
+	if (ret) {
+		fprintf(stderr, "distri-proc: what is preloaded into CRIU: %s\n", strerror(-ret));
+		return 1;
+	}
 	criu_steady_preload();
 	if (setenv(CONFIG_VARIABLE, place, 1) == 0)
 		execv(criu, argv);

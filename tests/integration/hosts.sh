@@ -7,6 +7,7 @@
 #   start_agent HOST         with a pre-shared key and a registry of its own; sets AGENT_1 or AGENT_2
 #   dp HOST arguments...     distri-proc there, with that registry
 HOSTS_ADDRESS=10.77.0.9 # what moves
+HOST_NAMESPACES=-n      # what nsenter enters
 declare -a HOST_PIDS
 
 # Reads all of its input, as `grep -q` does not: whoever writes into a pipe that is closed fails, and so does the pipeline.
@@ -24,7 +25,8 @@ own_network() { [ "$(readlink "/proc/$1/ns/net")" != "$(readlink /proc/self/ns/n
 on() { # host command...
 	local host=$1
 	shift
-	nsenter -t "${HOST_PIDS[$host]}" -n "$@"
+	# shellcheck disable=SC2086
+	nsenter -t "${HOST_PIDS[$host]}" $HOST_NAMESPACES "$@"
 }
 root_of() { echo "$T/host$1"; }
 dp() { # host arguments...
@@ -58,7 +60,8 @@ start_hosts() {
 start_agent() { # host [options...]; sets AGENT_HOST
 	local host=$1
 	shift
-	DISTRI_PROC_ROOT=$(root_of "$host") setsid nsenter -t "${HOST_PIDS[$host]}" -n "$DP" agent --listen "tls://10.77.0.$host" --verbose "$@" \
+	# shellcheck disable=SC2086
+	DISTRI_PROC_ROOT=$(root_of "$host") setsid nsenter -t "${HOST_PIDS[$host]}" $HOST_NAMESPACES "$DP" agent --listen "tls://10.77.0.$host" --verbose "$@" \
 		</dev/null >>"$T/agent$host.log" 2>&1 &
 	printf -v "AGENT_$host" %s $!
 	disown $!

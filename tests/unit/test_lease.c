@@ -67,21 +67,21 @@ static void lease__over_renewed_and_for_ever__stops_and_lets_go(void **state)
 	struct restore_lease lease = { LEASE_NONE_YET };
 	bool stopped = false;
 	pid_t child = start_family();
-	assert_true(lease_follow(&lease, false, &stopped) > 0); /* nobody has given one: not for us to stop */
+	assert_true(lease_follow(&lease, LEASE_CHILDREN, 0, &stopped) > 0); /* nobody has given one: not for us to stop */
 	assert_false(stopped);
 	atomic_store(&lease.until_ns, now_ns() + UINT64_C(3600000000000));
-	assert_in_range(lease_follow(&lease, false, &stopped), 1, 1000);
+	assert_in_range(lease_follow(&lease, LEASE_CHILDREN, 0, &stopped), 1, 1000);
 	assert_int_equal(count_stopped(), 0);
 	atomic_store(&lease.until_ns, now_ns());
-	assert_true(lease_follow(&lease, false, &stopped) > 0);
+	assert_true(lease_follow(&lease, LEASE_CHILDREN, 0, &stopped) > 0);
 	assert_true(stopped);
 	wait_for_stopped(2);
 	atomic_store(&lease.until_ns, now_ns() + UINT64_C(3600000000000));
-	lease_follow(&lease, false, &stopped);
+	lease_follow(&lease, LEASE_CHILDREN, 0, &stopped);
 	assert_false(stopped);
 	wait_for_stopped(0);
 	atomic_store(&lease.until_ns, LEASE_FOR_EVER);
-	assert_int_equal(lease_follow(&lease, false, &stopped), -1);
+	assert_int_equal(lease_follow(&lease, LEASE_CHILDREN, 0, &stopped), -1);
 	kill(child, SIGKILL);
 	waitpid(child, NULL, 0);
 }
@@ -90,7 +90,7 @@ static void lease__none__never_looked_at_again(void **state)
 {
 	(void)state;
 	bool stopped = false;
-	assert_int_equal(lease_follow(NULL, false, &stopped), -1);
+	assert_int_equal(lease_follow(NULL, LEASE_CHILDREN, 0, &stopped), -1);
 	assert_false(stopped);
 }
 
