@@ -1,9 +1,10 @@
 /* What the library that is preloaded into CRIU (migrate/hide/hide.c) and who started CRIU (migrate/offerer.c, hidden.c) tell
  * each other. Both are of one build.
  *
- * The environment variable names three descriptors and the mode: RECORDS,FDS,LIFE,MODE. RECORDS is a memory file to which the
- * library appends hide_records; FDS a socket on which it sends, for each process, a hide_fds with two descriptors; LIFE is
- * the writing end of a pipe that only CRIU is to hold. MODE is 0 or HIDE_COPY. */
+ * The environment variable names descriptors and the mode: RECORDS,FDS,LIFE,MODE[,AREAS]. RECORDS is a memory file to which the
+ * library appends hide_records; FDS a socket on which it sends, for each process, a hide_fds with descriptors; LIFE is
+ * the writing end of a pipe that only CRIU is to hold. MODE is 0 or HIDE_COPY. AREAS: what was read of the areas before
+ * (migrate/area_flags.h), or missing. */
 #ifndef DP_CHECKPOINT_HIDE_RECORD_H
 #define DP_CHECKPOINT_HIDE_RECORD_H
 
@@ -23,9 +24,11 @@ struct hide_record {
 	uint64_t start, end; /* bytes */
 };
 
-struct hide_fds { /* with /proc/PID/mem and /proc/PID/pagemap, unless error */
+#define HIDE_FDS 3
+struct hide_fds { /* with /proc/PID/mem, /proc/PID/pagemap and /proc/PID/smaps, unless error or known_areas */
 	int32_t vpid;
 	int32_t error; /* -errno: it could not be forked */
+	uint32_t known_areas; /* 1: with one descriptor, of what CRIU got for the task's smaps: it was made of AREAS */
 };
 #define HIDE_ALL_LET_GO 0 /* for a vpid, without descriptors: no thread is held any more (HIDE_COPY) */
 /* HIDE_COPY: a byte that the offerer sends on FDS before it lets CRIU go on: shadows are to be made. CRIU ends when it has let go

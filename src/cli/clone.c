@@ -196,6 +196,7 @@ static void print_json(const struct cloning *cloning, const struct clone_result 
 	json_object_object_add(object, "source_pid", json_object_new_int(cloning->options.pid));
 	json_object_object_add(object, "pages", json_object_new_uint64(result->offer.pages));
 	json_object_object_add(object, "stopped_ns", json_object_new_uint64(result->offer.stopped_ns));
+	json_object_object_add(object, "known_tasks", json_object_new_uint64(result->offer.known_tasks));
 	json_object_object_add(object, "total_ns", json_object_new_uint64(result->total_ns));
 	cli_print_json(object);
 }

@@ -165,6 +165,7 @@ static void say_ready(const struct offering *offering, const struct offer_facts 
 	json_object_object_add(object, "pid", json_object_new_int(offering->options.pid));
 	json_object_object_add(object, "copy", json_object_new_boolean(offering->options.copy));
 	json_object_object_add(object, "tasks", json_object_new_uint64(facts->tasks));
+	json_object_object_add(object, "known_tasks", json_object_new_uint64(facts->known_tasks));
 	json_object_object_add(object, "threads", json_object_new_uint64(facts->threads));
 	json_object_object_add(object, "pages", json_object_new_uint64(facts->pages));
 	json_object_object_add(object, "eager_pages", json_object_new_uint64(facts->eager_pages));

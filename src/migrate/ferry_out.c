@@ -129,23 +129,41 @@ static void resume(struct out *out, int code, const char *why)
 	carry_out(out);
 }
 
+static void too_late(struct out *out)
+{
+	uint64_t waited_ns = out->decision.state == SWITCH_FROZEN ? SWITCH_PREPARE_NS : out->decision.lease_ns + out->decision.margin_ns;
+	out->code = ETIMEDOUT;
+	dp_fail(&out->err, ETIMEDOUT, "nothing was heard from the destination for %llu ms: the process runs on here",
+		(unsigned long long)(waited_ns / 1000000u));
+}
+
 static void tick(struct out *out)
 {
 	struct switch_source next = out->decision;
 	if (switch_source_tick(&next, switch_clock_ns()) == out->decision.state)
 		return;
-	out->code = ETIMEDOUT;
-	dp_fail(&out->err, ETIMEDOUT, "nothing was heard from the destination for %llu ms: the process runs on here",
-		(unsigned long long)((out->decision.lease_ns + out->decision.margin_ns) / 1000000u));
+	too_late(out);
 	take(out, &next);
 	carry_out(out);
 }
 
 /* ---- asks ---- */
 
+/* F5, before the first grant. Where it cannot be confirmed the tree is the source's. */
+static void confirm(struct out *out)
+{
+	struct dp_err err;
+	if (out->confirmed || out->decision.state != SWITCH_FROZEN)
+		return;
+	int ret = offer_confirm(out->offer, &err);
+	out->confirmed_ns = clock_now_ns();
+	out->confirmed = ret == 0;
+	if (ret)
+		resume(out, -ret, err.text);
+}
+
 static json_object *answer_ask(struct out *out, json_object *line)
 {
-	struct switch_source next = out->decision;
 	json_object *answer = json_object_new_object();
 	const char *word = line_text(line, "ask"), *why = line_text(line, "text");
 	int ask = switch_ask_parse(word);
@@ -153,12 +171,17 @@ static json_object *answer_ask(struct out *out, json_object *line)
 		line_add_text(answer, "answer", "wait");
 		return answer;
 	}
+	if (ask == ASK_GRANT)
+		confirm(out);
+	struct switch_source next = out->decision;
 	enum switch_state before = out->decision.state;
 	enum switch_answer said = switch_source_ask(&next, (enum switch_ask)ask, switch_clock_ns());
 	if (ask == ASK_DEAD && before != next.state) {
 		out->code = ECHILD;
 		dp_fail(&out->err, ECHILD, "the destination could not go on (%s): the process runs on here", why ? why : "no reason");
 	}
+	if (next.state == SWITCH_RESUMED && before != next.state && ask != ASK_DEAD)
+		too_late(out);
 	if (take(out, &next)) {
 		log_error("%s", out->err.text);
 		line_add_text(answer, "answer", "wait");
@@ -314,6 +337,7 @@ static int freeze(struct out *out)
 		.name = name,
 		.registry = out->root,
 		.record = out->record,
+		.confirm_later = true,
 		.ahead_pool = out_goes_ahead(out) ? line_text(out->request, "pool") : NULL,
 		.verbose = line_flag(out->request, "verbose"),
 	};
@@ -380,6 +404,7 @@ static void add_times(const struct out *out, json_object *event)
 		{ "freeze_ns", out->prepared_ns, out->facts.frozen_at_ns },
 		{ "skeleton_ns", out->facts.frozen_at_ns, out->facts.frozen_at_ns + out->facts.dumped_ns },
 		{ "ready_ns", out->facts.frozen_at_ns, out->facts.frozen_at_ns + out->facts.ready_ns },
+		{ "confirmed_ns", out->facts.frozen_at_ns, out->confirmed_ns },
 		{ "granted_ns", out->facts.frozen_at_ns, out->granted_ns },
 		{ "gap_ns", out->facts.frozen_at_ns, out->started_ns }, /* from the last instruction here to the first there */
 		{ "pages_ns", out->started_ns, out->whole_ns },
@@ -400,6 +425,7 @@ static int finish(struct out *out, int ret)
 		line_add_number(event, "bytes", out->facts.pages * PAGE_BYTES);
 		line_add_number(event, "skeleton_bytes", out->facts.skeleton_bytes);
 		line_add_number(event, "tasks", out->facts.tasks);
+		line_add_number(event, "known_tasks", out->facts.known_tasks);
 		if (out_goes_ahead(out)) {
 			line_add_number(event, "ahead_bytes", out->facts.ahead.ahead_pages * PAGE_BYTES);
 			line_add_number(event, "frozen_bytes", out->facts.ahead.frozen_pages * PAGE_BYTES);

@@ -33,9 +33,10 @@ struct out {
 	struct offer *offer;
 	struct offer_facts facts;
 	struct switch_source decision;
+	bool confirmed;            /* F5 of offer.h */
 	bool carried_out;          /* the decision is final, and the tree killed or let go */
 	int lock_fd;
-	uint64_t begun_ns, prepared_ns, ready_ns, granted_ns, started_ns, whole_ns, released_ns; /* CLOCK_MONOTONIC, here */
+	uint64_t begun_ns, prepared_ns, ready_ns, confirmed_ns, granted_ns, started_ns, whole_ns, released_ns; /* CLOCK_MONOTONIC, here */
 	uint64_t shown_ns;
 	json_object *started;      /* what the destination said when it ran, or NULL */
 	int code;                  /* why it failed */

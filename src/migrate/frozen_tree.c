@@ -10,6 +10,7 @@
 
 #include "base/base.h"
 #include "checkpoint/hide_record.h"
+#include "migrate/area_flags.h"
 #include "sys/uffd_abi.h"
 
 #define SCAN_REGIONS 1024
@@ -20,17 +21,22 @@ void frozen_tree_done(struct frozen_tree *tree)
 	for (size_t i = 0; i < tree->task_count; i++) {
 		dp_close_fd(&tree->tasks[i].mem_fd);
 		dp_close_fd(&tree->tasks[i].pagemap_fd);
+		dp_close_fd(&tree->tasks[i].smaps_fd);
 		page_list_done(&tree->tasks[i].hidden);
 		page_list_done(&tree->tasks[i].pages);
 	}
 	for (size_t i = 0; i < tree->map_count; i++)
 		image_pagemap_done(&tree->maps[i].thin);
+	for (size_t i = 0; i < tree->known_count; i++)
+		dp_close_fd(&tree->known[i].fd);
+	free(tree->known);
 	free(tree->tasks);
 	free(tree->maps);
 	dp_close_fd(&tree->pages_fd);
 	tree->tasks = NULL;
+	tree->known = NULL;
 	tree->maps = NULL;
-	tree->task_count = tree->map_count = 0;
+	tree->task_count = tree->known_count = tree->map_count = 0;
 	tree->pages_fd = -1;
 }
 
@@ -95,47 +101,67 @@ struct frozen_task *frozen_tree_task(const struct frozen_tree *tree, int vpid)
 	return NULL;
 }
 
-/* One message of the library. 1; 0 where there is none; -errno. */
-static int receive_task(struct frozen_tree *tree, int socket_fd, struct frozen_task *task)
+/* One message of the library, with the descriptors that came along: the count, which is 0 for a word without. -EAGAIN: there is none. */
+static int receive_message(int socket_fd, struct hide_fds *body, int fds[static HIDE_FDS])
 {
-	struct hide_fds body;
-	char control[CMSG_SPACE(2 * sizeof(int))];
-	struct iovec data = { &body, sizeof(body) };
+	char control[CMSG_SPACE(HIDE_FDS * sizeof(int))];
+	struct iovec data = { body, sizeof(*body) };
 	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control) };
 	ssize_t got = recvmsg(socket_fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	if (got < 0)
-		return errno == EAGAIN ? 0 : -errno;
-	if (got == 0)
-		return 0;
+	if (got <= 0)
+		return got < 0 ? -errno : -EAGAIN;
 	const struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-	int fds[2];
-	if (got == sizeof(body) && !header) {
-		tree->all_let_go = tree->all_let_go || body.vpid == HIDE_ALL_LET_GO;
-		return body.error < 0 ? body.error : 0;
+	size_t count = header && header->cmsg_type == SCM_RIGHTS ? (header->cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0;
+	if (count)
+		memcpy(fds, CMSG_DATA(header), count * sizeof(int));
+	size_t expected = body->known_areas ? 1 : HIDE_FDS;
+	if (got == sizeof(*body) && (count == expected || !header))
+		return (int)count;
+	for (size_t i = 0; i < count; i++)
+		close(fds[i]);
+	return -EIO;
+}
+
+static int take_known(struct frozen_tree *tree, int vpid, int fd)
+{
+	struct frozen_known *wider = reallocarray(tree->known, tree->known_count + 1, sizeof(*wider));
+	if (!wider) {
+		close(fd);
+		return -ENOMEM;
 	}
-	if (got != sizeof(body) || !header || header->cmsg_type != SCM_RIGHTS || header->cmsg_len != CMSG_LEN(sizeof(fds)))
-		return -EIO;
-	memcpy(fds, CMSG_DATA(header), sizeof(fds));
-	*task = (struct frozen_task){ .vpid = body.vpid, .mem_fd = fds[0], .pagemap_fd = fds[1] };
-	return 1;
+	tree->known = wider;
+	tree->known[tree->known_count++] = (struct frozen_known){ vpid, fd };
+	return 0;
+}
+
+static int take_task(struct frozen_tree *tree, int vpid, const int fds[static HIDE_FDS])
+{
+	struct frozen_task task = { .vpid = vpid, .mem_fd = fds[0], .pagemap_fd = fds[1], .smaps_fd = fds[2] };
+	bool again = frozen_tree_task(tree, vpid) != NULL; /* CRIU came back to it: the first will do */
+	struct frozen_task *wider = again ? NULL : reallocarray(tree->tasks, tree->task_count + 1, sizeof(*wider));
+	if (!wider) {
+		for (int i = 0; i < HIDE_FDS; i++)
+			close(fds[i]);
+		return again ? 0 : -ENOMEM;
+	}
+	tree->tasks = wider;
+	tree->tasks[tree->task_count++] = task;
+	return 0;
 }
 
 static int receive_tasks(struct frozen_tree *tree, int socket_fd)
 {
-	struct frozen_task task;
-	int rc;
-	while ((rc = receive_task(tree, socket_fd, &task)) > 0) {
-		struct frozen_task *wider = reallocarray(tree->tasks, tree->task_count + 1, sizeof(*wider));
-		if (wider)
-			tree->tasks = wider;
-		if (!wider || frozen_tree_task(tree, task.vpid)) {
-			dp_close_fd(&task.mem_fd);
-			dp_close_fd(&task.pagemap_fd);
-			if (!wider)
-				return -ENOMEM;
-			continue; /* CRIU came back to it: the first will do */
-		}
-		tree->tasks[tree->task_count++] = task;
+	struct hide_fds body;
+	int fds[HIDE_FDS], count, rc = 0;
+	while (rc == 0 && (count = receive_message(socket_fd, &body, fds)) != -EAGAIN) {
+		if (count < 0)
+			rc = count;
+		else if (count == 0 && body.error < 0)
+			rc = body.error;
+		else if (count == 0)
+			tree->all_let_go = tree->all_let_go || body.vpid == HIDE_ALL_LET_GO;
+		else
+			rc = body.known_areas ? take_known(tree, body.vpid, fds[0]) : take_task(tree, body.vpid, fds);
 	}
 	return rc;
 }
@@ -330,4 +356,25 @@ int frozen_tree_scan(struct frozen_tree *tree, int (*find)(void *context, struct
 	if (rc == 0 && mapped != tree->task_count)
 		return dp_fail(err, EIO, "criu stored no page map for a task whose pages it was not shown");
 	return rc;
+}
+
+/* ---- what was known before ---- */
+
+static int prove_task(const struct frozen_tree *tree, const struct frozen_known *known, bool shadows)
+{
+	const struct frozen_task *task = frozen_tree_task(tree, known->vpid);
+	return task && task->smaps_fd >= 0 ? area_flags_same(task->smaps_fd, known->fd, shadows) : -EIO;
+}
+
+int frozen_tree_prove(const struct frozen_tree *tree, bool shadows, struct dp_err *err)
+{
+	for (size_t i = 0; i < tree->known_count; i++) {
+		int same = prove_task(tree, &tree->known[i], shadows);
+		if (same < 0)
+			return dp_fail_errno(err, -same, "look at the memory areas of task %d", tree->known[i].vpid);
+		if (!same)
+			return dp_fail(err, EAGAIN, "task %d changed the kind of a memory area in the moment before it stood still: try again",
+				       tree->known[i].vpid);
+	}
+	return 0;
 }

@@ -128,6 +128,12 @@ int offer_progress(struct offer *offer, struct offer_progress *progress, struct 
 	return rc;
 }
 
+int offer_confirm(struct offer *offer, struct dp_err *err)
+{
+	struct offerer_reply reply;
+	return ask(offer, (struct offerer_command){ .verb = OFFERER_CONFIRM }, &reply, err);
+}
+
 int offer_release(struct offer *offer, bool keep_pages, struct dp_err *err)
 {
 	struct offerer_reply reply;

@@ -15,7 +15,8 @@
  *  F2 the tree runs on or is killed, never both, and one of the two: it is killed only after offer_release was called, and CRIU
  *     lets it go on whenever its hook, the offerer or the caller is gone without that (with a record: as the record says);
  *  F3 before the tree goes on, the offerer has stopped serving;
- *  F4 a page that cannot be read is an error (-EIO), never zeros.
+ *  F4 a page that cannot be read is an error (-EIO), never zeros;
+ *  F5 the tree is not killed before it was proven that what CRIU was told of its memory areas is so (area_flags.h).
  * Thread rule: an offer is used by one thread. The offerer is forked without exec: the caller has one thread at offer_make. */
 #ifndef DP_MIGRATE_OFFER_H
 #define DP_MIGRATE_OFFER_H
@@ -55,6 +56,7 @@ struct offer_options {
 	/* NULL, or a pool near the destination, without a name: all pages go there, most of them while the tree runs, and it is
 	 * restored from there (offer_ahead.h). Not with copy. */
 	const char *ahead_pool;
+	bool confirm_later; /* offer_confirm is going to be called; else offer_make returns only after the same proof */
 	bool verbose;
 	char *const *criu_arguments; /* further ones for `criu dump`; borrowed */
 	size_t criu_argument_count;
@@ -66,6 +68,7 @@ struct offer_facts {
 	char command_line[256];  /* of the root */
 	char locks[CRIU_LOCKS_BYTES]; /* CRIU's table of nftables, which stays after a release; "": none */
 	uint64_t tasks, threads;
+	uint64_t known_tasks;    /* of which no look at every page was needed while they stood still */
 	uint64_t pages;          /* that stay in the tree's memory until they are asked for */
 	uint64_t eager_pages;    /* that went with the skeleton */
 	struct precopy_totals ahead; /* with ahead_pool */
@@ -87,8 +90,12 @@ struct offer_progress {
 /* Freezes the tree and serves it. Blocks until the snapshot can be restored from (a few tens of milliseconds for CRIU's start,
  * then as long as the tree has to be frozen). After an error the tree runs on as if nothing had been. Errors: as
  * checkpoint_run, and -EOPNOTSUPP (the tree is an instance with remote pages, or has something that cannot be offered),
- * -EADDRINUSE and others of listening, -EAGAIN (copy: it may have no further process). */
+ * -EADDRINUSE and others of listening, -EAGAIN (copy: it may have no further process; a memory area
+ * changed its kind in the moment before: again, please). */
 int offer_make(struct offer **offer, const struct offer_options *options, struct offer_facts *facts, struct dp_err *err);
+/* With confirm_later, before anything of the tree may run elsewhere: was all as it was told? 0, -EAGAIN where it was not, in which
+ * case the tree can only be resumed; -ECANCELED. Blocks for 20 ms a gigabyte from offer_make's return on, at most. */
+int offer_confirm(struct offer *offer, struct dp_err *err);
 /* For poll: readable when the offer has ended by itself. Then offer_wait tells how. Borrowed. */
 int offer_fd(const struct offer *offer);
 int offer_progress(struct offer *offer, struct offer_progress *progress, struct dp_err *err);

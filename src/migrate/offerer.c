@@ -19,6 +19,7 @@
 #include "checkpoint/workspace.h"
 #include "instance/instance.h"
 #include "instance/stats.h"
+#include "migrate/area_flags.h"
 #include "migrate/frozen_store.h"
 #include "migrate/frozen_tree.h"
 #include "checkpoint/hide_record.h"
@@ -39,6 +40,15 @@
 
 enum state { STATE_FROZEN, STATE_RELEASED, STATE_DETACHED, STATE_RESUMED, STATE_LOST };
 
+/* frozen_tree_prove, in a thread: pages are served meanwhile. */
+struct proof {
+	pthread_t thread;
+	bool started, asked; /* asked: by OFFERER_CONFIRM, which is to be answered */
+	int fd[2];           /* [1] is written to when it is over */
+	int result;
+	struct dp_err err;
+};
+
 struct offerer {
 	const struct offer_options *options;
 	int control_fd; /* -1: the caller is gone */
@@ -55,6 +65,8 @@ struct offerer {
 	struct server *server;
 	struct offer_ahead ahead;
 	char pool_uri[1400];
+	int areas_fd; /* as area_flags_read wrote it, or -1 */
+	struct proof proof;
 	int records_fd, fds_fd[2], life_fd[2]; /* [1]: CRIU's ends, closed here once it runs */
 	int root_pidfd, watch_fd, heir_fd[2];
 	char *command_line;
@@ -200,19 +212,19 @@ static int prepare(struct offerer *offerer, struct dp_err *err)
 
 static int start_criu(struct offerer *offerer, struct dp_err *err)
 {
-	char library[1200], orders[80];
+	char library[1200], orders[96];
 	const struct criu_dump_options options = { .criu = offerer->criu,
 						   .pid = offerer->options->pid,
 						   .leave_running = offerer->options->copy,
 						   .verbose = offerer->options->verbose,
 						   .arguments = offerer->arguments,
 						   .argument_count = offerer->argument_count };
-	int given[] = { offerer->records_fd, offerer->fds_fd[1], offerer->life_fd[1] };
-	const char *form = offerer->options->container ? "f%d,f%d,f%d,%d" : "%d,%d,%d,%d";
+	int given[] = { offerer->records_fd, offerer->fds_fd[1], offerer->life_fd[1], offerer->areas_fd };
+	const char *form = offerer->options->container ? "f%d,f%d,f%d,%d,f%d" : "%d,%d,%d,%d,%d";
 	int rc = find_library(library, sizeof(library), err);
 	if (rc < 0)
 		return rc;
-	snprintf(orders, sizeof(orders), form, given[0], given[1], given[2], offerer->options->copy ? HIDE_COPY : 0);
+	snprintf(orders, sizeof(orders), form, given[0], given[1], given[2], offerer->options->copy ? HIDE_COPY : 0, given[3]);
 	if (offerer->options->record)
 		setenv(OFFERER_RECORD, offerer->options->record, 1);
 	else
@@ -229,6 +241,8 @@ static int start_criu(struct offerer *offerer, struct dp_err *err)
 		unsetenv(HIDE_ENVIRONMENT);
 	}
 	fcntl(offerer->records_fd, F_SETFD, FD_CLOEXEC);
+	dp_close_fd(&offerer->areas_fd);
+	offerer->areas_fd = -1;
 	dp_close_fd(&offerer->fds_fd[1]);
 	dp_close_fd(&offerer->life_fd[1]); /* the pipe's life is CRIU's now */
 	offerer->fds_fd[1] = offerer->life_fd[1] = -1;
@@ -266,6 +280,7 @@ static int find_pages(struct offerer *offerer, struct dp_err *err)
 /* From CRIU's start to where it waits for our word, the tree frozen. */
 static int freeze(struct offerer *offerer, struct dp_err *err)
 {
+	offerer->areas_fd = area_flags_read(offerer->options->pid); /* failed: CRIU takes longer */
 	int rc = start_criu(offerer, err);
 	if (rc < 0)
 		return rc == -ECANCELED ? explain(offerer, err) : rc;
@@ -286,6 +301,40 @@ static int freeze(struct offerer *offerer, struct dp_err *err)
 		return rc;
 	offerer->dumped_at_ns = clock_now_ns();
 	return offerer->options->copy ? let_go(offerer, err) : 0;
+}
+
+/* ---- what CRIU was told of the areas ---- */
+
+static void *prove(void *context)
+{
+	struct offerer *offerer = context;
+	struct proof *proof = &offerer->proof;
+	proof->result = frozen_tree_prove(&offerer->tree, offerer->options->copy, &proof->err);
+	ssize_t ignored = write(proof->fd[1], "", 1);
+	(void)ignored;
+	return NULL;
+}
+
+static int start_proof(struct offerer *offerer, struct dp_err *err)
+{
+	struct proof *proof = &offerer->proof;
+	if (pipe2(proof->fd, O_CLOEXEC | O_NONBLOCK) < 0)
+		return dp_fail_errno(err, errno, "pipe");
+	int code = pthread_create(&proof->thread, NULL, prove, offerer);
+	proof->started = code == 0;
+	return code ? dp_fail_errno(err, code, "start a thread") : 0;
+}
+
+/* Blocks until the proof is there. */
+static int end_proof(struct offerer *offerer, struct dp_err *err)
+{
+	struct proof *proof = &offerer->proof;
+	if (proof->started)
+		pthread_join(proof->thread, NULL);
+	proof->started = false;
+	if (proof->result < 0 && err)
+		*err = proof->err;
+	return proof->result;
 }
 
 static int take_snapshot(struct offerer *offerer, struct dp_err *err)
@@ -316,6 +365,7 @@ static int take_snapshot(struct offerer *offerer, struct dp_err *err)
 	snprintf(facts->command_line, sizeof(facts->command_line), "%s", skeleton.command_line);
 	facts->tasks = skeleton.tasks;
 	facts->threads = skeleton.threads;
+	facts->known_tasks = offerer->tree.known_count;
 	facts->pages = offerer->tree.pages;
 	facts->eager_pages = offerer->tree.eager_pages;
 	facts->frozen_at_ns = offerer->tree.stopped_at_ns;
@@ -371,6 +421,9 @@ static int release(struct offerer *offerer, bool keep_pages, struct dp_err *err)
 	int rc = keep_pages ? frozen_store_keep(offerer->store) : 0;
 	if (rc < 0)
 		return dp_fail_errno(err, -rc, "copy the pages that were not asked for yet");
+	rc = end_proof(offerer, err); /* F5: it was asked for long ago */
+	if (rc < 0)
+		return rc;
 	frozen_store_end(offerer->store);
 	rc = offerer->options->copy ? drop_shadows(offerer, err) : kill_tree(offerer, err);
 	offerer->state = STATE_RELEASED;
@@ -435,6 +488,24 @@ static void *wait_for_heir(void *context)
 	return NULL;
 }
 
+/* The proof is there: whoever waits for it hears. */
+static void proven(struct offerer *offerer)
+{
+	struct offerer_reply *reply = &offerer->reply;
+	reply->result = end_proof(offerer, &reply->err);
+	offerer->proof.asked = false;
+	answer(offerer);
+}
+
+static int take_proof(struct offerer *offerer)
+{
+	epoll_ctl(offerer->watch_fd, EPOLL_CTL_DEL, offerer->proof.fd[0], NULL);
+	end_proof(offerer, NULL);
+	if (offerer->proof.asked)
+		proven(offerer);
+	return 0;
+}
+
 /* The caller is gone. 0 where serving goes on. */
 static int orphaned(struct offerer *offerer)
 {
@@ -476,6 +547,12 @@ static int take_command(struct offerer *offerer)
 		return orphaned(offerer);
 	if (command.verb == OFFERER_RESUME && offerer->state == STATE_FROZEN)
 		return -ECANCELED; /* answered when the server is closed */
+	if (command.verb == OFFERER_CONFIRM && offerer->state == STATE_FROZEN) {
+		offerer->proof.asked = true;
+		if (!offerer->proof.started)
+			proven(offerer);
+		return 0;
+	}
 	if (command.verb == OFFERER_RELEASE && offerer->state == STATE_FROZEN)
 		reply->result = release(offerer, command.keep_pages, &reply->err);
 	else if (command.verb == OFFERER_DETACH && offerer->state == STATE_FROZEN && offerer->options->copy)
@@ -522,6 +599,8 @@ static int watched(void *context)
 			rc = criu_ended(offerer);
 		else if (events[i].data.fd == offerer->heir_fd[0])
 			rc = take_heir(offerer);
+		else if (events[i].data.fd == offerer->proof.fd[0])
+			rc = take_proof(offerer);
 		else if (offerer->control_fd >= 0)
 			rc = take_command(offerer);
 	}
@@ -532,10 +611,12 @@ static int watch(struct offerer *offerer, struct dp_err *err)
 {
 	struct epoll_event control = { .events = EPOLLIN, .data.fd = offerer->control_fd };
 	struct epoll_event criu = { .events = EPOLLIN, .data.fd = criu_end_fd(offerer) };
+	struct epoll_event proof = { .events = EPOLLIN, .data.fd = offerer->proof.fd[0] };
 	offerer->watch_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (offerer->watch_fd < 0 || pipe2(offerer->heir_fd, O_CLOEXEC | O_NONBLOCK) < 0 ||
 	    epoll_ctl(offerer->watch_fd, EPOLL_CTL_ADD, offerer->control_fd, &control) < 0 ||
-	    epoll_ctl(offerer->watch_fd, EPOLL_CTL_ADD, criu_end_fd(offerer), &criu) < 0)
+	    epoll_ctl(offerer->watch_fd, EPOLL_CTL_ADD, criu_end_fd(offerer), &criu) < 0 ||
+	    (offerer->proof.started && epoll_ctl(offerer->watch_fd, EPOLL_CTL_ADD, proof.data.fd, &proof) < 0))
 		return dp_fail_errno(err, errno, "watch the caller and criu");
 	offerer->pool->on_instance_end = instance_ends;
 	offerer->pool->on_instance_end_context = offerer;
@@ -583,7 +664,11 @@ static int make(struct offerer *offerer, struct dp_err *err)
 	if (rc == 0)
 		rc = freeze(offerer, err);
 	if (rc == 0)
+		rc = start_proof(offerer, err);
+	if (rc == 0)
 		rc = take_snapshot(offerer, err);
+	if (rc == 0 && !offerer->options->confirm_later)
+		rc = end_proof(offerer, err);
 	if (rc == 0)
 		rc = watch(offerer, err);
 	return rc;
@@ -596,6 +681,7 @@ void offerer_main(const struct offer_options *options, int control_fd)
 				   .workspace = { .root_fd = -1, .images_fd = -1, .work_fd = -1 },
 				   .dump = { .child = -1, .pidfd = -1, .pages_fd = -1, .hook_listen_fd = -1, .hook_fd = -1 },
 				   .tree = { .pages_fd = -1 },
+				   .areas_fd = -1, .proof.fd = { -1, -1 },
 				   .records_fd = -1, .fds_fd = { -1, -1 }, .life_fd = { -1, -1 },
 				   .root_pidfd = -1, .watch_fd = -1, .heir_fd = { -1, -1 } };
 	struct offerer_reply *reply = &offerer.reply;
@@ -614,6 +700,7 @@ void offerer_main(const struct offer_options *options, int control_fd)
 		answer(&offerer);
 	}
 	/* Socket files go with server_close; all else goes with the process. */
+	end_proof(&offerer, NULL);
 	offer_ahead_done(&offerer.ahead);
 	frozen_tree_done(&offerer.tree);
 	workspace_close(&offerer.workspace);

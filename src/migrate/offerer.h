@@ -11,7 +11,7 @@
 /* In the environment of CRIU, and so of its hook: the record's path. */
 #define OFFERER_RECORD "DISTRI_PROC_OFFER_RECORD"
 
-enum offerer_verb { OFFERER_PROGRESS = 1, OFFERER_RELEASE, OFFERER_RESUME, OFFERER_DETACH };
+enum offerer_verb { OFFERER_PROGRESS = 1, OFFERER_RELEASE, OFFERER_RESUME, OFFERER_DETACH, OFFERER_CONFIRM };
 struct offerer_command {
 	uint32_t verb;
 	bool keep_pages; /* OFFERER_RELEASE */

@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "checkpoint/hide_record.h"
+#include "migrate/hide/known.h"
 #include "migrate/hide/shadow.h"
 #include "sys/uffd_abi.h"
 
@@ -28,7 +29,7 @@ struct area {
 	uint64_t start, end;
 };
 
-static int records_fd = -1, fds_fd = -1, mode;
+static int records_fd = -1, fds_fd = -1, before_fd = -1, mode;
 static bool stopped; /* a thread of the tree has been */
 static int smaps_pid; /* whose areas are here, as CRIU sees it */
 static int task_pid;  /* whose memory's descriptors were sent */
@@ -56,12 +57,13 @@ static void __attribute__((constructor)) take_orders(void)
 	const char *orders = getenv(HIDE_ENVIRONMENT);
 	int life_fd = -1;
 	unsetenv("LD_PRELOAD");
-	if (!orders || sscanf(orders, "%d,%d,%d,%d", &records_fd, &fds_fd, &life_fd, &mode) != 4)
+	if (!orders || sscanf(orders, "%d,%d,%d,%d,%d", &records_fd, &fds_fd, &life_fd, &mode, &before_fd) < 4)
 		records_fd = -1;
 	unsetenv(HIDE_ENVIRONMENT);
 	fcntl(records_fd, F_SETFD, FD_CLOEXEC);
 	fcntl(fds_fd, F_SETFD, FD_CLOEXEC);
 	fcntl(life_fd, F_SETFD, FD_CLOEXEC);
+	fcntl(before_fd, F_SETFD, FD_CLOEXEC);
 }
 
 static int tell(uint32_t kind, uint64_t start, uint64_t end)
@@ -152,7 +154,43 @@ static int read_vpid(int pid)
 	return vpid;
 }
 
-/* ---- smaps, of which the kernel looks at every page: read once ---- */
+/* ---- descriptors for the offerer ---- */
+
+static int send_message(const struct hide_fds *body, const int *fds, size_t count)
+{
+	char control[CMSG_SPACE(HIDE_FDS * sizeof(int))] = { 0 };
+	struct iovec data = { (void *)(uintptr_t)body, sizeof(*body) };
+	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = control,
+				  .msg_controllen = CMSG_SPACE(count * sizeof(int)) };
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+	header->cmsg_level = SOL_SOCKET;
+	header->cmsg_type = SCM_RIGHTS;
+	header->cmsg_len = CMSG_LEN(count * sizeof(int));
+	memcpy(CMSG_DATA(header), fds, count * sizeof(int));
+	/* Nobody reads while CRIU is at work: were the socket full, waiting would be for ever. */
+	return sendmsg(fds_fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof(*body) ? 0 : -1;
+}
+
+static int open_of(int pid, const char *name)
+{
+	char path[64];
+	snprintf(path, sizeof(path), "/proc/%d/%s", pid, name);
+	return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+/* Of process `pid`, which is task `vpid` or its shadow. */
+static int send_fds(int pid, int vpid)
+{
+	struct hide_fds body = { .vpid = vpid };
+	int fds[HIDE_FDS] = { open_of(pid, "mem"), open_of(pid, "pagemap"), open_of(pid, "smaps") };
+	bool sent = fds[0] >= 0 && fds[1] >= 0 && fds[2] >= 0 && send_message(&body, fds, HIDE_FDS) == 0;
+	for (int i = 0; i < HIDE_FDS; i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+	return sent ? 0 : -1;
+}
+
+/* ---- smaps, of which the kernel looks at every page: not read, or read once ---- */
 
 static char *read_all(int fd, size_t *length)
 {
@@ -177,29 +215,41 @@ static char *read_all(int fd, size_t *length)
 	return text;
 }
 
-/* The areas of task `pid` are in `text`. */
-static int take_areas(int pid, char *text)
+/* smaps of the task whose directory this is, as far as it is known without a look at every page; NULL. */
+static char *make_smaps(int directory, openat_function *real)
 {
-	smaps_pid = 0;
-	task_vpid = read_vpid(pid);
-	if (task_vpid <= 0 || parse_areas(text))
-		return -1;
-	smaps_pid = pid;
-	return 0;
+	static char *before;
+	size_t length;
+	int fd = before_fd >= 0 && !before ? before_fd : -1;
+	if (fd >= 0 && lseek(fd, 0, SEEK_SET) == 0)
+		before = read_all(fd, &length);
+	int maps_fd = before ? real(directory, "maps", O_RDONLY | O_CLOEXEC) : -1;
+	char *maps = maps_fd >= 0 ? read_all(maps_fd, &length) : NULL;
+	char *text = maps ? known_smaps(before, task_vpid, maps) : NULL;
+	if (maps_fd >= 0)
+		close(maps_fd);
+	free(maps);
+	return text;
 }
 
 /* What CRIU reads of a task's smaps it gets from a copy, in `fd`'s place. */
-static int copy_smaps(int fd, int pid)
+static int copy_smaps(int fd, int directory, int pid, openat_function *real)
 {
-	size_t length;
-	char *text = read_all(fd, &length);
-	int copy = text ? memfd_create("smaps", MFD_CLOEXEC) : -1;
+	size_t length = 0;
+	smaps_pid = 0;
+	task_vpid = read_vpid(pid);
+	struct hide_fds body = { .vpid = task_vpid, .known_areas = 1 };
+	char *known = task_vpid > 0 ? make_smaps(directory, real) : NULL, *text = known ? known : read_all(fd, &length);
+	length = known ? strlen(known) : length;
+	int copy = text && task_vpid > 0 ? memfd_create("smaps", MFD_CLOEXEC) : -1;
 	bool good = copy >= 0 && write(copy, text, length) == (ssize_t)length && lseek(copy, 0, SEEK_SET) == 0 &&
-		    !take_areas(pid, text);
+		    (!known || send_message(&body, &copy, 1) == 0) && !parse_areas(text);
 	free(text);
 	close(fd);
-	if (good)
+	if (good) {
+		smaps_pid = pid;
 		return copy;
+	}
 	if (copy >= 0)
 		close(copy);
 	errno = EIO;
@@ -228,38 +278,7 @@ SHOWN int openat64(int directory, const char *path, int flags, ...)
 		*(void **)&real = next_function("openat64");
 	int fd = real(directory, path, flags, rights);
 	int pid = fd >= 0 && records_fd >= 0 && stopped && !strcmp(path, "smaps") ? pid_of_directory(directory) : 0;
-	return pid > 0 && pid != getpid() ? copy_smaps(fd, pid) : fd;
-}
-
-/* ---- the memory's descriptors ---- */
-
-static int open_of(int pid, const char *name)
-{
-	char path[64];
-	snprintf(path, sizeof(path), "/proc/%d/%s", pid, name);
-	return open(path, O_RDONLY | O_CLOEXEC);
-}
-
-/* Of process `pid`, which is task `vpid` or its shadow. */
-static int send_fds(int pid, int vpid)
-{
-	char control[CMSG_SPACE(2 * sizeof(int))] = { 0 };
-	struct hide_fds body = { .vpid = vpid };
-	struct iovec data = { &body, sizeof(body) };
-	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control) };
-	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-	int fds[2] = { open_of(pid, "mem"), open_of(pid, "pagemap") };
-	header->cmsg_level = SOL_SOCKET;
-	header->cmsg_type = SCM_RIGHTS;
-	header->cmsg_len = CMSG_LEN(sizeof(fds));
-	memcpy(CMSG_DATA(header), fds, sizeof(fds));
-	/* Nobody reads while CRIU is at work: were the socket full, waiting would be for ever. */
-	bool sent = fds[0] >= 0 && fds[1] >= 0 && sendmsg(fds_fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof(body);
-	if (fds[0] >= 0)
-		close(fds[0]);
-	if (fds[1] >= 0)
-		close(fds[1]);
-	return sent ? 0 : -1;
+	return pid > 0 && pid != getpid() ? copy_smaps(fd, directory, pid, real) : fd;
 }
 
 /* Whose pages are these? 1: one of the tree, whose areas are read; 0: not; -1. */
