@@ -417,7 +417,7 @@ static int take_ahead(struct capture *capture, struct captured *map, struct dp_e
 	struct page_list hidden = {0}, lazy = {0};
 	int rc = hidden_pages(capture->config.hidden, map->id, capture->config.images_fd, &hidden, err);
 	if (rc == 0)
-		rc = precopy_finish(capture->config.precopy, map->id, &hidden, &map->kept, &lazy, err);
+		rc = precopy_finish(capture->config.precopy, map->id, &hidden, &map->kept, &lazy, NULL, err);
 	if (rc == 0 && inherit_merge_runs(&map->thin, &lazy) < 0)
 		rc = dp_fail_errno(err, ENOMEM, "page map");
 	capture->totals.stored_pages += lazy.pages;

@@ -35,7 +35,8 @@ struct precopy {
 	struct precopy_totals totals;
 	uint64_t round_pages; /* sent in this round */
 	const struct precopy_limits *limits;
-	uint64_t paced_since_ns, paced_bytes;
+	struct page_list *left; /* while a task is finished: what is not sent any more is listed here; NULL: it is sent */
+	uint64_t begun_ns, paced_since_ns, paced_bytes;
 	const volatile bool *stop;
 	unsigned char buffer[READ_PAGES * PAGE_BYTES];
 	struct written_run runs[SCAN_RUNS];
@@ -318,6 +319,10 @@ static int send_pages(struct precopy *precopy, struct tracked *process, uint64_t
 {
 	struct share *share = process->data;
 	int ret = 0;
+	if (precopy->left) { /* what the draft has of them is older, and goes with drop_rest (PC4) */
+		bool noted = !page_list_add(precopy->left, pgno, pages) && !page_list_add(lazy, pgno, pages);
+		return noted ? 0 : dp_fail_errno(err, ENOMEM, "page map");
+	}
 	while (pages && !ret) {
 		uint64_t count = DP_MIN(pages, (uint64_t)READ_PAGES);
 		uint64_t got = read_pages(process->pid, pgno << PAGE_SHIFT, count, precopy->buffer);
@@ -384,10 +389,11 @@ static int take_runs(void *context, struct tracked *process, const struct writte
 static bool go_on(const struct precopy *precopy, const struct precopy_limits *limits, uint64_t last_pages, double rate)
 {
 	uint64_t pause_ns = limits->pause_ns ? limits->pause_ns : PRECOPY_PAUSE_NS;
+	bool late = limits->limit_ns && clock_now_ns() - precopy->begun_ns > limits->limit_ns;
 	unsigned rounds = limits->rounds ? limits->rounds : PRECOPY_ROUNDS;
 	uint64_t fits = DP_MAX((uint64_t)(rate * (double)pause_ns / 1e9), (uint64_t)FEW_PAGES);
 	const struct precopy_totals *totals = &precopy->totals;
-	if (totals->rounds >= rounds || precopy->round_pages <= FEW_PAGES)
+	if (late || totals->rounds >= rounds || precopy->round_pages <= FEW_PAGES)
 		return false;
 	if (totals->rounds > 1 && precopy->round_pages <= fits)
 		return false; /* as much will be left again, or less */
@@ -415,7 +421,7 @@ int precopy_rounds(struct precopy *precopy, const struct precopy_limits *limits,
 	uint64_t last_pages = 0;
 	precopy->limits = limits ? limits : &none;
 	precopy->stop = stop;
-	precopy->paced_since_ns = clock_now_ns();
+	precopy->begun_ns = precopy->paced_since_ns = clock_now_ns();
 	precopy->paced_bytes = 0;
 	for (;;) {
 		uint64_t since_ns = clock_now_ns();
@@ -428,6 +434,9 @@ int precopy_rounds(struct precopy *precopy, const struct precopy_limits *limits,
 		totals->round_pages[DP_MIN(totals->rounds, PRECOPY_ROUNDS - 1)] += precopy->round_pages;
 		totals->rounds++;
 		totals->ahead_pages += precopy->round_pages;
+		if (precopy->limits->on_round)
+			precopy->limits->on_round(precopy->limits->context, totals->rounds, precopy->round_pages,
+						  tracker_written_pages(precopy->tracker));
 		double seconds = (double)DP_MAX(clock_now_ns() - since_ns, 1u) / 1e9;
 		if (!go_on(precopy, precopy->limits, last_pages, (double)precopy->round_pages / seconds))
 			break;
@@ -506,6 +515,8 @@ static int drop_rest(struct precopy *precopy, struct share *share, const struct 
 {
 	struct pageset wanted = { 0 }, had = share->sent;
 	int ret = add_list(&wanted, lazy);
+	for (size_t i = 0; precopy->left && i < precopy->left->count; i++)
+		pageset_remove(&wanted, precopy->left->ranges[i].pgno, precopy->left->ranges[i].pages);
 	if (!ret)
 		ret = add_list(&wanted, kept);
 	for (uint64_t pgno = 0, pages; !ret && (pages = pageset_next(&had, &pgno)); pgno += pages)
@@ -523,8 +534,9 @@ static int drop_rest(struct precopy *precopy, struct share *share, const struct 
 }
 
 int precopy_finish(struct precopy *precopy, uint32_t vpid, const struct page_list *hidden, const struct page_list *kept,
-		   struct page_list *lazy, struct dp_err *err)
+		   struct page_list *lazy, struct page_list *left, struct dp_err *err)
 {
+	precopy->left = left;
 	uint64_t space;
 	int ret = precopy_space(precopy, vpid, &space, err);
 	struct tracked *process = ret ? NULL : tracker_find(precopy->tracker, vpid);

@@ -8,7 +8,8 @@
  * Invariants: PC1 a page of the final list is in the draft's space as it is in the frozen process: it was read and put after it
  * was last told as written (D3), or inherited from a state for which that holds; PC2 a page that could not be read, or whose
  * fate is not known, is not in `sent`, so it is read when the tree stands still, and a failure then fails the checkpoint; PC3
- * after a checkpoint that failed nothing counts as sent.
+ * after a checkpoint that failed nothing counts as sent; PC4 where the rest is left, the draft has what is in `lazy` and not in
+ * `left`, and nothing else: no page is in two places.
  * Thread rule: one thread; forks. */
 #ifndef DP_CHECKPOINT_PRECOPY_H
 #define DP_CHECKPOINT_PRECOPY_H
@@ -32,6 +33,10 @@ struct precopy_limits {
 	uint64_t pause_ns;   /* rounds end when the rest is estimated to take no longer; 0: PRECOPY_PAUSE_NS */
 	unsigned rounds;     /* at most; 0: PRECOPY_ROUNDS */
 	uint64_t rate_bytes; /* a second; 0: no limit */
+	uint64_t limit_ns;   /* no round begins later than this; 0: no limit */
+	/* NULL, or told after each round: which one, the pages that it sent, and those written meanwhile. It may not fail. */
+	void (*on_round)(void *context, unsigned round, uint64_t pages, uint64_t pages_left);
+	void *context;
 };
 
 struct precopy_totals {
@@ -58,9 +63,11 @@ int precopy_frozen(struct precopy *precopy, struct dp_err *err);
 int precopy_space(struct precopy *precopy, uint32_t vpid, uint64_t *space, struct dp_err *err);
 /* Of a task: pages in `hidden` (ascending, lazy areas) are those that CRIU did not see; `lazy` gets those that hold something,
  * and they are in the draft after precopy_finish_all. In `kept` are pages that the caller put into the
- * space itself. All other pages are dropped from the space. */
+ * space itself. All other pages are dropped from the space.
+ * left: NULL, or nothing is sent any more: those of `lazy` that the draft does not have as they are now are listed there too, and
+ * are not in the draft after precopy_finish_all (PC4). */
 int precopy_finish(struct precopy *precopy, uint32_t vpid, const struct page_list *hidden, const struct page_list *kept,
-		   struct page_list *lazy, struct dp_err *err);
+		   struct page_list *lazy, struct page_list *left, struct dp_err *err);
 /* After the last task: what is left of processes that ended meanwhile goes, and the pool has answered everything. */
 int precopy_finish_all(struct precopy *precopy, struct dp_err *err);
 /* After it: `name` is what the draft has become, NULL: nothing. */

@@ -326,6 +326,34 @@ int tracker_round(struct tracker *tracker, const struct tracker_sink *sink, stru
 	return ret;
 }
 
+static uint64_t count_written(struct tracker *tracker, const struct tracked *process)
+{
+	cleanup_fd int pagemap_fd = tracker_open_pagemap(process);
+	uint64_t pages = 0;
+	tracker->area_count = 0;
+	if (pagemap_fd < 0 || proc_each_area(proc_live_thread(process->pid), keep_area, tracker))
+		return 0;
+	for (size_t i = 0; i < tracker->area_count; i++)
+		for (uint64_t at = tracker->areas[i].start; at < tracker->areas[i].end;) {
+			ssize_t found = written_scan(pagemap_fd, &at, tracker->areas[i].end, false, 0, tracker->runs, TRACKER_BATCH_RUNS);
+			if (found < 0)
+				return pages;
+			for (ssize_t run = 0; run < found; run++)
+				if (tracker->runs[run].written && !tracker->runs[run].zero)
+					pages += (tracker->runs[run].end - tracker->runs[run].start) >> PAGE_SHIFT;
+		}
+	return pages;
+}
+
+uint64_t tracker_written_pages(struct tracker *tracker)
+{
+	uint64_t pages = 0;
+	for (size_t i = 0; i < tracker->count; i++)
+		if (tracker->processes[i]->uffd >= 0)
+			pages += count_written(tracker, tracker->processes[i]);
+	return pages;
+}
+
 /* ---- while it stands still ---- */
 
 int tracker_frozen(struct tracker *tracker, struct dp_err *err)

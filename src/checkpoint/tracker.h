@@ -59,6 +59,8 @@ int tracker_open(struct tracker **tracker, pid_t root, void (*release)(void *dat
 void tracker_close(struct tracker *tracker);
 /* One round over the whole tree. Errors of the sink as they are; -ESRCH: the root has ended. */
 int tracker_round(struct tracker *tracker, const struct tracker_sink *sink, struct dp_err *err);
+/* How many pages of the processes that are tracked have been written since the last round, roughly: nothing is protected. */
+uint64_t tracker_written_pages(struct tracker *tracker);
 /* The tree stands still: lists its processes anew. Those forked since the last round are there with uffd -1 and data NULL. */
 int tracker_frozen(struct tracker *tracker, struct dp_err *err);
 /* NULL: there is no such process. */

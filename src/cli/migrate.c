@@ -10,6 +10,7 @@
 #include "cli/commands.h"
 #include "instance/instance.h"
 #include "migrate/switch.h"
+#include "prefetch/prefetch.h"
 
 static const char usage[] =
 	"Usage: distri-proc migrate --pid N --to HOST[:PORT] [OPTIONS]\n"
@@ -22,12 +23,19 @@ static const char usage[] =
 	"\n"
 	"  --to HOST[:PORT]    the host to go to (default port 7410), or dps://HOST:PORT, tcp://HOST:PORT without encryption\n"
 	"  --mode MODE         post-copy: the pages follow (the default); pre-copy: they go ahead, while it runs, and what it writes\n"
-	"                      meanwhile in a few rounds and while it is frozen; nothing depends on this host from then on\n"
-	"  --pool URI          pre-copy: the pool that they go to, and that it is restored from; near the destination, if possible\n"
+	"                      meanwhile in a few rounds and while it is frozen; hybrid: they go ahead, it is frozen as short as with\n"
+	"                      post-copy, and only those that it wrote at last follow\n"
+	"  --pool URI          pre-copy: the pool that they go to, instead of the destination's memory, and that it is restored from\n"
+	"  --through-pool URI  they go ahead to this pool and stay there: it is restored from it as by `restore`, and nothing depends\n"
+	"                      on this host from then on\n"
+	"  --local-memory SIZE|PERCENT  through a pool: what it may keep in memory there, such as 512M or 50%\n"
+	"  --prefetch-policy POLICY  through a pool: as of restore\n"
+	"  --rounds N          pages go ahead in at most so many rounds (default 16); fewer, where a round is no smaller than the last\n"
+	"  --precopy-limit TIME  and no round begins later than this, such as 30s\n"
 	"  --tcp-established   open TCP connections go along; without it, a process that has some is refused\n"
 	"  --address ADDRESS/LENGTH@DEVICE  an IPv4 address that leaves this host with the process and comes up there, on the\n"
 	"                      device of that name, such as 10.0.0.5/32@eth0: it is what the connections need\n"
-	"  --rate RATE         at most so many bytes a second in the background, such as 800M\n"
+	"  --rate RATE         at most so many bytes a second ahead and in the background, such as 800M\n"
 	"  --lease TIME        how long the copy there may run without hearing from here (default 10s); a source that has\n"
 	"                      heard nothing for that long and a little runs on\n"
 	"  --criu-option OPTION  a further option for `criu restore`; may be repeated\n"
@@ -62,9 +70,10 @@ static void print_summary(json_object *event)
 	printf("  %s of pages in %.1f ms; all in all %.1f ms\n",
 	       format_size((uint64_t)line_number(event, "bytes"), bytes, sizeof(bytes)), ms(event, "pages_ns"), ms(event, "total_ns"));
 	if (line_number(event, "rounds"))
-		printf("  %lld rounds sent %s ahead; %.1f MiB were left for the freeze\n", (long long)line_number(event, "rounds"),
+		printf("  %lld rounds sent %s ahead; %.1f MiB were left for %s\n", (long long)line_number(event, "rounds"),
 		       format_size((uint64_t)line_number(event, "ahead_bytes"), bytes, sizeof(bytes)),
-		       (double)line_number(event, "frozen_bytes") / 1048576);
+		       (double)(line_number(event, "frozen_bytes") + line_number(event, "left_bytes")) / 1048576,
+		       line_number(event, "left_bytes") ? "later" : "the freeze");
 }
 
 static void show(json_object *event, bool redraw)
@@ -77,6 +86,10 @@ static void show(json_object *event, bool redraw)
 		printf("\r\033[Kruns there; %s of %s of pages are still here",
 		       format_size((uint64_t)line_number(event, "pages_left") * PAGE_BYTES, left, sizeof(left)),
 		       format_size((uint64_t)line_number(event, "pages") * PAGE_BYTES, all, sizeof(all)));
+	else if (!strcmp(kind, "round"))
+		printf("\r\033[Kround %lld sent %s ahead; %s were written meanwhile", (long long)line_number(event, "round"),
+		       format_size((uint64_t)line_number(event, "pages") * PAGE_BYTES, all, sizeof(all)),
+		       format_size((uint64_t)line_number(event, "pages_left") * PAGE_BYTES, left, sizeof(left)));
 	else
 		printf("\r\033[K%s", phase ? phase : kind);
 	fflush(stdout);
@@ -153,6 +166,23 @@ static int take_size(struct settings *settings, const char *command, const char 
 	return 0;
 }
 
+static int take_limit(struct settings *settings, const char *command, const char *text)
+{
+	uint64_t limit;
+	if (parse_duration(text, &limit) || !limit)
+		return cli_usage_error(command, "--precopy-limit takes a time, such as 30s");
+	line_add_number(settings->request, "precopy_limit_ns", limit);
+	return 0;
+}
+
+static int take_policy(struct settings *settings, const char *command, const char *text)
+{
+	if (prefetch_policy_find(text) < 0)
+		return cli_usage_error(command, "--prefetch-policy: there is no policy '%s'", text);
+	line_add_text(settings->request, "prefetch_policy", text);
+	return 0;
+}
+
 static int take_lease(struct settings *settings, const char *command, const char *text)
 {
 	uint64_t lease;
@@ -170,6 +200,11 @@ static int take_option(struct settings *settings, const char *command, int optio
 	case 't': line_add_text(settings->request, "to", optarg); return 0;
 	case 'm': line_add_text(settings->request, "mode", optarg); return 0;
 	case 'P': line_add_text(settings->request, "pool", optarg); return 0;
+	case 'T': line_add_text(settings->request, "through_pool", optarg); return 0;
+	case 'M': line_add_text(settings->request, "local_memory", optarg); return 0;
+	case 'F': return take_policy(settings, command, optarg);
+	case 'N': return take_number(settings, command, "rounds", optarg);
+	case 'I': return take_limit(settings, command, optarg);
 	case 'e': line_add_flag(settings->request, "tcp_established", true); return 0;
 	case 'a': line_add_text(settings->request, "address", optarg); return 0;
 	case 'R': return take_size(settings, command, "rate", "migrate_rate", optarg);
@@ -194,7 +229,9 @@ static int read_options(struct settings *settings, int argc, char **argv)
 	static const struct option options[] = {
 		{ "pid", required_argument, NULL, 'p' },     { "name", required_argument, NULL, 'n' },
 		{ "to", required_argument, NULL, 't' },      { "mode", required_argument, NULL, 'm' },
-		{ "pool", required_argument, NULL, 'P' },
+		{ "pool", required_argument, NULL, 'P' },    { "through-pool", required_argument, NULL, 'T' },
+		{ "local-memory", required_argument, NULL, 'M' }, { "prefetch-policy", required_argument, NULL, 'F' },
+		{ "rounds", required_argument, NULL, 'N' },  { "precopy-limit", required_argument, NULL, 'I' },
 		{ "tcp-established", no_argument, NULL, 'e' }, { "address", required_argument, NULL, 'a' },
 		{ "container", required_argument, NULL, 'C' }, { "runtime", required_argument, NULL, 'U' },
 		{ "runtime-root", required_argument, NULL, 'O' }, { "bundle", required_argument, NULL, 'B' },

@@ -166,13 +166,26 @@ static void look_at_tree(struct in *in)
 		in->ended = true; /* nobody can say how */
 		dp_fail(&in->err, ECHILD, "the tree ended");
 	}
-	/* S5. What went ahead lies in a pool that is not the source's. */
-	bool ahead = in->prepare && line_flag(in->prepare, "ahead");
+	/* S5. What went ahead lies in a pool that is not the source's; but a landing's is gone with a process. */
+	bool ahead = in->prepare && line_flag(in->prepare, "ahead") && !in->landed;
 	if (!in->whole && (ahead || stats_pager_left(instance_path(&in->instance, "stats", path, sizeof(path))))) {
 		in->whole = true;
 		in->next_ask_ns = 0;
 		tell(in, line_event("whole"));
 	}
+}
+
+static void look_at_landing(struct in *in)
+{
+	if (in->ended || in->place.place == PLACE_FREE || !in_lost_landing(in))
+		return;
+	dp_fail(&in->err, ECHILD, "the process with the pages that came ahead is gone");
+	if (in->runs)
+		kill_tree(in);
+	else if (in->restorer > 0)
+		kill(in->restorer, SIGKILL);
+	else
+		in->ended = true;
 }
 
 /* ---- asks ---- */
@@ -271,6 +284,7 @@ static void loop(struct in *in)
 		if (polls[2].revents)
 			take_report(in);
 		look_at_tree(in);
+		look_at_landing(in);
 		ask_source(in);
 		if (polls[0].revents)
 			hear_source(in);
@@ -298,6 +312,7 @@ static void finish(struct in *in)
 		waitpid(in->restorer, NULL, 0);
 	}
 	container_in_done(in, here);
+	landing_end(&in->landing);
 	if (in->lock_fd >= 0)
 		remove_tree(ferry_path(in->root, "in", in->id, "", path));
 	dp_close_fd(&in->lock_fd);
@@ -329,13 +344,17 @@ static int wait_for_order(struct in *in, json_object **order)
 static int carry_over(struct in *in)
 {
 	json_object *order = NULL;
+	char local[1400];
+	const char *from = NULL;
 	int ret = wait_for_order(in, &order);
 	if (!ret && in->address_moves) {
 		ret = address_add(&in->address, &in->err);
 		in->address_here = !ret;
 	}
 	if (!ret)
-		ret = in_restore(in, line_text(order, "uri"));
+		ret = in_land(in, line_text(order, "uri"), local, &from);
+	if (!ret)
+		ret = in_restore(in, from);
 	json_object_put(order);
 	if (ret)
 		return ret;
@@ -348,6 +367,7 @@ static struct in new_ferry(const char *root)
 {
 	return (struct in){
 		.root = root, .report_fd = -1, .order_fd = -1, .init_pidfd = -1, .lock_fd = -1, .gate.fd = -1, .announcer = -1,
+		.landing = LANDING_NONE,
 	};
 }
 
@@ -359,8 +379,10 @@ int ferry_in(const char *root, json_object *prepare, struct lines *source)
 	prctl(PR_SET_NAME, "distri-ferry");
 	json_object *answer = line_event("prepared");
 	int ret = in_get_ready(&in, prepare, answer);
-	if (!ret)
+	if (!ret) {
+		line_add_text(answer, "landing", in.landing.pid ? in.landing.uri : NULL);
 		tell(&in, json_object_get(answer));
+	}
 	json_object_put(answer);
 	if (!ret)
 		ret = carry_over(&in);
@@ -398,7 +420,7 @@ int ferry_recover_in(const char *root, const char *id)
 	in.lock_fd = ferry_claim(root, "in", id, NULL);
 	if (in.lock_fd < 0)
 		return 0;
-	if (in_read_state(&in, id) || in_map_lease(&in, false)) { /* it had not begun */
+	if (in_read_state(&in, id) || in_map_lease(&in, false) || in_find_landing(&in)) { /* it had not begun */
 		remove_tree(ferry_path(root, "in", id, "", path));
 		close(in.lock_fd);
 		return 0;

@@ -7,6 +7,7 @@
 #include "instance/instance.h"
 #include "migrate/address.h"
 #include "migrate/ferry.h"
+#include "migrate/landing.h"
 #include "migrate/record.h"
 #include "migrate/switch.h"
 #include "restore/lease.h"
@@ -36,6 +37,8 @@ struct in {
 	struct container_in *container; /* NULL: a tree that is none (ferry_container.h) */
 	struct listener gate;      /* CRIU's action comes here */
 	struct stream *at_gate;
+	struct landing landing;    /* where pages go ahead to, if they go here; in a ferry that follows only its pidfd */
+	bool landed;               /* and it is restored from there */
 	pid_t restorer;
 	int report_fd, order_fd, init_pidfd, lock_fd;
 	struct instance instance;
@@ -57,6 +60,13 @@ int in_map_lease(struct in *in, bool made);
 /* Our child, who has CRIU ready, restores when it hears from where, and then waits for the tree's end. (ferry_restorer.c) */
 int in_start_restorer(struct in *in);
 int in_restore(struct in *in, const char *uri);
+/* Makes the landing, if one is asked for; finds that of a ferry that died. (ferry_landing.c) */
+int in_start_landing(struct in *in);
+int in_find_landing(struct in *in);
+/* The source says what to restore: *from becomes that, or what the landing has made of it, in `local`. Blocks. */
+int in_land(struct in *in, const char *uri, char local[static 1400], const char **from);
+/* Pages are gone with it that the tree has not: it cannot go on. */
+bool in_lost_landing(const struct in *in);
 /* One ask, blocking for at most about two seconds: the answer is in the place then. -errno: there was none. (ferry_ask.c) */
 int in_ask(struct in *in, enum switch_ask ask, const char *why);
 /* Is there an agent that knows this migration? */

@@ -131,7 +131,8 @@ static void resume(struct out *out, int code, const char *why)
 
 static void too_late(struct out *out)
 {
-	uint64_t waited_ns = out->decision.state == SWITCH_FROZEN ? SWITCH_PREPARE_NS : out->decision.lease_ns + out->decision.margin_ns;
+	const struct switch_source *decision = &out->decision;
+	uint64_t waited_ns = decision->state == SWITCH_FROZEN ? SWITCH_PREPARE_NS : decision->lease_ns + decision->margin_ns;
 	out->code = ETIMEDOUT;
 	dp_fail(&out->err, ETIMEDOUT, "nothing was heard from the destination for %llu ms: the process runs on here",
 		(unsigned long long)(waited_ns / 1000000u));
@@ -311,10 +312,22 @@ static int listen_text(const struct out *out, char text[static 128])
 	return 0;
 }
 
-bool out_goes_ahead(const struct out *out)
+/* A round went ahead, while the tree runs. */
+static void show_round(void *context, const struct offer_round *round)
 {
-	const char *mode = line_text(out->request, "mode");
-	return mode && !strcmp(mode, "pre-copy");
+	struct out *out = context;
+	json_object *event = line_event("round");
+	line_add_number(event, "round", round->round);
+	line_add_number(event, "pages", round->pages);
+	line_add_number(event, "pages_left", round->pages_left);
+	line_add_number(event, "elapsed_ns", clock_now_ns() - out->begun_ns);
+	out_tell(out, event);
+}
+
+static const char *ahead_pool(const struct out *out)
+{
+	const char *pool = out_pool(out);
+	return !out_goes_ahead(out) ? NULL : pool ? pool : out->landing;
 }
 
 static int freeze(struct out *out)
@@ -338,7 +351,13 @@ static int freeze(struct out *out)
 		.registry = out->root,
 		.record = out->record,
 		.confirm_later = true,
-		.ahead_pool = out_goes_ahead(out) ? line_text(out->request, "pool") : NULL,
+		.ahead_pool = ahead_pool(out),
+		.rest_stays = out_rest_stays(out),
+		.ahead_limits = { .rounds = (unsigned)line_number(out->request, "rounds"),
+				  .limit_ns = (uint64_t)line_number(out->request, "precopy_limit_ns"),
+				  .rate_bytes = (uint64_t)line_number(out->request, "migrate_rate") },
+		.on_round = show_round,
+		.context = out,
 		.verbose = line_flag(out->request, "verbose"),
 	};
 	out_phase(out, options.ahead_pool ? "sending ahead" : "freezing");
@@ -429,6 +448,7 @@ static int finish(struct out *out, int ret)
 		if (out_goes_ahead(out)) {
 			line_add_number(event, "ahead_bytes", out->facts.ahead.ahead_pages * PAGE_BYTES);
 			line_add_number(event, "frozen_bytes", out->facts.ahead.frozen_pages * PAGE_BYTES);
+			line_add_number(event, "left_bytes", out->facts.left_pages * PAGE_BYTES);
 			line_add_number(event, "rounds", out->facts.ahead.rounds);
 		}
 		line_add_text(event, "instance", line_text(out->started, "instance"));

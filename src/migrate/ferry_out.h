@@ -30,13 +30,15 @@ struct out {
 	struct address address;
 	bool address_moves, address_away;
 	struct forwarder forwarder; /* of packets that come for the address meanwhile */
+	char landing[256];         /* the destination's pool for what goes ahead, or "" */
 	struct offer *offer;
 	struct offer_facts facts;
 	struct switch_source decision;
 	bool confirmed;            /* F5 of offer.h */
 	bool carried_out;          /* the decision is final, and the tree killed or let go */
 	int lock_fd;
-	uint64_t begun_ns, prepared_ns, ready_ns, confirmed_ns, granted_ns, started_ns, whole_ns, released_ns; /* CLOCK_MONOTONIC, here */
+	/* CLOCK_MONOTONIC, here */
+	uint64_t begun_ns, prepared_ns, ready_ns, confirmed_ns, granted_ns, started_ns, whole_ns, released_ns;
 	uint64_t shown_ns;
 	json_object *started;      /* what the destination said when it ran, or NULL */
 	int code;                  /* why it failed */
@@ -45,8 +47,12 @@ struct out {
 
 /* Everything up to the freeze: nothing stands still yet. (ferry_plan.c) */
 int out_prepare(struct out *out, const struct endpoint *listen);
-/* Its pages go to a pool while it runs (offer_ahead.h). */
+/* Its pages go to a pool while it runs (offer_ahead.h), */
 bool out_goes_ahead(const struct out *out);
+/* but for those that it writes at last; */
+bool out_rest_stays(const struct out *out);
+/* to this one, which both hosts reach; NULL: to the destination's landing. */
+const char *out_pool(const struct out *out);
 /* The files that the tree has mapped, [{path, bytes}], for the destination to compare; NULL where it brings its own. */
 json_object *out_files(pid_t pid);
 /* Tells the client; takes the object. */

@@ -8,6 +8,7 @@
 #include "base/base.h"
 #include "instance/instance.h"
 #include "migrate/ferry_container.h"
+#include "migrate/connections.h"
 #include "migrate/ferry_out.h"
 #include "migrate/record.h"
 #include "sys/proc.h"
@@ -129,7 +130,8 @@ static int find_address(struct out *out)
 
 static json_object *prepare_line(struct out *out, const struct endpoint *listen)
 {
-	static const char *const passed_on[] = { "local_memory", "migrate_rate", "tcp_established", "address", "verbose", "criu" };
+	static const char *const passed_on[] = { "local_memory", "prefetch_policy", "migrate_rate", "tcp_established", "address",
+						   "verbose", "criu" };
 	char boot[SWITCH_BOOT_BYTES] = "";
 	json_object *line = line_op("prepare");
 	switch_boot_id(boot);
@@ -140,8 +142,11 @@ static json_object *prepare_line(struct out *out, const struct endpoint *listen)
 	line_add_number(line, "back_port", listen->port);
 	line_add_flag(line, "back_tls", listen->tls);
 	line_add_number(line, "lease_ns", out->decision.lease_ns);
-	if (out_goes_ahead(out))
-		line_add_flag(line, "ahead", true);
+	line_add_flag(line, "ahead", out_goes_ahead(out));
+	line_add_flag(line, "landing", out_goes_ahead(out) && !out_pool(out));
+	line_add_flag(line, "landing_tls", out->to.tls);
+	line_add_flag(line, "rest_stays", out_rest_stays(out));
+	line_add_flag(line, "through", line_text(out->request, "through_pool") != NULL);
 	container_out_describe(out, line);
 	json_object *files = out_files(out->pid);
 	if (files)
@@ -175,7 +180,12 @@ static int ask_destination(struct out *out, const struct endpoint *listen)
 	if (!event || strcmp(event, "prepared") != 0)
 		ret = dp_fail(&out->err, (int)DP_MIN(DP_MAX(line_number(answer, "code"), 1), 4095), "%s: %s", out->to.host,
 			      text ? text : "it refuses");
+	const char *landing = line_text(answer, "landing");
+	snprintf(out->landing, sizeof(out->landing), "%s", landing ? landing : "");
 	json_object_put(answer);
+	if (!ret && out_goes_ahead(out) && !out_pool(out) && !*out->landing)
+		ret = dp_fail(&out->err, EPROTO, "%s: its agent is of another version, and has no place for pages that go ahead",
+			      out->to.host);
 	return ret;
 }
 
@@ -199,19 +209,51 @@ static int open_asks(struct out *out)
 	return listener_open(&out->asks, &place, false, &out->err);
 }
 
-int out_prepare(struct out *out, const struct endpoint *listen)
+bool out_rest_stays(const struct out *out)
 {
 	const char *mode = line_text(out->request, "mode");
-	bool ahead = mode && !strcmp(mode, "pre-copy");
-	if (mode && !ahead && strcmp(mode, "post-copy") != 0)
-		return dp_fail(&out->err, EOPNOTSUPP, "--mode %s: this agent can do post-copy and pre-copy", mode);
-	if (ahead && !line_text(out->request, "pool"))
-		return dp_fail(&out->err, EINVAL, "--mode pre-copy: name a pool near the destination, which both hosts reach (--pool URI)");
-	int ret = find_tree(out);
+	return mode && !strcmp(mode, "hybrid");
+}
+
+const char *out_pool(const struct out *out)
+{
+	const char *through = line_text(out->request, "through_pool");
+	return through ? through : line_text(out->request, "pool");
+}
+
+bool out_goes_ahead(const struct out *out)
+{
+	const char *mode = line_text(out->request, "mode");
+	return out_rest_stays(out) || (mode && !strcmp(mode, "pre-copy")) || line_text(out->request, "through_pool");
+}
+
+static int check_mode(struct out *out)
+{
+	const char *mode = line_text(out->request, "mode"), *pool = line_text(out->request, "pool");
+	const char *through = line_text(out->request, "through_pool");
+	bool pre_copy = mode && !strcmp(mode, "pre-copy");
+	if (mode && !pre_copy && !out_rest_stays(out) && strcmp(mode, "post-copy") != 0)
+		return dp_fail(&out->err, EOPNOTSUPP, "--mode %s: this agent can do post-copy, pre-copy and hybrid", mode);
+	if (through && (pool || (mode && !pre_copy)))
+		return dp_fail(&out->err, EINVAL, "--through-pool is a mode of its own: leave --mode and --pool out");
+	if (pool && !pre_copy)
+		return dp_fail(&out->err, EINVAL, "--pool goes with --mode pre-copy: of the others the last pages stay here");
+	if (line_text(out->request, "local_memory") && !through)
+		return dp_fail(&out->err, EINVAL, "--local-memory goes with --through-pool: without it all pages become local there");
+	return 0;
+}
+
+int out_prepare(struct out *out, const struct endpoint *listen)
+{
+	int ret = check_mode(out);
+	if (!ret)
+		ret = find_tree(out);
 	if (!ret)
 		ret = find_destination(out);
 	if (!ret)
 		ret = find_address(out);
+	if (!ret && !line_flag(out->request, "tcp_established"))
+		ret = connections_refuse(out->pid, &out->err);
 	if (!ret)
 		ret = open_asks(out);
 	if (!ret)

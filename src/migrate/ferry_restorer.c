@@ -66,6 +66,13 @@ static void warm_up(const struct in *in)
 		tls_context(&module, &unused, false, NULL);
 }
 
+static enum prefetch_policy policy_of(const struct in *in)
+{
+	const char *name = line_text(in->prepare, "prefetch_policy");
+	int policy = name ? prefetch_policy_find(name) : -1;
+	return policy < 0 ? PREFETCH_ADAPTIVE : (enum prefetch_policy)policy;
+}
+
 struct saying {
 	int fd;
 	struct in_report *report;
@@ -100,6 +107,7 @@ static void restorer_main(struct in *in, int order_fd, int fd)
 	struct in_report report = { .kind = IN_FAILED };
 	struct criu_arguments arguments = { 0 };
 	struct restore_session session;
+	bool through = line_flag(in->prepare, "through"); /* its pages stay in the pool */
 	struct endpoint endpoint = { .kind = ENDPOINT_TCP };
 	prctl(PR_SET_NAME, "distri-restorer");
 	/* as the source calls it; only the instance's id is made of it before the pool is known */
@@ -113,9 +121,11 @@ static void restorer_main(struct in *in, int order_fd, int fd)
 		.await = await_uri,
 		.await_context = &order_fd,
 		.name = in->name,
-		.migrate = true,
+		.migrate = !through,
 		.migrate_rate_bytes = (uint64_t)DP_MAX(line_number(in->prepare, "migrate_rate"), 0),
-		.on_lost = ON_LOST_FREEZE, /* the lease decides */
+		.local_memory = through ? line_text(in->prepare, "local_memory") : NULL,
+		.prefetch_policy = policy_of(in),
+		.on_lost = through ? ON_LOST_STOP : ON_LOST_FREEZE, /* the lease decides */
 		.record = RECORD_NEVER,    /* of a snapshot that nobody will restore again */
 		.lease = in->lease,
 		.verbose = line_flag(in->prepare, "verbose") ? 2 : 0,

@@ -24,6 +24,7 @@ void frozen_tree_done(struct frozen_tree *tree)
 		dp_close_fd(&tree->tasks[i].smaps_fd);
 		page_list_done(&tree->tasks[i].hidden);
 		page_list_done(&tree->tasks[i].pages);
+		page_list_done(&tree->tasks[i].left);
 	}
 	for (size_t i = 0; i < tree->map_count; i++)
 		image_pagemap_done(&tree->maps[i].thin);
@@ -101,7 +102,8 @@ struct frozen_task *frozen_tree_task(const struct frozen_tree *tree, int vpid)
 	return NULL;
 }
 
-/* One message of the library, with the descriptors that came along: the count, which is 0 for a word without. -EAGAIN: there is none. */
+/* One message of the library, with the descriptors that came along: the count, which is 0 for a word without. -EAGAIN: there is
+ * none. */
 static int receive_message(int socket_fd, struct hide_fds *body, int fds[static HIDE_FDS])
 {
 	char control[CMSG_SPACE(HIDE_FDS * sizeof(int))];

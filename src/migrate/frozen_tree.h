@@ -22,6 +22,7 @@ struct frozen_task {
 	int mem_fd, pagemap_fd, smaps_fd; /* owned; -1: taken, or closed */
 	struct page_list hidden; /* ascending, disjoint, once frozen_tree_scan was called */
 	struct page_list pages;  /* those of `hidden` that hold something */
+	struct page_list left;   /* those of `pages` that are nowhere else; filled where only they stay */
 };
 
 struct frozen_known { /* a task whose areas' flags were known before */
@@ -62,8 +63,9 @@ int frozen_tree_let_go(struct frozen_tree *tree, int fds_fd, int criu_pidfd, str
  * maps. -ENOTSUP where something was hidden that a restore would not fetch. */
 int frozen_tree_scan(struct frozen_tree *tree, int (*find)(void *context, struct frozen_task *task, struct dp_err *err),
 		     void *context, struct dp_err *err);
-/* Were the areas' flags that were known before (area_flags.h) still those of the frozen tasks? Looks at every page: 17 ms a gigabyte.
- * For any one thread, once the tree was scanned. shadows: of a tree that went on. 0; -EAGAIN where they were not; else -errno. */
+/* Were the areas' flags that were known before (area_flags.h) still those of the frozen tasks? Looks at every page: 17 ms a
+ * gigabyte. For any one thread, once the tree was scanned. shadows: of a tree that went on. 0; -EAGAIN where they were
+ * not; else -errno. */
 int frozen_tree_prove(const struct frozen_tree *tree, bool shadows, struct dp_err *err);
 struct frozen_task *frozen_tree_task(const struct frozen_tree *tree, int vpid);
 

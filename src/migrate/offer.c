@@ -101,8 +101,9 @@ int offer_make(struct offer **result, const struct offer_options *options, struc
 		offer->control_fd = offer->pidfd = -1;
 	if (rc == 0)
 		rc = start(offer, options, err);
-	if (rc == 0)
-		rc = hear(offer, reply, err);
+	while (rc == 0 && (rc = hear(offer, reply, err)) == 0 && reply->result == OFFERER_ROUND)
+		if (options->on_round)
+			options->on_round(options->context, &reply->round);
 	if (rc == 0) {
 		*facts = reply->facts;
 		*result = offer;

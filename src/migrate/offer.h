@@ -32,6 +32,11 @@
 
 struct offer;
 
+struct offer_round {
+	unsigned round;
+	uint64_t pages, pages_left; /* sent in it; and written meanwhile, roughly */
+};
+
 /* A container, frozen by its runtime (offer_runtime.h). */
 struct offer_container {
 	char *const *runtime; /* its command line up to the command, such as runc --root DIR; NULL-terminated */
@@ -56,6 +61,13 @@ struct offer_options {
 	/* NULL, or a pool near the destination, without a name: all pages go there, most of them while the tree runs, and it is
 	 * restored from there (offer_ahead.h). Not with copy. */
 	const char *ahead_pool;
+	/* Those that were written since stay here all the same, as of an offer without a pool; what went ahead is a draft there, of the
+	 * name above, until whoever restores takes it (landing.h). */
+	bool rest_stays;
+	struct precopy_limits ahead_limits; /* with ahead_pool; its on_round is not used, */
+	/* but this, in the caller's process, while offer_make blocks; or NULL */
+	void (*on_round)(void *context, const struct offer_round *round);
+	void *context;
 	bool confirm_later; /* offer_confirm is going to be called; else offer_make returns only after the same proof */
 	bool verbose;
 	char *const *criu_arguments; /* further ones for `criu dump`; borrowed */
@@ -72,6 +84,7 @@ struct offer_facts {
 	uint64_t pages;          /* that stay in the tree's memory until they are asked for */
 	uint64_t eager_pages;    /* that went with the skeleton */
 	struct precopy_totals ahead; /* with ahead_pool */
+	uint64_t left_pages;     /* with rest_stays: those of `pages` that stay */
 	uint64_t skeleton_bytes;
 	uint64_t frozen_at_ns;   /* CLOCK_MONOTONIC: no thread of the tree runs from here on */
 	uint64_t dumped_ns;      /* from then until CRIU had written its images, */
@@ -93,8 +106,8 @@ struct offer_progress {
  * -EADDRINUSE and others of listening, -EAGAIN (copy: it may have no further process; a memory area
  * changed its kind in the moment before: again, please). */
 int offer_make(struct offer **offer, const struct offer_options *options, struct offer_facts *facts, struct dp_err *err);
-/* With confirm_later, before anything of the tree may run elsewhere: was all as it was told? 0, -EAGAIN where it was not, in which
- * case the tree can only be resumed; -ECANCELED. Blocks for 20 ms a gigabyte from offer_make's return on, at most. */
+/* With confirm_later, before anything of the tree may run elsewhere: was all as it was told? 0, -EAGAIN where it was not, in
+ * which case the tree can only be resumed; -ECANCELED. Blocks for 20 ms a gigabyte from offer_make's return on, at most. */
 int offer_confirm(struct offer *offer, struct dp_err *err);
 /* For poll: readable when the offer has ended by itself. Then offer_wait tells how. Borrowed. */
 int offer_fd(const struct offer *offer);

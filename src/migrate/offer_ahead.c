@@ -6,8 +6,10 @@
 #include "base/base.h"
 #include "base/log.h"
 
-int offer_ahead_start(struct offer_ahead *ahead, const struct offer_options *options, struct dp_err *err)
+int offer_ahead_start(struct offer_ahead *ahead, const struct offer_options *options, const struct precopy_limits *limits,
+		      struct dp_err *err)
 {
+	ahead->rest_stays = options->rest_stays;
 	int rc = endpoint_parse(&ahead->endpoint, options->ahead_pool, err);
 	if (rc == 0 && ahead->endpoint.name[0])
 		rc = dp_fail(err, EINVAL, "%s: a pool without the name of a snapshot is wanted here", options->ahead_pool);
@@ -21,14 +23,15 @@ int offer_ahead_start(struct offer_ahead *ahead, const struct offer_options *opt
 		rc = precopy_begin(ahead->precopy, ahead->client, ahead->draft, err);
 	ahead->begun = rc == 0;
 	snprintf(ahead->endpoint.name, sizeof(ahead->endpoint.name), "%s", options->name);
-	return rc < 0 ? rc : precopy_rounds(ahead->precopy, NULL, NULL, err);
+	return rc < 0 ? rc : precopy_rounds(ahead->precopy, limits, NULL, err);
 }
 
 int offer_ahead_pages(void *context, struct frozen_task *task, struct dp_err *err)
 {
 	struct offer_ahead *ahead = context;
 	const struct page_list none = { 0 };
-	return precopy_finish(ahead->precopy, (uint32_t)task->vpid, &task->hidden, &none, &task->pages, err);
+	return precopy_finish(ahead->precopy, (uint32_t)task->vpid, &task->hidden, &none, &task->pages,
+			      ahead->rest_stays ? &task->left : NULL, err);
 }
 
 /* Tasks of which nothing was hidden have spaces too, as every restore expects. */
@@ -66,10 +69,22 @@ int offer_ahead_publish(struct offer_ahead *ahead, const struct frozen_tree *tre
 	return 0;
 }
 
+int offer_ahead_leave(struct offer_ahead *ahead, const struct frozen_tree *tree, struct offer_facts *offer, struct dp_err *err)
+{
+	int rc = precopy_finish_all(ahead->precopy, err);
+	for (size_t i = 0; i < tree->task_count; i++)
+		offer->left_pages += tree->tasks[i].left.pages;
+	offer->ahead = *precopy_totals(ahead->precopy);
+	return rc;
+}
+
 void offer_ahead_remove(struct offer_ahead *ahead)
 {
 	struct dp_err err;
-	if (ahead->published && client_remove(ahead->client, ahead->endpoint.name, true, &err) < 0)
+	int rc = ahead->published ? client_remove(ahead->client, ahead->endpoint.name, true, &err) : 0;
+	if (rc == -ECONNRESET || rc == -EPIPE) /* a landing goes with the migration, and its snapshot with it */
+		log_info("%s is left to its pool: %s", ahead->endpoint.name, err.text);
+	else if (rc < 0)
 		log_warn("%s stays in the pool: %s", ahead->endpoint.name, err.text);
 	ahead->published = false;
 }

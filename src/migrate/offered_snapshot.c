@@ -7,6 +7,7 @@
 
 #include "base/base.h"
 #include "migrate/frozen_store.h"
+#include "migrate/landing.h"
 
 #define FILE_LIMIT (UINT64_C(4) << 30)
 
@@ -39,13 +40,14 @@ static int add_files(struct pool *pool, uint64_t draft, int images_fd, uint64_t 
 	return rc;
 }
 
-static int add_pages(struct pool *pool, struct frozen_task *task, struct space *space)
+static int add_pages(struct pool *pool, struct frozen_task *task, bool only_left, struct space *space)
 {
+	const struct page_list *pages = only_left ? &task->left : &task->pages;
 	int memory = frozen_store_add_memory(pool->store, task->mem_fd);
 	int rc = memory < 0 ? memory : 0;
 	task->mem_fd = -1;
-	for (size_t i = 0; i < task->pages.count && rc == 0; i++) {
-		const struct page_range *range = &task->pages.ranges[i];
+	for (size_t i = 0; i < pages->count && rc == 0; i++) {
+		const struct page_range *range = &pages->ranges[i];
 		uint64_t first;
 		rc = frozen_store_add_pages(pool->store, memory, range->pgno, range->pages, &first);
 		if (rc == 0)
@@ -56,7 +58,7 @@ static int add_pages(struct pool *pool, struct frozen_task *task, struct space *
 	return rc;
 }
 
-static int add_spaces(struct pool *pool, uint64_t draft, const struct frozen_tree *tree, struct dp_err *err)
+static int add_spaces(struct pool *pool, uint64_t draft, const struct frozen_tree *tree, bool only_left, struct dp_err *err)
 {
 	int rc = 0;
 	for (size_t i = 0; i < tree->map_count && rc == 0; i++) {
@@ -65,14 +67,31 @@ static int add_spaces(struct pool *pool, uint64_t draft, const struct frozen_tre
 			continue;
 		rc = pool_snapshot_space(pool, &owner, draft, tree->maps[i].id, &id, err);
 		struct frozen_task *task = frozen_tree_task(tree, (int)tree->maps[i].id);
-		if (rc == 0 && task && task->mem_fd >= 0 && (rc = add_pages(pool, task, pool_space(pool, id))) < 0)
+		if (rc == 0 && task && task->mem_fd >= 0 && (rc = add_pages(pool, task, only_left, pool_space(pool, id))) < 0)
 			dp_fail_errno(err, -rc, "page map");
 	}
 	return rc;
 }
 
-int offered_snapshot_make(struct pool *pool, struct frozen_tree *tree, const char *name, struct skeleton_facts *facts,
-			  uint64_t *skeleton_bytes, struct dp_err *err)
+/* Which pages stay, for who has the others. */
+static int add_left(struct pool *pool, uint64_t draft, const struct frozen_tree *tree, struct dp_err *err)
+{
+	size_t count = 0, at = 0;
+	for (size_t i = 0; i < tree->task_count; i++)
+		count += tree->tasks[i].left.count;
+	cleanup_free struct landing_run *runs = calloc(count ? count : 1, sizeof(*runs));
+	if (!runs)
+		return dp_fail_errno(err, ENOMEM, "page map");
+	for (size_t i = 0; i < tree->task_count; i++)
+		for (size_t j = 0; j < tree->tasks[i].left.count; j++)
+			runs[at++] = (struct landing_run){ (uint64_t)tree->tasks[i].vpid, tree->tasks[i].left.ranges[j].pgno,
+							   tree->tasks[i].left.ranges[j].pages };
+	uint64_t bytes = count * sizeof(*runs);
+	return pool_snapshot_file(pool, &owner, draft, LANDING_LEFT_FILE, bytes, 0, runs, bytes, err);
+}
+
+int offered_snapshot_make(struct pool *pool, struct frozen_tree *tree, const char *name, bool only_left,
+			  struct skeleton_facts *facts, uint64_t *skeleton_bytes, struct dp_err *err)
 {
 	uint64_t draft;
 	*skeleton_bytes = 0;
@@ -82,7 +101,9 @@ int offered_snapshot_make(struct pool *pool, struct frozen_tree *tree, const cha
 	if (rc == 0)
 		rc = add_files(pool, draft, tree->images_fd, skeleton_bytes, err);
 	if (rc == 0)
-		rc = add_spaces(pool, draft, tree, err);
+		rc = add_spaces(pool, draft, tree, only_left, err);
+	if (rc == 0 && only_left)
+		rc = add_left(pool, draft, tree, err);
 	cleanup_free char *meta = rc == 0 ? skeleton_meta(facts) : NULL;
 	if (rc == 0 && !meta)
 		rc = dp_fail_errno(err, ENOMEM, "describe the snapshot");

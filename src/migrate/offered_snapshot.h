@@ -7,9 +7,10 @@
 #include "migrate/frozen_tree.h"
 #include "pool/pool.h"
 
-/* `store` is the pool's (frozen_store.h). The memories of the tree are taken by the store. `facts` gets the tree's numbers.
+/* `store` is the pool's (frozen_store.h). only_left: of each task, task->left alone; a file of the snapshot says which they are
+ * (landing.h). The memories of the tree are taken by the store. `facts` gets the tree's numbers.
  * -ENOMEM and those of the pool; the pool is of no use then. */
-int offered_snapshot_make(struct pool *pool, struct frozen_tree *tree, const char *name, struct skeleton_facts *facts,
-			  uint64_t *skeleton_bytes, struct dp_err *err);
+int offered_snapshot_make(struct pool *pool, struct frozen_tree *tree, const char *name, bool only_left,
+			  struct skeleton_facts *facts, uint64_t *skeleton_bytes, struct dp_err *err);
 
 #endif

@@ -181,6 +181,22 @@ static void make_room(struct offerer *offerer)
 		memset(slots->payer, 0, slots->count * sizeof(*slots->payer));
 }
 
+static void tell_round(void *context, unsigned round, uint64_t pages, uint64_t pages_left)
+{
+	struct offerer *offerer = context;
+	struct offerer_reply reply = { .result = OFFERER_ROUND, .round = { round, pages, pages_left } };
+	ssize_t ignored = send(offerer->control_fd, &reply, sizeof(reply), MSG_NOSIGNAL);
+	(void)ignored; /* who is gone is noticed later */
+}
+
+static int send_ahead(struct offerer *offerer, struct dp_err *err)
+{
+	struct precopy_limits limits = offerer->options->ahead_limits;
+	limits.on_round = tell_round;
+	limits.context = offerer;
+	return offer_ahead_start(&offerer->ahead, offerer->options, &limits, err);
+}
+
 static int prepare(struct offerer *offerer, struct dp_err *err)
 {
 	int rc = check_tree(offerer, err);
@@ -203,7 +219,7 @@ static int prepare(struct offerer *offerer, struct dp_err *err)
 		return dp_fail_errno(err, -offerer->root_pidfd, "open process %d", offerer->options->pid);
 	offerer->command_line = target_command_line(offerer->options->pid);
 	if (offerer->options->ahead_pool)
-		return offer_ahead_start(&offerer->ahead, offerer->options, err);
+		return send_ahead(offerer, err);
 	make_room(offerer);
 	return 0;
 }
@@ -220,11 +236,12 @@ static int start_criu(struct offerer *offerer, struct dp_err *err)
 						   .arguments = offerer->arguments,
 						   .argument_count = offerer->argument_count };
 	int given[] = { offerer->records_fd, offerer->fds_fd[1], offerer->life_fd[1], offerer->areas_fd };
-	const char *form = offerer->options->container ? "f%d,f%d,f%d,%d,f%d" : "%d,%d,%d,%d,%d";
+	const char *mark = offerer->options->container ? "f" : ""; /* of a descriptor that is handed over (criu_launch.h) */
 	int rc = find_library(library, sizeof(library), err);
 	if (rc < 0)
 		return rc;
-	snprintf(orders, sizeof(orders), form, given[0], given[1], given[2], offerer->options->copy ? HIDE_COPY : 0, given[3]);
+	snprintf(orders, sizeof(orders), "%s%d,%s%d,%s%d,%d,%s%d", mark, given[0], mark, given[1], mark, given[2],
+		 offerer->options->copy ? HIDE_COPY : 0, mark, given[3]);
 	if (offerer->options->record)
 		setenv(OFFERER_RECORD, offerer->options->record, 1);
 	else
@@ -344,8 +361,10 @@ static int take_snapshot(struct offerer *offerer, struct dp_err *err)
 	const struct checkpoint_options meta_options = { .leave_running = options->copy,
 							 .criu_arguments = offerer->arguments,
 							 .criu_argument_count = offerer->argument_count };
-	struct offer_ahead *ahead = options->ahead_pool ? &offerer->ahead : NULL;
+	struct offer_ahead *ahead = options->ahead_pool && !options->rest_stays ? &offerer->ahead : NULL;
 	int rc = options->copy ? find_pages(offerer, err) : 0;
+	if (rc == 0 && options->rest_stays)
+		rc = offer_ahead_leave(&offerer->ahead, &offerer->tree, facts, err);
 	if (rc < 0)
 		return rc;
 	const struct capture_totals totals = { .stored_pages = offerer->tree.pages, .eager_pages = offerer->tree.eager_pages };
@@ -354,7 +373,8 @@ static int take_snapshot(struct offerer *offerer, struct dp_err *err)
 					   .criu_version = offerer->version.text,
 					   .command_line = offerer->command_line ? offerer->command_line : "" };
 	rc = ahead ? offer_ahead_publish(ahead, &offerer->tree, &skeleton, facts, err) :
-		     offered_snapshot_make(offerer->pool, &offerer->tree, options->name, &skeleton, &facts->skeleton_bytes, err);
+		     offered_snapshot_make(offerer->pool, &offerer->tree, options->name, options->rest_stays, &skeleton,
+					   &facts->skeleton_bytes, err);
 	if (rc < 0)
 		return rc;
 	if (!ahead)

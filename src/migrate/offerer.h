@@ -11,13 +11,15 @@
 /* In the environment of CRIU, and so of its hook: the record's path. */
 #define OFFERER_RECORD "DISTRI_PROC_OFFER_RECORD"
 
+#define OFFERER_ROUND 1
 enum offerer_verb { OFFERER_PROGRESS = 1, OFFERER_RELEASE, OFFERER_RESUME, OFFERER_DETACH, OFFERER_CONFIRM };
 struct offerer_command {
 	uint32_t verb;
 	bool keep_pages; /* OFFERER_RELEASE */
 };
 struct offerer_reply {
-	int result; /* 0 or -errno, with the text */
+	int result; /* 0 or -errno, with the text; OFFERER_ROUND: the first is still to come */
+	struct offer_round round;
 	struct dp_err err;
 	struct offer_facts facts;       /* the first reply */
 	struct offer_progress progress; /* that to OFFERER_PROGRESS */
