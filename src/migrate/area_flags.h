@@ -14,8 +14,8 @@
 /* Of every process of the tree: "= VPID", then two lines for each area, as smaps has them. A memory file's descriptor (fresh), or
  * -errno. A process that ends meanwhile is left out. */
 int area_flags_read(pid_t root);
-/* Does the smaps that is open as smaps_fd (at its start) say of every area what known_fd's text says? shadow: it is of a fork, which
- * has not got what is not for forks, nor locks. Whether pages are soft-dirty is not compared. 1, 0 or -errno. */
+/* Does the smaps that is open as smaps_fd (at its start) say of every area what known_fd's text says? shadow: it is of a fork,
+ * which has not got what is not for forks, nor locks. Whether pages are soft-dirty is not compared. 1, 0 or -errno. */
 int area_flags_same(int smaps_fd, int known_fd, bool shadow);
 
 #endif

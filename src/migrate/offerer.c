@@ -20,6 +20,7 @@
 #include "instance/instance.h"
 #include "instance/stats.h"
 #include "migrate/area_flags.h"
+#include "migrate/connections.h"
 #include "migrate/frozen_store.h"
 #include "migrate/frozen_tree.h"
 #include "checkpoint/hide_record.h"
@@ -77,12 +78,23 @@ struct offerer {
 
 /* ---- before ---- */
 
+/* Was CRIU told so itself? */
+static bool takes_connections(const struct offer_options *options)
+{
+	bool told = false;
+	for (size_t i = 0; i < options->criu_argument_count; i++)
+		told |= !strncmp(options->criu_arguments[i], "--tcp-", 6);
+	return told;
+}
+
 static int check_tree(struct offerer *offerer, struct dp_err *err)
 {
 	const struct offer_options *options = offerer->options;
 	struct instance instance;
 	char path[1024];
 	int rc = target_check(options->pid, err);
+	if (rc == 0 && !options->tcp_established && !options->tcp_close && !takes_connections(options))
+		rc = connections_refuse(options->pid, err);
 	if (rc < 0)
 		return rc;
 	rc = instance_find_by_pid(instance_root(options->registry), options->pid, &instance, err);

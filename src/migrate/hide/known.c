@@ -48,8 +48,8 @@ static const char *find_task(const char *before, int vpid)
 	return NULL;
 }
 
-/* The line of flags of an area; NULL where none is known, or several. *at: where the areas begin that may overlap it; for the next
- * area it is moved on. */
+/* The line of flags of an area; NULL where none is known, or several. *at: where the areas begin that may overlap it; for the
+ * next area it is moved on. */
 static const char *find_flags(const char **at, const struct known_area *now)
 {
 	const char *flags = NULL;
