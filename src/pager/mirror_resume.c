@@ -70,7 +70,8 @@ static bool is_sound_operation(const struct mirror *mirror, const struct mirrore
 static bool is_sound_set(const struct member_saved *saved)
 {
 	uint64_t room = saved->table >> 1, used = 0;
-	if (room > MIRROR_KEYS || room & (room - 1))
+	/* One of a single place could fill without being found to be half full. */
+	if (room > MIRROR_KEYS || room & (room - 1) || (room && room < MIRROR_KEYS_FIRST))
 		return false;
 	for (uint64_t i = 0; i < room; i++) {
 		uint64_t key = saved->key[saved->table & 1][i];

@@ -293,7 +293,7 @@ static void write_member(struct input *input, struct member_saved *saved)
 		break;
 	default: {
 		uint8_t size = next_byte(input), count = next_byte(input);
-		uint64_t room = UINT64_C(1) << size % 8;
+		uint64_t room = size & 0x20 ? 1 : (uint64_t)(MIRROR_KEYS_FIRST / 2) << size % 4;
 
 		saved->table = (size & 0x80 ? room + 1 : room) << 1 | (size >> 6 & 1);
 		for (unsigned i = 0; i < count && i < MIRROR_KEYS; i++) {

@@ -234,7 +234,8 @@ mirrors = {
     "one-was-catching-up": mirror(both, 2, 0, mirrored(2, 3, (2, 1, 0, 0), 2), member(1, b"\0\4\0"), member(1, b"\3\6\1\7")) + calls_made,
     "ranges-without-end": mirror(both, 1, 0, mirrored(1, 4, (1, 0, 0, 0), 2, ((1, (1 << 64) - 2),))),
     "numbers-without-end": mirror(both, 1, 0, mirrored((1 << 64) - 1, 4, (1, 0, 0, 0), 2)),
-    "a-full-set": mirror(both, 1, 0, member(1, b"\3\2\4" + bytes([1, 2, 3, 4]))),
+    "a-full-set": mirror(both, 1, 0, member(1, b"\3\1\x0c" + bytes(range(1, 13)))),
+    "a-set-of-one-place": bytes.fromhex("000003000302010002010320000200050306030700090502010480050100800501008005010080050100000000ffffff0000010000000000000d"),
 }
 instance_text = b"""{"schema":"distriproc.instance/1","id":"redis-1a2b","name":"redis","snapshot":"redis:prod","pool":"dp://h:1","running":true,
 "own_pid_namespace":true,"root":{"pid":1,"start_time":2},"init":{"pid":1,"start_time":2},"pager":{"pid":1,"start_time":2},
