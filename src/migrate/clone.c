@@ -1,8 +1,6 @@
 #include "migrate/clone.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/stat.h>
@@ -13,79 +11,22 @@
 #include "transport/endpoint.h"
 
 #define ARGUMENTS_LIMIT 60
-#define NAME_BYTES 256 /* of a file or socket, for the message */
 
 /* ---- what both would write to ---- */
 
-/* The open flags of a descriptor, from fdinfo; O_RDONLY where it is gone. */
-static unsigned flags_of(pid_t pid, const char *number)
-{
-	char path[300];
-	unsigned flags = 0;
-	cleanup_free char *text = NULL;
-	snprintf(path, sizeof(path), "/proc/%d/fdinfo/%s", pid, number);
-	const char *line = io_read_file(path, &text, 1 << 20) > 0 ? strstr(text, "flags:") : NULL;
-	if (line)
-		sscanf(line, "flags: %o", &flags);
-	return flags;
-}
-
-/* Is there a Unix socket of this inode that has a name in the file system? */
-static bool is_bound(pid_t pid, unsigned long inode, char name[static NAME_BYTES])
-{
-	char path[64];
-	bool found = false;
-	snprintf(path, sizeof(path), "/proc/%d/net/unix", pid);
-	cleanup_file FILE *file = fopen(path, "re");
-	char line[512];
-	while (file && !found && fgets(line, sizeof(line), file)) {
-		unsigned long number;
-		found = sscanf(line, "%*s %*s %*s %*s %*s %*s %lu %255s", &number, name) == 2 && number == inode &&
-			name[0] == '/';
-	}
-	return found;
-}
-
-static int check_descriptor(pid_t pid, const char *number, struct dp_err *err)
-{
-	char path[300], name[NAME_BYTES];
-	struct stat info;
-	snprintf(path, sizeof(path), "/proc/%d/fd/%s", pid, number);
-	ssize_t length = readlink(path, name, sizeof(name) - 1);
-	if (length < 0 || stat(path, &info) < 0)
-		return 0; /* closed meanwhile */
-	name[length] = 0;
-	if (S_ISREG(info.st_mode) && info.st_nlink > 0 && (flags_of(pid, number) & O_ACCMODE) != O_RDONLY)
-		return dp_fail(err, EOPNOTSUPP, "process %d has %s open for writing, and the clone would write to it too: "
-			       "--files shared, if that does no harm", pid, name);
-	if (S_ISSOCK(info.st_mode) && is_bound(pid, info.st_ino, name))
-		return dp_fail(err, EOPNOTSUPP, "process %d has the socket %s, and the clone would take its name: "
-			       "--files shared, if that does no harm", pid, name);
-	return 0;
-}
-
-/* A file that is mapped shared and writable, or memory shared by name (POSIX, System V), is the original's. */
+/* Memory that is shared by number (System V) is neither a file nor the tree's own. */
 static int check_area(void *context, const struct proc_area *area)
 {
-	return area->shared && area->write && area->name[0] == '/' && strncmp(area->name, "/dev/zero", 9) &&
-	       strncmp(area->name, "/memfd:", 7) && strncmp(area->name, "/anon_hugepage", 14);
+	(void)context;
+	return area->shared && area->write && !strncmp(area->name, "/SYSV", 5);
 }
 
 static int check_process(pid_t pid, struct dp_err *err)
 {
-	char path[64];
-	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
-	DIR *directory = opendir(path);
-	int rc = 0;
-	for (struct dirent *entry; directory && rc == 0 && (entry = readdir(directory));)
-		if (entry->d_name[0] != '.')
-			rc = check_descriptor(pid, entry->d_name, err);
-	if (directory)
-		closedir(directory);
-	if (rc == 0 && proc_each_area(pid, check_area, NULL) > 0)
-		return dp_fail(err, EOPNOTSUPP, "process %d has a file mapped shared and writable, and the clone would write to it "
-			       "too: --files shared, if that does no harm", pid);
-	return rc;
+	return proc_each_area(pid, check_area, NULL) > 0 ?
+		       dp_fail(err, EOPNOTSUPP, "process %d shares memory by number (shmget), and the clone would write to it too: --files "
+			       "shared, if that does no harm", pid) :
+		       0;
 }
 
 static int check_files(pid_t root, struct dp_err *err)
@@ -124,6 +65,7 @@ static int restore_clone(const struct clone_options *options, const char *uri, s
 						 .endpoint = &endpoint,
 						 .name = options->name,
 						 .network = options->host_network ? NULL : RESTORE_NETWORK_OWN,
+						 .private_files = !options->share_files,
 						 .migrate = options->full,
 						 .record = RECORD_NEVER,
 						 .verbose = options->verbose,

@@ -4,9 +4,8 @@
  * How it works: an offer that is a copy (offer.h), at a Unix socket nobody else knows, a restore from there in namespaces of its
  * own, and the offer left alone: it ends, the forks with it, when the clone has all it wants or is gone.
  * The clone's pool is the offer's own: it knows neither the pool nor the instance that the original may be of. Its network
- * is a fresh namespace with nothing but a loopback (unless told otherwise), open connections are closed in it. Files are the
- * host's: a tree that could write to some, or that has a Unix socket with a name, is refused unless share_files says that it is
- * known. Thread rule: one thread; forks. */
+ * is a fresh namespace with nothing but a loopback (unless told otherwise), open connections are closed in it. It sees the host's
+ * files, but what it writes, and the names of its sockets, stay its own (restore/private_files.h), unless share_files. Thread rule: one thread; forks. */
 #ifndef DP_MIGRATE_CLONE_H
 #define DP_MIGRATE_CLONE_H
 

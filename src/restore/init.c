@@ -20,6 +20,7 @@
 #include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <sys/stat.h>
 #include <sys/socket.h>
 #include <sys/ioctl.h>
 #include <sys/wait.h>
@@ -30,6 +31,7 @@
 #include "restore/criu_cache.h"
 #include "restore/lease.h"
 #include "restore/plan.h"
+#include "restore/private_files.h"
 #include "restore/processes.h"
 #include "sys/criu.h"
 #include "sys/proc.h"
@@ -101,10 +103,25 @@ static void end_tree(int code)
 	_exit(code);
 }
 
+static void enter_private_files(void)
+{
+	const struct instance *instance = &self.config->plan->instance;
+	struct dp_err err;
+	char stage[PATH_MAX], real[PATH_MAX];
+	instance_path(instance, "files", stage, sizeof(stage));
+	if ((mkdir(stage, 0700) && errno != EEXIST) || !realpath(stage, real))
+		give_up("make a directory for private files", errno);
+	int ret = private_files_enter(real, instance->directory, &err);
+	if (ret)
+		give_up(err.text, -ret);
+}
+
 static void enter_namespaces(void)
 {
 	if (mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL))
 		give_up("make mounts private", errno);
+	if (self.config->plan->options->private_files)
+		enter_private_files();
 	if (self.config->plan->own_pid_namespace && mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
 		give_up("mount /proc", errno);
 }

@@ -53,6 +53,7 @@ struct restore_options {
 	const char *group;              /* that it belongs to, or NULL */
 	bool name_is_free;              /* the caller has looked */
 	const char *network;            /* namespace of the tree: NULL: the caller's; RESTORE_NETWORK_OWN; or that of a file */
+	bool private_files;             /* what the tree writes to files stays its own (private_files.h) */
 	bool hold;                      /* restore_prepare: everything but the first instruction */
 	const char *local_memory;       /* "50%", "512M", or NULL: no budget */
 	const char *remote_memory;      /* instead: what is to be remote, "50%" or "512M" */
