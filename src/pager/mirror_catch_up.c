@@ -123,8 +123,8 @@ static void missed_put(struct mirror *mirror, struct member *member, uint32_t sp
 {
 	for (size_t i = 0; i < count; i++)
 		for (uint64_t block = ranges[i].pgno / MIRROR_BLOCK_PAGES;
-		     block * MIRROR_BLOCK_PAGES < ranges[i].pgno + ranges[i].pages; block++)
-			if (is_kept(member) && !set_add(&member->blocks, space, block))
+		     is_kept(member) && block * MIRROR_BLOCK_PAGES < ranges[i].pgno + ranges[i].pages; block++)
+			if (!set_add(&member->blocks, space, block))
 				too_much(mirror, member);
 }
 
