@@ -250,6 +250,8 @@ static int publish_in(const struct checkpoint *checkpoint, const struct capture_
 		      struct dp_err *err)
 {
 	facts->pool_instance = target->pool < 0 ? 0 : checkpoint->export.pools[target->pool].instance;
+	if (target == checkpoint->targets)
+		checkpoint->result->pool_instance = facts->pool_instance;
 	cleanup_free char *meta = skeleton_meta(facts);
 	if (!meta)
 		return dp_fail_errno(err, ENOMEM, "describe the snapshot");
@@ -296,6 +298,15 @@ static int publish(struct checkpoint *checkpoint, struct dp_err *err)
 	return 0;
 }
 
+static int hold(struct checkpoint *checkpoint, struct dp_err *err)
+{
+	const struct checkpoint_held held = { .images_fd = checkpoint->workspace.images_fd,
+					      .criu_pidfd = checkpoint->dump.pidfd,
+					      .command_line = checkpoint->command_line ? checkpoint->command_line : "",
+					      .frozen_at_ns = checkpoint->frozen_at_ns };
+	return checkpoint->options->hold(checkpoint->options->hold_context, &held, err);
+}
+
 /* Has the source ended? The root of an instance takes its PID namespace along, and criu, which ran inside, may be killed by that
  * before it can say that all went well. Then the snapshot is the only copy there is. */
 static bool source_ended(const struct checkpoint *checkpoint)
@@ -336,6 +347,8 @@ static int dump(struct checkpoint *checkpoint, bool *ours, struct dp_err *err)
 			rc = capture_finish(checkpoint->capture, err);
 			if (rc == 0 && !may_thaw)
 				rc = publish(checkpoint, err);
+			if (rc == 0 && options->hold)
+				rc = hold(checkpoint, err);
 			if (rc == 0 && options->runtime && options->runtime->on_published)
 				rc = options->runtime->on_published(options->runtime->context, err);
 			*ours = rc < 0;

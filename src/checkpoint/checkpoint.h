@@ -30,6 +30,13 @@ struct checkpoint_origin {
 struct recall;
 struct runtime_dump;
 
+/* The snapshot is in the pool, and the tree frozen. */
+struct checkpoint_held {
+	int images_fd, criu_pidfd; /* borrowed */
+	const char *command_line;
+	uint64_t frozen_at_ns;     /* CLOCK_MONOTONIC */
+};
+
 struct checkpoint_options {
 	pid_t pid;
 	const struct endpoint *endpoint; /* with a name */
@@ -48,6 +55,10 @@ struct checkpoint_options {
 	 * it for the next state of the same tree */
 	struct precopy *precopy;
 	const struct precopy_limits *precopy_limits; /* NULL: the usual ones */
+	/* NULL, or called then, and as long as it blocks the tree stands still. 0: CRIU goes on; -errno: the checkpoint fails, and the
+	 * tree runs on. The result is filled in but for the times. */
+	int (*hold)(void *context, const struct checkpoint_held *held, struct dp_err *err);
+	void *hold_context;
 	const struct runtime_dump *runtime; /* who runs CRIU, for a container; NULL: we do */
 };
 
@@ -60,6 +71,7 @@ struct checkpoint_result {
 	uint64_t sent_bytes; /* to the pool, all in all */
 	uint64_t frozen_ns; /* the tree stood still */
 	uint64_t total_ns;
+	uint64_t pool_instance; /* of the pool that is named: the instance that the tree was there; 0: none */
 	char instance[64]; /* id of the instance that the tree was, or "" */
 	char also[3][1400]; /* further pools, of the instance's mirror, that have the snapshot */
 	size_t also_count;

@@ -299,6 +299,8 @@ static void finish(struct in *in)
 	char path[PATH_MAX];
 	bool here = in->place.place == PLACE_FREE;
 	note(in, here ? "released" : "failed");
+	if (here)
+		in_fence(in);
 	if (in->closed)
 		address_open(&in->address);
 	if (!here && in->address_here && address_remove(&in->address, &in->err))
@@ -353,6 +355,10 @@ static int carry_over(struct in *in)
 	}
 	if (!ret)
 		ret = in_land(in, line_text(order, "uri"), local, &from);
+	if (!ret && line_number(order, "pool_instance") > 0) {
+		in->fence_instance = (uint64_t)line_number(order, "pool_instance");
+		snprintf(in->fence_pool, sizeof(in->fence_pool), "%s", line_text(order, "uri"));
+	}
 	if (!ret)
 		ret = in_restore(in, from);
 	json_object_put(order);

@@ -11,6 +11,7 @@
 #include "migrate/record.h"
 #include "migrate/switch.h"
 #include "restore/lease.h"
+#include "restore/restore.h"
 
 /* What the restorer, our child, says over a pipe: once that the tree runs or cannot be restored, once how it ended. */
 struct in_report {
@@ -39,6 +40,8 @@ struct in {
 	struct stream *at_gate;
 	struct landing landing;    /* where pages go ahead to, if they go here; in a ferry that follows only its pidfd */
 	bool landed;               /* and it is restored from there */
+	uint64_t fence_instance;   /* whose lease ends with the switch, in this pool; 0: none */
+	char fence_pool[1400];
 	pid_t restorer;
 	int report_fd, order_fd, init_pidfd, lock_fd;
 	struct instance instance;
@@ -60,6 +63,12 @@ int in_map_lease(struct in *in, bool made);
 /* Our child, who has CRIU ready, restores when it hears from where, and then waits for the tree's end. (ferry_restorer.c) */
 int in_start_restorer(struct in *in);
 int in_restore(struct in *in, const char *uri);
+/* Can the pool be reached in which its pages stay? (ferry_kept.c) */
+int in_check_pool(struct in *in);
+/* The pools of a mirror, with the snapshot's name; 0: there is one. */
+size_t in_pools(const struct in *in, const char *name, struct endpoint pools[RESTORE_POOLS], struct dp_err *err);
+/* The source's instance never writes again. Blocks; a failure is only logged. */
+void in_fence(struct in *in);
 /* Makes the landing, if one is asked for; finds that of a ferry that died. (ferry_landing.c) */
 int in_start_landing(struct in *in);
 int in_find_landing(struct in *in);

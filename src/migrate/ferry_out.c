@@ -356,11 +356,12 @@ static int freeze(struct out *out)
 		.ahead_limits = { .rounds = (unsigned)line_number(out->request, "rounds"),
 				  .limit_ns = (uint64_t)line_number(out->request, "precopy_limit_ns"),
 				  .rate_bytes = (uint64_t)line_number(out->request, "migrate_rate") },
+		.kept_pool = *out->kept_pool ? out->kept_pool : NULL,
 		.on_round = show_round,
 		.context = out,
 		.verbose = line_flag(out->request, "verbose"),
 	};
-	out_phase(out, options.ahead_pool ? "sending ahead" : "freezing");
+	out_phase(out, options.ahead_pool || options.kept_pool ? "sending ahead" : "freezing");
 	if (out->address_moves)
 		forward_start(&out->forwarder, &out->address);
 	int ret = offer_make(&out->offer, &options, &out->facts, &out->err);
@@ -397,6 +398,7 @@ static int carry_over(struct out *out)
 	if (!ret) {
 		json_object *line = line_op("restore");
 		line_add_text(line, "uri", out->facts.uri);
+		line_add_number(line, "pool_instance", out->facts.pool_instance);
 		ret = lines_send(&out->destination, line, SEND_MS);
 		if (ret)
 			dp_fail_errno(&out->err, -ret, "tell %s what to restore", out->to.host);
@@ -445,7 +447,7 @@ static int finish(struct out *out, int ret)
 		line_add_number(event, "skeleton_bytes", out->facts.skeleton_bytes);
 		line_add_number(event, "tasks", out->facts.tasks);
 		line_add_number(event, "known_tasks", out->facts.known_tasks);
-		if (out_goes_ahead(out)) {
+		if (out_goes_ahead(out) || *out->kept_pool) {
 			line_add_number(event, "ahead_bytes", out->facts.ahead.ahead_pages * PAGE_BYTES);
 			line_add_number(event, "frozen_bytes", out->facts.ahead.frozen_pages * PAGE_BYTES);
 			line_add_number(event, "left_bytes", out->facts.left_pages * PAGE_BYTES);
@@ -467,6 +469,7 @@ static int finish(struct out *out, int ret)
 	lines_done(&out->destination);
 	listener_close(&out->asks);
 	json_object_put(out->started);
+	json_object_put(out->kept_pools);
 	return ret ? 1 : 0;
 }
 

@@ -31,6 +31,9 @@ struct out {
 	bool address_moves, address_away;
 	struct forwarder forwarder; /* of packets that come for the address meanwhile */
 	char landing[256];         /* the destination's pool for what goes ahead, or "" */
+	char kept_pool[1400];      /* the tree is an instance with pages in a pool, and is stored in this one; or "" */
+	json_object *kept_pools;   /* all of its mirror; NULL: that one alone */
+	uint64_t kept_budget_bytes;
 	struct offer *offer;
 	struct offer_facts facts;
 	struct switch_source decision;
@@ -47,6 +50,10 @@ struct out {
 
 /* Everything up to the freeze: nothing stands still yet. (ferry_plan.c) */
 int out_prepare(struct out *out, const struct endpoint *listen);
+/* Is it an instance with pages in a pool? Then which, and how much of it may be local; what the destination has to know of pools.
+ * (ferry_kept.c) */
+int out_find_kept(struct out *out);
+void out_add_kept(const struct out *out, json_object *line);
 /* Its pages go to a pool while it runs (offer_ahead.h), */
 bool out_goes_ahead(const struct out *out);
 /* but for those that it writes at last; */

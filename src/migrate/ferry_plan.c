@@ -142,11 +142,10 @@ static json_object *prepare_line(struct out *out, const struct endpoint *listen)
 	line_add_number(line, "back_port", listen->port);
 	line_add_flag(line, "back_tls", listen->tls);
 	line_add_number(line, "lease_ns", out->decision.lease_ns);
-	line_add_flag(line, "ahead", out_goes_ahead(out));
+	line_add_flag(line, "ahead", out_goes_ahead(out) || *out->kept_pool);
 	line_add_flag(line, "landing", out_goes_ahead(out) && !out_pool(out));
 	line_add_flag(line, "landing_tls", out->to.tls);
 	line_add_flag(line, "rest_stays", out_rest_stays(out));
-	line_add_flag(line, "through", line_text(out->request, "through_pool") != NULL);
 	container_out_describe(out, line);
 	json_object *files = out_files(out->pid);
 	if (files)
@@ -156,6 +155,7 @@ static json_object *prepare_line(struct out *out, const struct endpoint *listen)
 		if (json_object_object_get_ex(out->request, passed_on[i], &value))
 			json_object_object_add(line, passed_on[i], json_object_get(value));
 	}
+	out_add_kept(out, line);
 	return line;
 }
 
@@ -238,8 +238,6 @@ static int check_mode(struct out *out)
 		return dp_fail(&out->err, EINVAL, "--through-pool is a mode of its own: leave --mode and --pool out");
 	if (pool && !pre_copy)
 		return dp_fail(&out->err, EINVAL, "--pool goes with --mode pre-copy: of the others the last pages stay here");
-	if (line_text(out->request, "local_memory") && !through)
-		return dp_fail(&out->err, EINVAL, "--local-memory goes with --through-pool: without it all pages become local there");
 	return 0;
 }
 
@@ -248,6 +246,10 @@ int out_prepare(struct out *out, const struct endpoint *listen)
 	int ret = check_mode(out);
 	if (!ret)
 		ret = find_tree(out);
+	if (!ret)
+		ret = out_find_kept(out);
+	if (!ret && line_text(out->request, "local_memory") && !line_text(out->request, "through_pool") && !*out->kept_pool)
+		ret = dp_fail(&out->err, EINVAL, "--local-memory goes with --through-pool: without it all pages become local there");
 	if (!ret)
 		ret = find_destination(out);
 	if (!ret)

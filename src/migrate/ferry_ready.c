@@ -198,6 +198,8 @@ int in_get_ready(struct in *in, json_object *prepare, json_object *answer)
 	if (!ret)
 		ret = open_gate(in);
 	if (!ret)
+		ret = in_check_pool(in);
+	if (!ret)
 		ret = in_start_landing(in);
 	if (!ret)
 		ret = in_reach(in);

@@ -108,7 +108,7 @@ static void restorer_main(struct in *in, int order_fd, int fd)
 	struct criu_arguments arguments = { 0 };
 	struct restore_session session;
 	bool through = line_flag(in->prepare, "through"); /* its pages stay in the pool */
-	struct endpoint endpoint = { .kind = ENDPOINT_TCP };
+	struct endpoint endpoint = { .kind = ENDPOINT_TCP }, pools[RESTORE_POOLS];
 	prctl(PR_SET_NAME, "distri-restorer");
 	/* as the source calls it; only the instance's id is made of it before the pool is known */
 	snprintf(endpoint.name, sizeof(endpoint.name), "migration/%s:offer", in->id);
@@ -132,6 +132,8 @@ static void restorer_main(struct in *in, int order_fd, int fd)
 		.criu_arguments = arguments.list,
 		.criu_argument_count = arguments.count,
 	};
+	options.pool_count = in_pools(in, endpoint.name, pools, &report.err);
+	options.pools = options.pool_count ? pools : NULL;
 	if (!ret && in->container)
 		restore_container(in, &options, &report, fd);
 	if (!ret)

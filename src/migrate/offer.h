@@ -64,6 +64,9 @@ struct offer_options {
 	/* Those that were written since stay here all the same, as of an offer without a pool; what went ahead is a draft there, of the
 	 * name above, until whoever restores takes it (landing.h). */
 	bool rest_stays;
+	/* NULL, or the tree is an instance with pages in a pool: it is stored in this one, which has them, and restored from there
+	 * (offer_kept.h). Then listen and ahead_pool are not used. */
+	const char *kept_pool;
 	struct precopy_limits ahead_limits; /* with ahead_pool; its on_round is not used, */
 	/* but this, in the caller's process, while offer_make blocks; or NULL */
 	void (*on_round)(void *context, const struct offer_round *round);
@@ -84,6 +87,7 @@ struct offer_facts {
 	uint64_t pages;          /* that stay in the tree's memory until they are asked for */
 	uint64_t eager_pages;    /* that went with the skeleton */
 	struct precopy_totals ahead; /* with ahead_pool */
+	uint64_t pool_instance;  /* with kept_pool: what it is there; 0: it is in another pool */
 	uint64_t left_pages;     /* with rest_stays: those of `pages` that stay */
 	uint64_t skeleton_bytes;
 	uint64_t frozen_at_ns;   /* CLOCK_MONOTONIC: no thread of the tree runs from here on */

@@ -25,6 +25,7 @@
 #include "migrate/frozen_tree.h"
 #include "checkpoint/hide_record.h"
 #include "migrate/offer_ahead.h"
+#include "migrate/offer_kept.h"
 #include "migrate/offer_runtime.h"
 #include "migrate/offered_snapshot.h"
 #include "migrate/record.h"
@@ -720,6 +721,8 @@ void offerer_main(const struct offer_options *options, int control_fd)
 	setsid(); /* an interrupt at the terminal is the caller's */
 	prctl(PR_SET_NAME, "dp-offerer");
 	signal(SIGPIPE, SIG_IGN);
+	if (options->kept_pool)
+		offer_kept_main(options, control_fd);
 	int rc = reply->result = make(&offerer, &reply->err);
 	if (rc == 0) {
 		rc = serve(&offerer);
