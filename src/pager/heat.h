@@ -28,7 +28,7 @@
 #define HEAT_YEAR 0x20u /* one step of youth */
 #define HEAT_AGES 7u    /* the oldest age */
 #ifdef DP_FUZZ /* so that a small tree has several pieces */
-#define HEAT_PIECE_LEAVES 4u
+#define HEAT_PIECE_LEAVES 2u
 #else
 #define HEAT_PIECE_LEAVES 256u
 #endif

@@ -22,7 +22,7 @@
 #include "base/err.h"
 
 #ifdef DP_FUZZ /* so that a small tree has several pieces, and little is to be cleared for the next */
-#define LIST_PAGES 128u
+#define LIST_PAGES 64u
 #define PUSH_PAGES 16u
 #else
 #define LIST_PAGES 1024u /* of one piece */

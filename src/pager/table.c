@@ -10,8 +10,8 @@
 
 /* 47-bit addresses have 35-bit page numbers and 29-bit leaf numbers: 14 bits for the top, 15 for the low level. */
 #ifdef DP_FUZZ /* fewer, so that a fuzzer has more to do than looking at places that are empty */
-#define INDEX_TOP_BITS 6
-#define INDEX_LOW_BITS 6
+#define INDEX_TOP_BITS 4
+#define INDEX_LOW_BITS 4
 #else
 #define INDEX_TOP_BITS 14
 #define INDEX_LOW_BITS 15

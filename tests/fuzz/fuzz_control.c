@@ -19,7 +19,7 @@
 #include "pager/tree.h"
 
 #define CALLERS 3u
-#define STEPS 200u
+#define STEPS 50u
 #define PAGEMAP 0x30000000
 
 static int put_result;
@@ -39,6 +39,7 @@ static void read_all(const void *bytes, size_t count)
 
 static char *exported;
 static size_t exported_bytes;
+static unsigned exports_left;
 static const char *said; /* to whom recv is called for; NULL: it has hung up */
 static size_t said_bytes;
 static bool deaf;   /* nobody takes an answer */
@@ -74,13 +75,19 @@ int __wrap_dup(int fd)
 	return descriptor_open();
 }
 
-/* The stream owns its descriptor from now on; what is written to it is the one file that is exported. */
+/* The stream owns its descriptor from now on; what is written to it is the one file that is exported. After some there is no more
+ * memory for any: they would be all that an input does. */
 FILE *__real_fdopen(int fd, const char *mode);
 FILE *__wrap_fdopen(int fd, const char *mode);
 FILE *__wrap_fdopen(int fd, const char *mode)
 {
 	if (!descriptor_is(fd))
 		return __real_fdopen(fd, mode);
+	if (exports_left-- == 0) {
+		exports_left = 0;
+		errno = ENOMEM;
+		return NULL;
+	}
 	close(fd);
 	free(exported);
 	exported = NULL;
@@ -177,11 +184,11 @@ static void fill(struct space *space)
 	if (table_init_at(table, leaves, NULL, NULL, NULL) < 0 || rangeset_add(&table->initial, 4090, 4110) < 0)
 		abort();
 	table->counts[PAGE_REMOTE] = 20;
-	for (uint64_t pgno = 64; pgno < 64 + 256; pgno++) {
+	for (uint64_t pgno = 64; pgno < 64 + 100; pgno++) {
 		uint32_t page = table_make(table, pgno);
 
 		assert(page != NO_PAGE);
-		table_change(table, page, states[pgno % ARRAY_LENGTH(states)], pgno % 3 ? 0 : PAGE_HAS_COPY, 0);
+		table_change(table, page, states[pgno / 2 % ARRAY_LENGTH(states)], pgno % 3 ? 0 : PAGE_HAS_COPY, 0);
 	}
 }
 
@@ -305,6 +312,7 @@ static void begin(struct tree *tree, struct space *space, struct pager_config *c
 	memset(tree, 0, sizeof(*tree));
 	memset(space, 0, sizeof(*space));
 	put_result = 0;
+	exports_left = 3;
 	deaf = marked = false;
 	puts_made = 0;
 	now_ns = UINT64_C(1) << 40;
