@@ -19,20 +19,20 @@
 #include "pager/tree.h"
 
 #define CALLERS 3u
-#define STEPS 50u
+#define STEPS 24u
 #define PAGEMAP 0x30000000
 
 static int put_result;
 static uint64_t puts_made, now_ns;
 static volatile uint8_t read_sum;
 
+/* A sanitizer looks at all that is copied. */
 static void read_all(const void *bytes, size_t count)
 {
-	uint8_t sum = 0;
+	static uint8_t copy[1 << 16];
 
-	for (size_t i = 0; i < count; i++)
-		sum ^= ((const uint8_t *)bytes)[i];
-	read_sum = sum;
+	assert(count <= sizeof(copy));
+	memcpy(copy, bytes, count);
 }
 
 /* ---- descriptors, files, time ---- */
