@@ -11,6 +11,7 @@
 #include "base/base.h"
 #include "base/log.h"
 #include "instance/instance.h"
+#include "migrate/clone.h"
 #include "migrate/ferry.h"
 
 #define FIRST_LINE_MS 10000
@@ -171,6 +172,21 @@ static bool may_bring(const struct agent_place *place, const struct stream_peer 
 	return !place->access || access_rights(place->access, peer->identity, name ? name : "process") & RIGHT_WRITE;
 }
 
+/* Memory is read: so not without a word, as a process may be brought by whoever has a key. */
+static bool may_clone(const struct agent_place *place, const struct stream_peer *peer, json_object *request)
+{
+	const char *source = line_text(request, "source");
+	return place->access && source && access_rights(place->access, peer->identity, source) & RIGHT_CLONE;
+}
+
+static int clone(const struct agent_place *place, const struct stream_peer *peer, json_object *request, struct lines *lines)
+{
+	if (may_clone(place, peer, request))
+		return clone_lend(place->root, request, lines, peer->identity);
+	log_warn("%s (%s) may not have a copy of a process of this host", peer->place, peer->identity);
+	return refuse(lines, EPERM, "you have no right to clone this here: the agent's --access file gives it, `IDENTITY clone NAME`");
+}
+
 int agent_peer_session(const struct agent_place *place, struct stream *stream)
 {
 	struct lines lines;
@@ -184,8 +200,10 @@ int agent_peer_session(const struct agent_place *place, struct stream *stream)
 		log_warn("%s: no request came: %s", peer.place, *stream_why(stream) ? stream_why(stream) : strerror(-ret));
 	else if (op && !strcmp(op, "ask"))
 		code = ferry_asks(place->root, first, &lines);
+	else if (op && !strcmp(op, "clone"))
+		code = clone(place, &peer, first, &lines);
 	else if (!op || strcmp(op, "prepare") != 0)
-		refuse(&lines, EOPNOTSUPP, "an op of prepare and ask is expected");
+		refuse(&lines, EOPNOTSUPP, "an op of prepare, ask and clone is expected");
 	else if (!may_bring(place, &peer, first))
 		log_warn("%s (%s) may not bring a process here", peer.place, peer.identity),
 			refuse(&lines, EPERM, "you have no right to bring this process here");

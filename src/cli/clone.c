@@ -13,11 +13,13 @@
 #include "checkpoint/checkpoint.h"
 #include "cli/cli.h"
 #include "cli/commands.h"
+#include "cli/container_line.h"
 #include "instance/process.h"
 #include "instance/stats.h"
+#include "migrate/ferry.h"
 
 static const char usage[] =
-	"Usage: distri-proc clone --pid N|--source NAME [options]\n"
+	"Usage: distri-proc clone --pid N|--container ID|--source [HOST:]NAME [options]\n"
 	"\n"
 	"Makes a second copy of a running process and all its descendants, to look at. The original stands still for some tens of\n"
 	"milliseconds (the line says how long) and goes on. The copy has its memory of that instant: it comes when it is touched, from\n"
@@ -25,8 +27,12 @@ static const char usage[] =
 	"connections closed; nothing that it does reaches the original, its pool or its instance. `distri-proc stop` ends it.\n"
 	"\n"
 	"  --pid N             the original's first process\n"
-	"  --source NAME       the same as an instance's id or name, or a container's id (on this host)\n"
-	"  --dest localhost    where the clone is made: on the original's host\n"
+	"  --container ID      the same as a container of runc's\n"
+	"  --runtime PROGRAM, --runtime-root DIR   its runtime, and where that keeps its containers\n"
+	"  --source NAME       the same as an instance's id or name, a container's id or a pid\n"
+	"  --source HOST[:PORT]:NAME   one of another host, whose agent (default port 7410) gives you the right `clone`; the pages\n"
+	"                      come from there\n"
+	"  --dest localhost    where the clone is made: here\n"
 	"  --name NAME         name of the clone (default: its id)\n"
 	"  --memory lazy|full  pages come when touched (default), or all in the background from the start on\n"
 	"  --network none|host a network namespace with nothing but a loopback (default), or the host's\n"
@@ -46,6 +52,9 @@ struct cloning {
 	struct clone_options options;
 	char *arguments[ARGUMENTS];
 	const char *source;
+	char from_uri[400];
+	struct endpoint from;
+	struct container_line container;
 	bool gdb, lazy, json;
 };
 
@@ -85,9 +94,18 @@ static int take_option(struct cloning *cloning, char **argv, int option)
 	case 'S':
 		cloning->source = optarg;
 		return 0;
+	case 'C':
+		cloning->container.container = optarg;
+		return 0;
+	case 'R':
+		cloning->container.runtime = optarg;
+		return 0;
+	case 'O':
+		cloning->container.root = optarg;
+		return 0;
 	case 'd':
 		if (strcmp(optarg, "localhost"))
-			return cli_usage_error(argv[0], "a clone is made on the original's host: --dest localhost");
+			return cli_usage_error(argv[0], "a clone is made where this command runs: --dest localhost");
 		return 0;
 	case 'n':
 		options->name = optarg;
@@ -126,6 +144,8 @@ static int parse_options(struct cloning *cloning, int argc, char **argv)
 {
 	static const struct option list[] = {
 		{ "pid", required_argument, NULL, 'p' },     { "source", required_argument, NULL, 'S' },
+		{ "container", required_argument, NULL, 'C' }, { "runtime", required_argument, NULL, 'R' },
+		{ "runtime-root", required_argument, NULL, 'O' },
 		{ "dest", required_argument, NULL, 'd' },    { "name", required_argument, NULL, 'n' },
 		{ "memory", required_argument, NULL, 'm' },  { "network", required_argument, NULL, 'w' },
 		{ "files", required_argument, NULL, 'f' },   { "gdb", no_argument, NULL, 'g' },
@@ -142,26 +162,43 @@ static int parse_options(struct cloning *cloning, int argc, char **argv)
 	}
 	if (optind != argc)
 		return cli_usage_error(argv[0], "unexpected argument '%s'", argv[optind]);
-	if (!cloning->options.pid == !cloning->source)
-		return cli_usage_error(argv[0], "what is to be cloned? --pid N or --source NAME, one of them");
+	if (!!cloning->options.pid + !!cloning->source + !!cloning->container.container != 1)
+		return cli_usage_error(argv[0], "what is to be cloned? --pid N, --container ID or --source NAME, one of them");
 	if (cloning->gdb && cloning->json)
 		return cli_usage_error(argv[0], "--gdb does not go with --json");
 	cloning->options.full = cloning->options.full || (cloning->gdb && !cloning->lazy);
 	return 0;
 }
 
+/* HOST[:PORT]:NAME; a host may be [ADDRESS], or a URI of the transport. */
+static int find_host(struct cloning *cloning, const char *colon, struct dp_err *err)
+{
+	int length = (int)(colon - cloning->source);
+	bool uri = strstr(cloning->source, "://") && strstr(cloning->source, "://") < colon;
+	if ((size_t)snprintf(cloning->from_uri, sizeof(cloning->from_uri), "%s%.*s", uri ? "" : "dps://", length, cloning->source) >=
+	    sizeof(cloning->from_uri))
+		return dp_fail(err, EINVAL, "--source is too long");
+	const char *host = strstr(cloning->from_uri, "://") + 3, *bracket = strchr(host, ']');
+	int rc = endpoint_parse(&cloning->from, cloning->from_uri, err);
+	if (rc == 0 && cloning->from.kind != ENDPOINT_TCP)
+		rc = dp_fail(err, EINVAL, "another host's agent is reached by HOST[:PORT] or dps://HOST:PORT");
+	if (rc == 0 && !strchr(bracket ? bracket : host, ':'))
+		cloning->from.port = AGENT_PORT;
+	cloning->options.from = &cloning->from;
+	cloning->options.source = colon + 1;
+	return rc;
+}
+
 static int find_source(struct cloning *cloning, struct dp_err *err)
 {
-	struct instance instance;
-	const char *colon = cloning->source ? strchr(cloning->source, ':') : NULL;
-	if (!cloning->source)
+	const char *source = cloning->source, *colon = source ? strrchr(source, ':') : NULL;
+	if (cloning->container.container)
+		return container_line_pid(&cloning->container, &cloning->options.pid, err);
+	if (!source)
 		return 0;
-	if (colon && strncmp(cloning->source, "localhost:", 10))
-		return dp_fail(err, EOPNOTSUPP, "%.*s is another host: run clone there", (int)(colon - cloning->source), cloning->source);
-	int rc = instance_find(instance_root(cloning->options.registry), colon ? colon + 1 : cloning->source, &instance, err);
-	if (rc == 0)
-		cloning->options.pid = instance.root.pid;
-	return rc;
+	if (colon && colon[1] && strncmp(source, "localhost:", 10))
+		return find_host(cloning, colon, err);
+	return clone_source_find(instance_root(cloning->options.registry), colon ? colon + 1 : source, &cloning->options.pid, err);
 }
 
 /* What gdb looks at must be there: it cannot read a page that is still to come. */
@@ -193,7 +230,7 @@ static void print_json(const struct cloning *cloning, const struct clone_result 
 	json_object_object_add(object, "id", json_object_new_string(result->instance.id));
 	json_object_object_add(object, "name", json_object_new_string(result->instance.name));
 	json_object_object_add(object, "pid", json_object_new_int(result->instance.root.pid));
-	json_object_object_add(object, "source_pid", json_object_new_int(cloning->options.pid));
+	json_object_object_add(object, "source_pid", json_object_new_int(result->source_pid));
 	json_object_object_add(object, "pages", json_object_new_uint64(result->offer.pages));
 	json_object_object_add(object, "stopped_ns", json_object_new_uint64(result->offer.stopped_ns));
 	json_object_object_add(object, "known_tasks", json_object_new_uint64(result->offer.known_tasks));
@@ -212,7 +249,7 @@ static int clone_and_tell(struct cloning *cloning, struct dp_err *err)
 	if (cloning->json)
 		print_json(cloning, &result);
 	else
-		printf("cloned process %d as %s: pid %d, the original stood still for %.1f ms, %.0f ms in all\n", cloning->options.pid,
+		printf("cloned process %d as %s: pid %d, the original stood still for %.1f ms, %.0f ms in all\n", result.source_pid,
 		       result.instance.name, result.instance.root.pid, (double)result.offer.stopped_ns / 1e6,
 		       (double)result.total_ns / 1e6);
 	if (cloning->gdb && cloning->options.full)

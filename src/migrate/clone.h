@@ -15,10 +15,15 @@
 
 #include "base/err.h"
 #include "instance/instance.h"
+#include "migrate/clone_source.h"
+#include "migrate/lines.h"
 #include "migrate/offer.h"
+#include "transport/endpoint.h"
 
 struct clone_options {
-	pid_t pid;             /* of the original's first process */
+	pid_t pid;             /* of the original's first process, on this host; */
+	const struct endpoint *from; /* or the agent of another, */
+	const char *source;    /* and what it is called there: an instance, a container or a pid */
 	const char *registry;  /* of instances; NULL: the default */
 	const char *name;      /* the clone's; NULL: its id */
 	bool full;             /* fetch all memory in the background from the start on */
@@ -32,11 +37,19 @@ struct clone_options {
 struct clone_result {
 	struct instance instance;
 	struct offer_facts offer; /* stopped_ns: so long the original stood still */
+	pid_t source_pid;
 	uint64_t total_ns;
 };
 
 /* Returns when the clone runs. After an error the original runs as if nothing had been, and nothing is left. Errors: those of
  * offer_make and restore_start, -EOPNOTSUPP (files, see above). */
 int clone_make(const struct clone_options *options, struct clone_result *result, struct dp_err *err);
+
+/* The part of the host that has the original. An offer that is a copy, of what `source` is; of `common` what is not said by that. */
+int clone_offer(const struct clone_source *source, const struct offer_options *common, struct offer **offer, struct offer_facts *facts,
+		struct dp_err *err);
+/* The same for who asks this host's agent: {"op":"clone","source":...} -> {"event":"offered","uri":...}, and the offer is left alone
+ * after {"op":"detach"}, or gone where the connection is. identity: the only one that may fetch its pages. Returns an exit code. */
+int clone_lend(const char *registry, json_object *request, struct lines *peer, const char *identity);
 
 #endif

@@ -44,6 +44,8 @@ int ferry_claim(const char *root, const char *kind, const char *id, struct dp_er
 /* 32 hex digits and nothing else. */
 bool ferry_id_is_proper(const char *id);
 void ferry_make_id(char id[static FERRY_ID_BYTES]);
+/* dps://OUR ADDRESS ON THE WAY TO WHO IS AT THE OTHER END:0, which they can reach; tcp:// where not tls. -EIO. */
+int ferry_listen_text(const struct stream *stream, bool tls, char text[static 128]);
 /* Appends to ROOT/.agent/events, with the time and our process; takes the object. */
 void ferry_note(const char *root, json_object *event);
 

@@ -299,16 +299,15 @@ static void turn(struct out *out)
 	show(out);
 }
 
-/* dps://OUR ADDRESS ON THE WAY TO THE DESTINATION:0, which the destination can reach. */
-static int listen_text(const struct out *out, char text[static 128])
+int ferry_listen_text(const struct stream *stream, bool tls, char text[static 128])
 {
 	struct sockaddr_storage address;
 	socklen_t length = sizeof(address);
 	char host[64];
-	if (getsockname(out->destination.stream->fd, (struct sockaddr *)&address, &length) ||
+	if (getsockname(stream->fd, (struct sockaddr *)&address, &length) ||
 	    getnameinfo((struct sockaddr *)&address, length, host, sizeof(host), NULL, 0, NI_NUMERICHOST))
 		return -EIO;
-	snprintf(text, 128, strchr(host, ':') ? "%s://[%s]:0" : "%s://%s:0", out->to.tls ? "dps" : "tcp", host);
+	snprintf(text, 128, strchr(host, ':') ? "%s://[%s]:0" : "%s://%s:0", tls ? "dps" : "tcp", host);
 	return 0;
 }
 
@@ -333,7 +332,7 @@ static const char *ahead_pool(const struct out *out)
 static int freeze(struct out *out)
 {
 	char listen[128], name[128];
-	if (listen_text(out, listen))
+	if (ferry_listen_text(out->destination.stream, out->to.tls, listen))
 		return dp_fail(&out->err, EIO, "find this host's address on the way to %s", out->to.host);
 	snprintf(name, sizeof(name), "migration/%s:offer", out->id);
 	/* Rules within CRIU; the default runs a program for each connection, while the tree stands still. */

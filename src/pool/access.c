@@ -44,6 +44,8 @@ static int parse_rights(char *text, unsigned *rights)
 			*rights |= RIGHT_WRITE;
 		else if (strcmp(word, "admin") == 0)
 			*rights |= RIGHT_ADMIN;
+		else if (strcmp(word, "clone") == 0)
+			*rights |= RIGHT_CLONE;
 		else
 			return -EINVAL;
 	}
@@ -72,7 +74,7 @@ static int parse_rule(struct rule *rule, char *line, unsigned number, struct dp_
 		return dp_fail(err, EINVAL, "line %u: '%.80s' is no identity; write cn:NAME, psk:NAME, uid:N, anonymous or *",
 			       number, identity);
 	if (!rights || parse_rights(rights, &rule->rights) < 0)
-		return dp_fail(err, EINVAL, "line %u: the rights of %.80s are read, write, admin joined by commas, or none",
+		return dp_fail(err, EINVAL, "line %u: the rights of %.80s are read, write, admin, clone joined by commas, or none",
 			       number, identity);
 	for (char *word; (word = strtok_r(NULL, " \t\r", &save));) {
 		if (strncmp(word, "quota=", 6) == 0) {
@@ -223,5 +225,5 @@ bool access_names_users(const struct access *access, unsigned uid)
 
 const char *access_right_name(unsigned right)
 {
-	return right == RIGHT_READ ? "read" : right == RIGHT_WRITE ? "write" : "admin";
+	return right == RIGHT_READ ? "read" : right == RIGHT_WRITE ? "write" : right == RIGHT_CLONE ? "clone" : "admin";
 }

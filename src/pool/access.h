@@ -2,7 +2,7 @@
  *
  * A file of rights has one rule a line: IDENTITY RIGHTS [GLOB...] [quota=SIZE]
  *   IDENTITY  cn:NAME (certificate), psk:NAME, uid:N (Unix socket), anonymous; a pattern (*, ?) is allowed
- *   RIGHTS    read, write, admin joined by commas, or none
+ *   RIGHTS    read, write, admin, clone joined by commas, or none
  *   GLOB      of repositories (the name before the ':'), where * matches / too; none given: all
  *   quota=    how many bytes pages and files that this identity stored may take; the first rule that names one counts
  * Rules add up: a right is had if any rule whose identity and glob match gives it. Whoever no rule matches has none. Root and the
@@ -12,6 +12,7 @@
  *   read    list and open snapshots, fetch their pages, run instances of them (an instance belongs to the identity that made it)
  *   write   make and replace snapshots, give them recorded orders; the instances of others
  *   admin   remove snapshots, and all that has no right of its own
+ *   clone   of an agent only: copy the memory of running processes; nobody has it who is not given it
  * Thread rule: none; a table does not change. */
 #ifndef DP_POOL_ACCESS_H
 #define DP_POOL_ACCESS_H
@@ -25,6 +26,7 @@
 #define RIGHT_READ 1u
 #define RIGHT_WRITE 2u
 #define RIGHT_ADMIN 4u
+#define RIGHT_CLONE 8u
 #define RIGHTS_ALL (RIGHT_READ | RIGHT_WRITE | RIGHT_ADMIN)
 #define NO_QUOTA UINT64_MAX
 
@@ -46,7 +48,7 @@ bool access_knows(const struct access *access, const char *identity);
 uint64_t access_quota_bytes(const struct access *access, const char *identity);
 /* Does a rule name users other than `uid` and root: must they be able to connect to a Unix socket? */
 bool access_names_users(const struct access *access, unsigned uid);
-/* "read", "write" or "admin". */
+/* "read", "write", "admin" or "clone". */
 const char *access_right_name(unsigned right);
 
 #endif
