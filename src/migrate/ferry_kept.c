@@ -44,11 +44,14 @@ int out_find_kept(struct out *out)
 	const char *through = line_text(out->request, "through_pool"), *mode = line_text(out->request, "mode");
 	struct instance instance;
 	char path[PATH_MAX];
-	int ret = instance_find_by_pid(out->root, out->pid, &instance, &out->err);
+	struct dp_err err;
+	int ret = instance_find_by_pid(out->root, out->pid, &instance, &err);
 	if (ret == -ENOENT)
 		return 0;
-	if (ret || stats_pager_left(instance_path(&instance, "stats", path, sizeof(path))))
-		return ret; /* everything is local: a process like any other */
+	if (ret)
+		return dp_fail(&out->err, -ret, "%s", err.text);
+	if (stats_pager_left(instance_path(&instance, "stats", path, sizeof(path))))
+		return 0; /* everything is local: a process like any other */
 	if (mode)
 		return dp_fail(&out->err, EOPNOTSUPP,
 			       "instance %s has pages in a pool, and keeps it: leave --mode out, or bring its pages here first "
