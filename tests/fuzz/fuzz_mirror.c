@@ -1,7 +1,7 @@
 /* What a dead pager left of a mirror (pager/mirror.h), taken by the next: whatever lies there, it is refused, or gone on with in
  * such a way that nothing beyond an array is touched, no pool is told what cannot be, and it comes to an end. The links are
- * answered for here: they take what they are given, and answer when they are asked to receive. Time passes by being looked at, and
- * whoever waits for a link is told at once that it has something to say. */
+ * answered for here: they take what they are given, and answer when they are asked to receive. Time passes by being looked at,
+ * and whoever waits for a link is told at once that it has something to say. */
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
