@@ -45,6 +45,8 @@ int out_find_kept(struct out *out)
 	struct instance instance;
 	char path[PATH_MAX];
 	struct dp_err err;
+	if (out->container) /* its pages stay here (ferry_container.c) */
+		return through ? dp_fail(&out->err, EOPNOTSUPP, "--container goes with --mode post-copy only") : 0;
 	int ret = instance_find_by_pid(out->root, out->pid, &instance, &err);
 	if (ret == -ENOENT)
 		return 0;
