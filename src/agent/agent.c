@@ -104,7 +104,8 @@ static int listen_for_others(struct agent *agent, const struct agent_options *op
 	int ret = endpoint_parse(&endpoint, uri, err);
 	if (!ret && endpoint.kind != ENDPOINT_TCP)
 		ret = dp_fail(err, EINVAL, "--listen %s: other hosts need tls://ADDRESS:PORT", options->listen);
-	if (!ret && !strchr(strstr(uri, "://") + 3, ':'))
+	const char *host = strstr(uri, "://") + 3, *bracket = strchr(host, ']'); /* of an IPv6 address */
+	if (!ret && !strchr(bracket ? bracket : host, ':'))
 		endpoint.port = AGENT_PORT;
 	return ret ? ret : listener_open(&agent->peers, &endpoint, options->allow_plaintext, err);
 }

@@ -33,7 +33,7 @@ static const char usage[] =
 	"  --rounds N          pages go ahead in at most so many rounds (default 16); fewer, where a round is no smaller than the last\n"
 	"  --precopy-limit TIME  and no round begins later than this, such as 30s\n"
 	"  --tcp-established   open TCP connections go along; without it, a process that has some is refused\n"
-	"  --address ADDRESS/LENGTH@DEVICE  an IPv4 address that leaves this host with the process and comes up there, on the\n"
+	"  --address ADDRESS/LENGTH@DEVICE  an IP address that leaves this host with the process and comes up there, on the\n"
 	"                      device of that name, such as 10.0.0.5/32@eth0: it is what the connections need\n"
 	"  --rate RATE         at most so many bytes a second ahead and in the background, such as 800M\n"
 	"  --lease TIME        how long the copy there may run without hearing from here (default 10s); a source that has\n"

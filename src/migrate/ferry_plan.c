@@ -98,7 +98,8 @@ static int find_destination(struct out *out)
 	char uri[512];
 	if (!to || strlen(to) > 300)
 		return dp_fail(&out->err, EINVAL, "--to is missing: the host that runs the other agent, such as --to 10.0.0.2");
-	snprintf(uri, sizeof(uri), strstr(to, "://") ? "%s" : "dps://%s", to);
+	bool plain_six = strchr(to, ':') != strrchr(to, ':') && !strpbrk(to, "[/"); /* fd00::2, and no port */
+	snprintf(uri, sizeof(uri), strstr(to, "://") ? "%s" : plain_six ? "dps://[%s]" : "dps://%s", to);
 	if (!strncmp(uri, "tcp://", 6)) /* the same as dp://, as listeners write it */
 		memmove(uri + 2, uri + 3, strlen(uri + 3) + 1), uri[0] = 'd', uri[1] = 'p';
 	const char *host = strstr(uri, "://") + 3, *bracket = strchr(host, ']');
@@ -167,6 +168,8 @@ static int ask_destination(struct out *out, const struct endpoint *listen)
 	if (ret)
 		return ret;
 	lines_init(&out->destination, stream);
+	if (out->address_moves && (ret = address_refuse_local(&out->address, stream->fd, &out->err)) < 0)
+		return ret;
 	ret = lines_send(&out->destination, prepare_line(out, listen), CONNECT_MS);
 	if (!ret)
 		ret = lines_receive(&out->destination, &answer, PREPARE_MS);

@@ -17,6 +17,7 @@
 #include "base/base.h"
 #include "restore/processes.h"
 
+#define FILTER_MOST 12u
 #define PACKETS 2048u
 #define PACKET_BYTES 2048u /* larger ones are several that the host has joined: their sender sends them again */
 #define GO_ON_NS UINT64_C(1000000000)
@@ -44,46 +45,75 @@ static uint32_t add_up(uint32_t sum, const uint8_t *bytes, uint32_t count)
 	return count % 2 ? sum + (uint32_t)(bytes[count - 1] << 8) : sum;
 }
 
+/* Of a packet: where its segment lies, of which protocol it is, and where the two addresses begin. */
+struct segment {
+	uint32_t at, bytes, addresses, address_bytes; /* of both */
+	uint8_t protocol;
+};
+
+static bool find_segment(const uint8_t *packet, uint32_t bytes, struct segment *segment)
+{
+	if (bytes >= 20 && packet[0] >> 4 == 4) {
+		uint32_t header = (packet[0] & 15u) * 4, total = (uint32_t)(packet[2] << 8 | packet[3]);
+		bool fragment = (packet[6] & 0x3f) || packet[7];
+		*segment = (struct segment){ header, total - header, 12, 8, packet[9] };
+		return header >= 20 && total <= bytes && total >= header && !fragment;
+	}
+	if (bytes >= 40 && packet[0] >> 4 == 6) { /* fragments have a header of their own in between, as other rare things */
+		*segment = (struct segment){ 40, (uint32_t)(packet[4] << 8 | packet[5]), 8, 32, packet[6] };
+		return segment->bytes <= bytes - 40;
+	}
+	return false;
+}
+
 bool forward_set_checksum(uint8_t *packet, uint32_t bytes)
 {
-	uint32_t header = bytes >= 20 ? (packet[0] & 15u) * 4 : 0;
-	uint32_t total = bytes >= 20 ? (uint32_t)(packet[2] << 8 | packet[3]) : 0;
-	bool fragment = header && ((packet[6] & 0x3f) || packet[7]);
-	uint8_t protocol = header ? packet[9] : 0;
-	uint32_t at = header + (protocol == IPPROTO_TCP ? 16 : 6), least = header + (protocol == IPPROTO_TCP ? 20 : 8);
-	if (header < 20 || packet[0] >> 4 != 4 || total > bytes || total < least || fragment ||
-	    (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP))
+	struct segment segment;
+	if (!find_segment(packet, bytes, &segment))
 		return false;
-	packet[at] = packet[at + 1] = 0;
-	uint32_t sum = add_up(protocol + (total - header), packet + 12, 8);
-	sum = add_up(sum, packet + header, total - header);
+	bool tcp = segment.protocol == IPPROTO_TCP;
+	uint8_t *start = packet + segment.at, *place = start + (tcp ? 16 : 6);
+	if ((!tcp && segment.protocol != IPPROTO_UDP) || segment.bytes < (tcp ? 20 : 8))
+		return false;
+	place[0] = place[1] = 0;
+	uint32_t sum = add_up(segment.protocol + segment.bytes, packet + segment.addresses, segment.address_bytes);
+	sum = add_up(sum, start, segment.bytes);
 	while (sum >> 16)
 		sum = (sum & 0xffff) + (sum >> 16);
 	sum = ~sum & 0xffff;
-	if (!sum && protocol == IPPROTO_UDP)
+	if (!sum && !tcp)
 		sum = 0xffff;
-	packet[at] = (uint8_t)(sum >> 8);
-	packet[at + 1] = (uint8_t)sum;
+	place[0] = (uint8_t)(sum >> 8);
+	place[1] = (uint8_t)sum;
 	return true;
 }
 
 /* ---- the child ---- */
 
+/* What came in for the address, as the packet's words say which; it begins with its IP header. */
+static unsigned make_filter(const struct address *address, struct sock_filter code[static FILTER_MOST])
+{
+	unsigned words = address_bytes(address) / 4, at = address->six ? 24 : 16, used = 0;
+	unsigned last = 2 + 2 * words; /* the last but one statement */
+	code[used++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_B | BPF_ABS, (uint32_t)(SKF_AD_OFF + SKF_AD_PKTTYPE));
+	code[used++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, PACKET_HOST, 0, (uint8_t)(last - 1));
+	for (unsigned i = 0; i < words; i++) {
+		const uint8_t *ip = address->bytes + 4 * i;
+		uint32_t word = (uint32_t)ip[0] << 24 | (uint32_t)ip[1] << 16 | (uint32_t)ip[2] << 8 | ip[3];
+		code[used++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, at + 4 * i);
+		code[used] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, word, 0, (uint8_t)(last - used));
+		used++;
+	}
+	code[used++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, UINT32_MAX);
+	code[used++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, 0);
+	return used;
+}
+
 static int open_in(const struct address *address)
 {
-	const uint8_t *ip = address->bytes;
-	uint32_t number = (uint32_t)ip[0] << 24 | (uint32_t)ip[1] << 16 | (uint32_t)ip[2] << 8 | ip[3];
-	/* What came in for the address. The packet begins with its IP header. */
-	struct sock_filter code[] = {
-		BPF_STMT(BPF_LD | BPF_B | BPF_ABS, (uint32_t)(SKF_AD_OFF + SKF_AD_PKTTYPE)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, PACKET_HOST, 0, 3),
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 16),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1),
-		BPF_STMT(BPF_RET | BPF_K, UINT32_MAX),
-		BPF_STMT(BPF_RET | BPF_K, 0),
-	};
-	struct sock_fprog filter = { ARRAY_LENGTH(code), code };
-	struct sockaddr_ll device = { .sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_IP),
+	struct sock_filter code[FILTER_MOST];
+	struct sock_fprog filter = { (unsigned short)make_filter(address, code), code };
+	struct sockaddr_ll device = { .sll_family = AF_PACKET, .sll_protocol = htons(address->six ? ETH_P_IPV6 : ETH_P_IP),
 				      .sll_ifindex = (int)if_nametoindex(address->device) };
 	int fd = socket(AF_PACKET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd >= 0 && (setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof(filter)) ||
@@ -98,9 +128,13 @@ static int open_in(const struct address *address)
 static void send_on(const struct child *child, struct kept *packet)
 {
 	struct sockaddr_in to = { .sin_family = AF_INET };
-	memcpy(&to.sin_addr, child->address.bytes, 4);
+	struct sockaddr_in6 to6 = { .sin6_family = AF_INET6 };
+	bool six = child->address.six;
+	memcpy(&to.sin_addr, child->address.bytes, sizeof(to.sin_addr));
+	memcpy(&to6.sin6_addr, child->address.bytes, sizeof(to6.sin6_addr));
+	const void *place = six ? (const void *)&to6 : (const void *)&to;
 	if (forward_set_checksum(packet->data, packet->bytes))
-		sendto(child->out_fd, packet->data, packet->bytes, MSG_DONTWAIT, (struct sockaddr *)&to, sizeof(to));
+		sendto(child->out_fd, packet->data, packet->bytes, MSG_DONTWAIT, place, six ? sizeof(to6) : sizeof(to));
 }
 
 static void receive(struct child *child)
@@ -162,7 +196,7 @@ void forward_start(struct forwarder *forwarder, const struct address *address)
 	child.kept = calloc(PACKETS + 1, sizeof(*child.kept));
 	child.in_fd = child.kept ? open_in(address) : -1;
 	if (child.in_fd >= 0)
-		child.out_fd = socket(AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW);
+		child.out_fd = socket(address->six ? AF_INET6 : AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW);
 	child.order_fd = pair[0];
 	if (child.out_fd >= 0)
 		setsockopt(child.out_fd, SOL_SOCKET, SO_BINDTODEVICE, address->device, (socklen_t)strlen(address->device));

@@ -26,8 +26,8 @@ void forward_go(struct forwarder *forwarder, uint64_t since_ns);
 /* Drops what is kept. */
 void forward_end(struct forwarder *forwarder);
 
-/* The checksum of a TCP or UDP packet over IPv4, written into it: a copy that was taken inside a host may have none yet. false:
- * not one of these, not whole, or a fragment. */
+/* The checksum of a TCP or UDP packet over IPv4 or IPv6, written into it: a copy that was taken inside a host may have none yet.
+ * false: not one of these, not whole, or a fragment. */
 bool forward_set_checksum(uint8_t *packet, uint32_t bytes);
 
 #endif

@@ -7,8 +7,11 @@
 #   start_agent HOST         with a pre-shared key and a registry of its own; sets AGENT_1 or AGENT_2
 #   dp HOST arguments...     distri-proc there, with that registry
 HOSTS_ADDRESS=10.77.0.9 # what moves
+HOSTS_ADDRESS_SIX=fd77::9 # and over IPv6, where there is such: fd77::1, ::2 and ::3
 HOST_NAMESPACES=-n      # what nsenter enters
 declare -a HOST_PIDS
+AGENT_LISTENS=10.77.0.%s # an agent, by its host
+HOSTS_SIX="" # set where the hosts have IPv6
 
 # Reads all of its input, as `grep -q` does not: whoever writes into a pipe that is closed fails, and so does the pipeline.
 has() { grep "$@" >/dev/null; }
@@ -52,6 +55,8 @@ start_hosts() {
 		on $host ip link set e0 up
 	done
 	on 1 ip addr add $HOSTS_ADDRESS/32 dev e0
+	on 0 ip addr add fd77::3/64 dev bridge nodad && on 1 ip addr add fd77::1/64 dev e0 nodad && on 2 ip addr add fd77::2/64 dev e0 nodad &&
+		on 1 ip addr add $HOSTS_ADDRESS_SIX/128 dev e0 nodad preferred_lft 0 && HOSTS_SIX=1
 	"$DP" pool keygen hosts >"$T/psk" && chmod 600 "$T/psk"
 	export DISTRI_PROC_PSK_FILE=$T/psk
 	on 1 ip -br link show e0 up | has UP
@@ -61,7 +66,7 @@ start_agent() { # host [options...]; sets AGENT_HOST
 	local host=$1
 	shift
 	# shellcheck disable=SC2086
-	DISTRI_PROC_ROOT=$(root_of "$host") setsid nsenter -t "${HOST_PIDS[$host]}" $HOST_NAMESPACES "$DP" agent --listen "tls://10.77.0.$host" --verbose "$@" \
+	DISTRI_PROC_ROOT=$(root_of "$host") setsid nsenter -t "${HOST_PIDS[$host]}" $HOST_NAMESPACES "$DP" agent --listen "tls://$(printf "$AGENT_LISTENS" "$host")" --verbose "$@" \
 		</dev/null >>"$T/agent$host.log" 2>&1 &
 	printf -v "AGENT_$host" %s $!
 	disown $!

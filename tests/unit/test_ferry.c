@@ -94,8 +94,11 @@ static void address__as_people_write_it__parsed(void **state)
 	assert_int_equal(address.prefix, 32);
 	assert_string_equal(address.device, "eth0");
 	assert_string_equal(address_text(&address, text, sizeof(text)), "10.0.0.5/32@eth0");
+	assert_int_equal(address_parse(&address, "fd00::0:5/128@eth0", NULL), 0);
+	assert_true(address.six);
+	assert_string_equal(address_text(&address, text, sizeof(text)), "fd00::5/128@eth0");
 	static const char *const bad[] = { "", "10.0.0.5", "10.0.0.5/32", "10.0.0.5@eth0", "10.0.0/24@eth0", "10.0.0.5/0@eth0", "10.0.0.5/33@eth0",
-					   "10.0.0.5/x@eth0", "10.0.0.5/24@", "fd00::1/64@eth0", "10.0.0.5/24@a-name-that-is-too-long",
+					   "10.0.0.5/x@eth0", "10.0.0.5/24@", "fd00::1/129@eth0", "fe80::1/64@eth0", "::ffff:10.0.0.5/96@eth0", "10.0.0.5/24@a-name-that-is-too-long",
 					   "10.0.0.5/24 @eth0", "@/", "/@" };
 	for (size_t i = 0; i < ARRAY_LENGTH(bad); i++)
 		assert_int_equal(address_parse(&address, bad[i], NULL), -EINVAL);
@@ -125,6 +128,29 @@ static void forward__packets__get_a_checksum_that_holds(void **state)
 		packet[9] = bytes % 2 ? IPPROTO_TCP : IPPROTO_UDP;
 		assert_true(forward_set_checksum(packet, bytes));
 		assert_int_equal(whole_sum(packet), 0xffff);
+	}
+}
+
+/* The same of IPv6: RFC 8200 section 8.1. */
+static void forward__packets_of_ipv6__get_a_checksum_that_holds(void **state)
+{
+	(void)state;
+	for (uint32_t bytes = 60; bytes < 110; bytes++) {
+		uint8_t packet[128] = { 0x60 };
+		for (uint32_t i = 8; i < bytes; i++)
+			packet[i] = (uint8_t)(i * 41 + bytes);
+		packet[5] = (uint8_t)(bytes - 40);
+		packet[6] = bytes % 2 ? IPPROTO_TCP : IPPROTO_UDP;
+		assert_true(forward_set_checksum(packet, bytes));
+		uint32_t sum = packet[6] + bytes - 40;
+		for (uint32_t i = 8; i < bytes; i += 2)
+			sum += (uint32_t)(packet[i] << 8 | (i + 1 < bytes ? packet[i + 1] : 0));
+		while (sum >> 16)
+			sum = (sum & 0xffff) + (sum >> 16);
+		assert_int_equal(sum, 0xffff);
+		assert_false(forward_set_checksum(packet, bytes - 1)); /* cut off */
+		packet[6] = 44;                                        /* a fragment's header comes first */
+		assert_false(forward_set_checksum(packet, bytes));
 	}
 }
 
@@ -198,6 +224,7 @@ int main(void)
 		cmocka_unit_test(lines__longer_than_the_limit__refused),
 		cmocka_unit_test(address__as_people_write_it__parsed),
 		cmocka_unit_test(forward__packets__get_a_checksum_that_holds),
+		cmocka_unit_test(forward__packets_of_ipv6__get_a_checksum_that_holds),
 		cmocka_unit_test(forward__what_is_not_whole__left_alone),
 		cmocka_unit_test(record__written__read_back_and_followed_by_an_heir),
 		cmocka_unit_test(ferry__ids__only_proper_ones),
