@@ -2,9 +2,10 @@
  *
  * The source removes it once the tree stands still, the destination adds it before CRIU makes the sockets (which want it to be
  * there), and tells the neighbours when the tree may run (gratuitous ARP, RFC 5227 section 3; a neighbour advertisement that
- * nobody asked for, RFC 4861 section 7.2.6). In between, packets for it would meet a host without the sockets, which answers with
- * a reset: so the destination closes the address (a table of nftables that drops them, and forgets by itself after a minute should
- * we die) until the source has granted. CRIU opens its own locks at the same step, before it takes the sockets out of repair mode.
+ * nobody asked for, RFC 4861 section 7.2.6). In between, packets for it would meet a host without the sockets, which answers
+ * with a reset: so the destination closes the address (a table of nftables that drops them, and forgets by itself after a minute
+ * should we die) until the source has granted. CRIU opens its own locks at the same step, before it takes the sockets out of
+ * repair mode.
  * Linux: rtnetlink(7), packet(7); nf_tables' netlink for the one message that is part of the gap.
  * Thread rule: none, no state. */
 #ifndef DP_MIGRATE_ADDRESS_H

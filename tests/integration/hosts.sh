@@ -3,6 +3,7 @@
 # after lib.sh.
 #
 #   start_hosts              sets HOST_1, HOST_2, CLIENT (pids that hold the namespaces); 10.77.0.1, .2 and .3
+#   delay_hosts MICROSECONDS then each packet between a host and the bridge is held so long, each way (netem is not everywhere)
 #   on HOST command...       runs a command there: 1, 2 or client
 #   start_agent HOST         with a pre-shared key and a registry of its own; sets AGENT_1 or AGENT_2
 #   dp HOST arguments...     distri-proc there, with that registry
@@ -60,6 +61,19 @@ start_hosts() {
 	"$DP" pool keygen hosts >"$T/psk" && chmod 600 "$T/psk"
 	export DISTRI_PROC_PSK_FILE=$T/psk
 	on 1 ip -br link show e0 up | has UP
+}
+
+delay_hosts() { # microseconds
+	local host
+	for host in 1 2; do
+		on 0 ip link set port$host nomaster
+		on 0 ip link add near$host type veth peer name far$host
+		on 0 ip link set near$host up
+		on 0 ip link set far$host master bridge up
+		nsenter -t "${HOST_PIDS[0]}" -n "$PROGRAMS/delay-link" port$host near$host "$1" "$T/delay$host" </dev/null >"$T/delay$host.log" 2>&1 &
+		started $!
+		wait_for "the link of host $host" test -s "$T/delay$host" || return 1
+	done
 }
 
 start_agent() { # host [options...]; sets AGENT_HOST
