@@ -315,8 +315,8 @@ int cmd_ps(int argc, char **argv)
 	struct dp_err err;
 	struct instance *list;
 	size_t count;
+	int ret = instance_list(instance_root(root), &list, &count, &err); /* keeps the last words of what was killed; then */
 	instance_sweep_memory();
-	int ret = instance_list(instance_root(root), &list, &count, &err);
 	if (ret)
 		return cli_print_error(ret, &err, json);
 	if (group)

@@ -1,5 +1,6 @@
 /* stop: ends an instance and waits until nothing of it is left. */
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <json-c/json.h>
 #include <poll.h>
@@ -97,6 +98,9 @@ static int finish_stop(const struct stopping *stopping, uint64_t until_ns, struc
 	if (stopping->last < 0)
 		return 0; /* it ended meanwhile */
 	if (!(stopping->asked && wait_for_end(stopping->last, until_ns > now_ns ? until_ns - now_ns : 0))) {
+		char path[PATH_MAX];
+		cleanup_fd int noted = open(instance_path(instance, INSTANCE_STOPPED, path, sizeof(path)), O_CREAT | O_CLOEXEC, 0600);
+		(void)noted; /* without it the supervisor takes our kill for an accident, and keeps its log */
 		kill_tasks(instance);
 		/* init's end is the end of everything below it; the supervisor sees to what a namespace does not. */
 		bool container = instance->container[0] && stopping->first >= 0;

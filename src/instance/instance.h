@@ -22,6 +22,7 @@
 #include "base/err.h"
 
 #define INSTANCE_ID_BYTES 64
+#define INSTANCE_STOPPED "stopped" /* file of its directory: `stop` kills init, it is no accident */
 #define INSTANCE_LOG_FILES 60 /* files in ROOT/logs; older ones make room */
 
 struct instance_process {

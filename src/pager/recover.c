@@ -75,18 +75,73 @@ struct tree_saved *recover_map_tree(int fd)
 
 /* ---- the holder ---- */
 
-/* Sleeps until the tree's reaper has ended, or nobody can need it any more. */
-static void hold(int keeper_fd, int init_pidfd) __attribute__((noreturn));
-static void hold(int keeper_fd, int init_pidfd)
+/* For the holder: who is to be killed should it be the last one. */
+struct held {
+	int32_t pidfd_plus_one[HELD_PIDFDS]; /* 0: free */
+};
+
+void recover_hold_pidfd(struct tree *tree, int pidfd)
 {
+	for (size_t i = 0; tree->held && i < HELD_PIDFDS; i++) {
+		if (tree->held->pidfd_plus_one[i])
+			continue;
+		tree->held->pidfd_plus_one[i] = pidfd + 1;
+		return;
+	}
+}
+
+void recover_drop_pidfd(struct tree *tree, int pidfd)
+{
+	for (size_t i = 0; tree->held && pidfd >= 0 && i < HELD_PIDFDS; i++)
+		if (tree->held->pidfd_plus_one[i] == pidfd + 1)
+			tree->held->pidfd_plus_one[i] = 0;
+}
+
+static void wait_for(int fd, short events, int timeout_ms)
+{
+	struct pollfd wait = { .fd = fd, .events = events };
+	uint64_t until_ns = clock_now_ns() + (uint64_t)DP_MAX(timeout_ms, 0) * 1000000u;
+	while (poll(&wait, 1, timeout_ms) <= 0 && (timeout_ms < 0 || clock_now_ns() < until_ns))
+		;
+}
+
+/* Kills what the pager served, with every userfaultfd still open, and waits until it is dead. A child whose pid the pager had not
+ * found yet is not among them: of a container the kernel ends it with the first. */
+static void end_held(const struct held *held)
+{
+	uint64_t until_ns = clock_now_ns() + HELD_DEAD_WITHIN_MS * 1000000ull;
+	bool any = false;
+	for (size_t i = 0; i < HELD_PIDFDS; i++)
+		if (held->pidfd_plus_one[i])
+			any |= !proc_pidfd_kill(held->pidfd_plus_one[i] - 1, SIGKILL);
+	for (size_t i = 0; i < HELD_PIDFDS; i++) {
+		uint64_t now_ns = clock_now_ns();
+		if (held->pidfd_plus_one[i] && now_ns < until_ns)
+			wait_for(held->pidfd_plus_one[i] - 1, POLLIN, (int)((until_ns - now_ns) / 1000000u) + 1);
+	}
+	if (any) /* last: what libc does here might wait for a lock that a thread of the pager's had */
+		log_error("supervisor, init and pager were killed: the tree was stopped rather than fed zeros");
+}
+
+/* Sleeps until nobody can need it any more: the tree's reaper has ended, and the tree with it; or (guard) whoever could end the tree
+ * has gone. Then the pager ends it, and if that dies too, we do (R18). */
+static void hold(const struct tree *tree, int pager_pidfd) __attribute__((noreturn));
+static void hold(const struct tree *tree, int pager_pidfd)
+{
+	const struct pager_config *config = tree->config;
 	sigset_t all;
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
 	prctl(PR_SET_NAME, "dp-holder");
-	for (;;) {
-		struct pollfd polls[] = { { .fd = init_pidfd, .events = POLLIN }, { .fd = init_pidfd < 0 ? keeper_fd : -1 } };
-		if (poll(polls, 2, -1) > 0)
-			break;
+	if (config->guard_fd > 0) {
+		wait_for(config->guard_fd, 0, -1);
+		wait_for(pager_pidfd, POLLIN, -1);
+		if (tree->held)
+			end_held(tree->held);
+	} else if (config->init_pidfd > 0) {
+		wait_for(config->init_pidfd, POLLIN, -1);
+	} else {
+		wait_for(tree->keeper_fd, 0, -1);
 	}
 	_exit(0);
 }
@@ -95,10 +150,11 @@ void recover_start_holder(struct tree *tree)
 {
 	if (tree->keeper_fd < 0)
 		return;
+	int pager_pidfd = proc_pidfd_open(getpid()); /* stays open in the table that both have */
 	/* As fork, but for the descriptors. Raw: nothing of libc's is used behind it but system calls. */
-	long pid = syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0);
+	long pid = pager_pidfd < 0 ? -1 : syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0);
 	if (pid == 0)
-		hold(tree->keeper_fd, tree->config->init_pidfd > 0 ? tree->config->init_pidfd : -1);
+		hold(tree, pager_pidfd);
 	if (pid < 0) {
 		log_warn("no holder for descriptors: %s", strerror(errno));
 		return;
@@ -132,6 +188,11 @@ int recover_begin(struct tree *tree)
 	}
 	if (ret)
 		return ret;
+	tree->held = mmap(NULL, sizeof(*tree->held), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (tree->held == MAP_FAILED) {
+		tree->held = NULL;
+		return dp_fail_errno(tree->err, errno, "memory for the pager's state");
+	}
 	/* read() puts messages there also while it is being killed, but only if the page is there. */
 	mlock(tree->saved->message, sizeof(tree->saved->message));
 	if (config->source->ops->keep)
@@ -156,6 +217,9 @@ void recover_end(struct tree *tree)
 	if (tree->saved)
 		munmap(tree->saved, sizeof(*tree->saved));
 	tree->saved = NULL;
+	if (tree->held)
+		munmap(tree->held, sizeof(*tree->held));
+	tree->held = NULL;
 }
 
 /* ---- a space ---- */

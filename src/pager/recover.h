@@ -56,6 +56,8 @@
  *   R16 Pages pushed while they stay local (propagate.h), not acknowledged: the source may have another copy than the hash says:
  *       doubted.
  *   R17 A space closed: the source is told, then the keeper; done again if only the first was.
+ *   R18 Whoever could end the tree is gone (the guard of pager_config hangs up), and the pager too: the holder kills the tree, with
+ *       every userfaultfd still open.
  * What cannot be taken over (a source without `resume`, a handover from CRIU not finished, saved state that does not fit) ends
  * the tree.
  * Thread rule: the pager's fault thread. */
@@ -141,6 +143,9 @@ struct pager_inheritance {
 
 /* Makes what is to outlive this pager; or, with tree->config->inherited, takes over. -errno with the tree's err set. */
 int recover_begin(struct tree *tree);
+/* A process of the tree, for the holder: a descriptor as long as it is open. */
+void recover_hold_pidfd(struct tree *tree, int pidfd);
+void recover_drop_pidfd(struct tree *tree, int pidfd);
 /* Everything is ended well: nobody needs the holder. */
 void recover_end(struct tree *tree);
 

@@ -105,6 +105,7 @@ int space_set_pid(struct space *space, pid_t pid, int pidfd)
 	space->pid = pid;
 	space->pidfd = pidfd;
 	look_through(space, pid);
+	recover_hold_pidfd(space->tree, pidfd);
 	tell_keeper(space, KEEPER_PIDFD, pidfd);
 	recover_save_space(space);
 	return tree_watch_fd(space->tree, pidfd, &space->pidfd_handle);
@@ -129,6 +130,7 @@ static void discard_warden(struct space *space)
 static void forget_pid(struct space *space)
 {
 	unwatch(space->tree, space->pidfd);
+	recover_drop_pidfd(space->tree, space->pidfd);
 	dp_close_fd(&space->pidfd);
 	dp_close_fd(&space->statm_fd);
 	dp_close_fd(&space->pagemap_fd);
@@ -223,6 +225,7 @@ void space_free(struct space *space)
 			break;
 		}
 	dp_close_fd(&space->uffd);
+	recover_drop_pidfd(tree, space->pidfd);
 	dp_close_fd(&space->pidfd);
 	dp_close_fd(&space->statm_fd);
 	dp_close_fd(&space->pagemap_fd);

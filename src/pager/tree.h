@@ -205,6 +205,7 @@ struct tree {
 	const struct pager_config *config;
 	struct tree_saved *saved; /* recover.h */
 	pid_t holder;
+	struct held *held; /* shared with the holder */
 	int keeper_fd;
 	bool repeats;   /* an event is followed for the second time */
 	struct source *source;

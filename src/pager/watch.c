@@ -391,8 +391,8 @@ static bool watch_space(struct space *space, uint64_t now)
 	return changed || grew;
 }
 
-/* Of an ordinary tree init's end is the end. A container only has a watcher in its place: with that and the supervisor gone, our
- * end would feed it zeros, and nobody could prevent it. */
+/* Where init is pid 1 of the tree's namespace, its end is the tree's. Else it, or the watcher in its place, is only who ends the tree:
+ * with that and the supervisor gone nobody but we and the holder could (R18). */
 static bool is_alone(const struct tree *tree)
 {
 	struct pollfd guards = { .fd = tree->config->guard_fd };
@@ -407,7 +407,7 @@ uint64_t watch_work(struct tree *tree, uint64_t now)
 		return tree->next_watch_ns - now;
 	if (is_alone(tree)) {
 		tree_fail(tree, -EOWNERDEAD,
-			  "supervisor and watcher were killed: the tree was stopped while its memory could still be served");
+			  "supervisor and init were killed: the tree was stopped while its memory could still be served");
 		return 0;
 	}
 	bool active = now - tree->last_active_ns < ACTIVE_FOR_NS;

@@ -326,7 +326,9 @@ void init_main(const struct init_config *config)
 	if (self.signal_fd < 0)
 		give_up("signalfd", errno);
 	setsid();
-	const int keep[] = { self.signal_fd, self.channel_fd, config->log_fd, plan->stdio[0], plan->stdio[1], plan->stdio[2] };
+	/* the last one only has to be open: a pager sees by it that we live */
+	const int keep[] = { self.signal_fd, self.channel_fd, config->log_fd, plan->stdio[0], plan->stdio[1], plan->stdio[2],
+			     config->guard_fd };
 	close_all_but(keep, ARRAY_LENGTH(keep));
 	if (plan->options->shell_job && plan->stdio[0] >= 0 && isatty(plan->stdio[0]))
 		ioctl(plan->stdio[0], TIOCSCTTY, 0); /* without one, jobs of the tree just have no job control */

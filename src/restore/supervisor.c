@@ -50,7 +50,7 @@ struct supervisor {
 	uint64_t pager_deaths_ns[PAGERS_MOST]; /* the last ones, in a ring */
 	unsigned pager_deaths;
 	bool decided;           /* the caller's verdict has come */
-	int guard[2];           /* a container's: the watcher has the writing end too, pagers the other */
+	int guard[2];           /* init or watcher have the writing end too, pagers the other; not where the tree ends with init */
 	struct hold hold;       /* of a spare */
 	bool held, went;        /* it waits before its first instruction; it was let go */
 	struct restore_options options; /* what the plan's are from then on */
@@ -422,6 +422,9 @@ static void init_ended(struct supervisor *supervisor)
 	if (!supervisor->running)
 		fail(supervisor, WIFSIGNALED(status) ? "init was killed by signal %d" : "init ended early with code %d",
 		     WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+	char path[PATH_MAX]; /* it passes the root's end on as an exit code, so this is its own */
+	if (WIFSIGNALED(status) && access(instance_path(supervisor->instance, INSTANCE_STOPPED, path, sizeof(path)), F_OK))
+		fail(supervisor, "init was killed by signal %d, and the tree with it", WTERMSIG(status));
 	finish(supervisor);
 }
 
@@ -599,11 +602,11 @@ static void start_init(struct supervisor *supervisor)
 	char path[PATH_MAX];
 	int channel[2];
 	cleanup_fd int gate_fd = -1; /* a container's */
-	if (plan->options->container && !supervisor->running) {
+	if (plan->options->container && !supervisor->running)
 		gate_fd = container_prepare(plan, &supervisor->err);
-		if (pipe2(supervisor->guard, O_CLOEXEC))
-			fail(supervisor, "pipe for the watcher: %s", strerror(errno));
-	}
+	/* With a PID namespace of ours the kernel ends the tree with init. */
+	if (!plan->own_pid_namespace && supervisor->guard[0] < 0 && pipe2(supervisor->guard, O_CLOEXEC))
+		fail(supervisor, "pipe for init: %s", strerror(errno));
 	if (plan->options->container ? !supervisor->running && gate_fd < 0 : criu_command_make(plan, &command, &supervisor->err))
 		give_up(supervisor);
 	close_fd(&supervisor->log_fd);

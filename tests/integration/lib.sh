@@ -12,7 +12,7 @@ PROGRAMS=$BUILD/tests/programs
 DP=$BUILD/distri-proc
 SECONDS_LONG=${DP_SECONDS:-6}
 TEST_NAME=$(basename "$0")
-WAIT_SECONDS=60 # longer than anything here takes that does not hang
+WAIT_SECONDS=${DP_WAIT:-60} # longer than anything here takes that does not hang
 
 # CRIU wants the files it needs on a disk; Unix socket paths must stay short.
 T=$(mktemp -d /var/tmp/dp-XXXXXX)
