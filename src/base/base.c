@@ -1,5 +1,6 @@
 #include "base/base.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
@@ -130,6 +131,13 @@ ssize_t io_read_file_at(int directory_fd, const char *path, char **content, size
 ssize_t io_read_file(const char *path, char **content, size_t limit_bytes)
 {
 	return io_read_file_at(AT_FDCWD, path, content, limit_bytes);
+}
+
+int io_next_entry(void *directory, struct dirent **entry)
+{
+	errno = 0;
+	*entry = readdir(directory);
+	return *entry ? 1 : -errno;
 }
 
 int io_write_file(const char *path, const void *content, size_t bytes, mode_t mode)

@@ -59,6 +59,11 @@ ssize_t io_read_file_at(int directory_fd, const char *path, char **content, size
 /* Creates or replaces a file with the content; not atomic, not synced. */
 int io_write_file(const char *path, const void *content, size_t bytes, mode_t mode);
 
+/* readdir that tells an end from a failure: 1 with the next entry, 0 at the end, -errno. A list that is taken for whole when it is
+ * not loses what it lacks. */
+struct dirent;
+int io_next_entry(void *directory, struct dirent **entry);
+
 /* `512M`, `1GiB`, `4096`, `1.5G` -> bytes (K, M, G, T are powers of 1024). -EINVAL, -ERANGE. */
 int parse_size(const char *text, uint64_t *bytes);
 /* 1610612736 -> "1.5 GiB"; returns buffer. */

@@ -89,7 +89,8 @@ static int localize_threads(pid_t pid)
 		return -ESRCH;
 	int rc = 0;
 	struct dirent *entry;
-	while (rc == 0 && (entry = readdir(threads))) {
+	int more = 0;
+	while (rc == 0 && (more = io_next_entry(threads, &entry)) > 0) {
 		if (entry->d_name[0] == '.')
 			continue;
 		rc = localize_thread(atoi(entry->d_name));
@@ -97,7 +98,7 @@ static int localize_threads(pid_t pid)
 			rc = 0;
 	}
 	closedir(threads);
-	return rc;
+	return rc == 0 && more != -ENOENT ? more : rc; /* ENOENT: the process has ended */
 }
 
 static void localize_command_line(pid_t pid)

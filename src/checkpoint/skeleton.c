@@ -68,10 +68,13 @@ int skeleton_send(struct client *client, uint64_t draft, int images_fd, uint64_t
 	struct files files = {0};
 	int rc = 0;
 	struct dirent *entry;
-	while (rc == 0 && (entry = readdir(directory)))
+	int more = 0;
+	while (rc == 0 && (more = io_next_entry(directory, &entry)) > 0)
 		if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
 			rc = add_file(&files, images_fd, entry->d_name, err);
 	closedir(directory);
+	if (more < 0)
+		rc = dp_fail_errno(err, -more, "list CRIU's images");
 	if (rc == 0 && (rc = client_snapshot_files(client, draft, files.list, files.count, err)) < 0)
 		dp_err_doing(err, "store CRIU's images");
 	*bytes = 0;

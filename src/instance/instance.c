@@ -281,6 +281,18 @@ static void sweep_stateless(const char *root, const char *id)
 		instance_remove(&rubbish, NULL);
 }
 
+/* Its own registry keeps its last words first (instance_list). Nobody here knows which that is, so it gets a minute from the first
+ * look on. */
+static void sweep_dead(struct instance *dead)
+{
+	char path[PATH_MAX];
+	struct stat info;
+	if (stat(instance_path(dead, INSTANCE_SEEN_DEAD, path, sizeof(path)), &info))
+		dp_close_fd(&(int){ open(path, O_CREAT | O_CLOEXEC, 0600) });
+	else if (time(NULL) - info.st_mtime > 60)
+		instance_remove(dead, NULL);
+}
+
 void instance_sweep_memory(void)
 {
 	DIR *directory = opendir(MEMORY_ROOT);
@@ -292,7 +304,7 @@ void instance_sweep_memory(void)
 		if (ret == -ENOENT)
 			sweep_stateless(MEMORY_ROOT, entry->d_name);
 		else if (!ret && !is_live(&found))
-			instance_remove(&found, NULL);
+			sweep_dead(&found);
 	}
 	if (directory)
 		closedir(directory);

@@ -23,6 +23,7 @@
 
 #define INSTANCE_ID_BYTES 64
 #define INSTANCE_STOPPED "stopped" /* file of its directory: `stop` kills init, it is no accident */
+#define INSTANCE_SEEN_DEAD "seen-dead" /* file of its directory: since when it is known that all of it is dead */
 #define INSTANCE_LOG_FILES 60 /* files in ROOT/logs; older ones make room */
 
 struct instance_process {
@@ -67,7 +68,7 @@ void instance_keep_logs(const struct instance *instance, char *kept, size_t kept
 
 /* All live instances, oldest first, fresh array. Sweeps what dead supervisors left behind. A root that is not there is empty. */
 int instance_list(const char *root, struct instance **list, size_t *count, struct dp_err *err);
-/* Removes what lies below /dev/shm of dead instances, also of registries that are gone. */
+/* Removes what lies below /dev/shm of instances that have been seen dead for a minute, also of registries that are gone. */
 void instance_sweep_memory(void);
 /* By id, name, a prefix of an id that fits only one, or the pid of any task of the tree. -ENOENT, -EEXIST (several fit). */
 int instance_find(const char *root, const char *key, struct instance *instance, struct dp_err *err);

@@ -24,8 +24,13 @@ static int add_files(struct pool *pool, uint64_t draft, int images_fd, uint64_t 
 	}
 	int rc = 0;
 	struct dirent *entry;
-	while (rc == 0 && (entry = readdir(directory))) {
+	int more;
+	while (rc == 0 && (more = io_next_entry(directory, &entry))) {
 		cleanup_free char *content = NULL;
+		if (more < 0) {
+			rc = dp_fail_errno(err, -more, "list CRIU's images");
+			break;
+		}
 		if (entry->d_name[0] == '.')
 			continue;
 		ssize_t length = io_read_file_at(images_fd, entry->d_name, &content, FILE_LIMIT);

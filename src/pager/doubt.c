@@ -8,6 +8,7 @@
 #include "pager/tree.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
@@ -48,7 +49,10 @@ static bool got_past(pid_t pid, const struct suspect *suspect)
 {
 	long call;
 	uint64_t run_ns;
-	if (proc_thread_call(pid, suspect->thread, &call, &run_ns))
+	int ret = proc_thread_call(pid, suspect->thread, &call, &run_ns);
+	if (ret && ret != -ESRCH)
+		return false; /* not to be seen now */
+	if (ret)
 		return true; /* it has ended */
 	if (call == PROC_RUNNING)
 		return run_ns - suspect->run_ns > RUN_NS;
@@ -62,20 +66,26 @@ static void suspect_all(struct space *space, uint64_t now)
 	char path[64];
 	snprintf(path, sizeof(path), "/proc/%d/task", space->pid);
 	DIR *directory = opendir(path);
+	struct dirent *entry;
+	int more = directory ? 0 : -errno;
 	space->suspects = 0;
 	space->suspected_ns = now;
-	for (const struct dirent *entry = directory ? readdir(directory) : NULL; entry; entry = readdir(directory)) {
+	while (directory && (more = io_next_entry(directory, &entry)) > 0) {
 		struct suspect suspect = { .thread = atoi(entry->d_name) };
 		long call;
-		if (suspect.thread <= 0 || proc_thread_call(space->pid, suspect.thread, &call, &suspect.run_ns) ||
-		    got_past(space->pid, &suspect))
+		if (suspect.thread <= 0)
 			continue;
-		if (space->suspects == SUSPECTS) {
+		int ret = proc_thread_call(space->pid, suspect.thread, &call, &suspect.run_ns);
+		if (ret == -ESRCH || (!ret && got_past(space->pid, &suspect)))
+			continue;
+		if (ret || space->suspects == SUSPECTS) {
 			space->suspected_ns = 0;
 			break;
 		}
 		space->suspect[space->suspects++] = suspect;
 	}
+	if (more < 0 && more != -ENOENT) /* who was not seen may be one; ENOENT: the process has ended */
+		space->suspected_ns = 0;
 	if (directory)
 		closedir(directory);
 }

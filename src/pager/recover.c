@@ -123,8 +123,8 @@ static void end_held(const struct held *held)
 		log_error("supervisor, init and pager were killed: the tree was stopped rather than fed zeros");
 }
 
-/* Sleeps until nobody can need it any more: the tree's reaper has ended, and the tree with it; or (guard) whoever could end the tree
- * has gone. Then the pager ends it, and if that dies too, we do (R18). */
+/* Sleeps until nobody can need it any more: the tree's reaper has ended, and the tree with it; or (guard) whoever could end the
+ * tree has gone. Then the pager ends it, and if that dies too, we do (R18). */
 static void hold(const struct tree *tree, int pager_pidfd) __attribute__((noreturn));
 static void hold(const struct tree *tree, int pager_pidfd)
 {

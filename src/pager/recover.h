@@ -56,8 +56,8 @@
  *   R16 Pages pushed while they stay local (propagate.h), not acknowledged: the source may have another copy than the hash says:
  *       doubted.
  *   R17 A space closed: the source is told, then the keeper; done again if only the first was.
- *   R18 Whoever could end the tree is gone (the guard of pager_config hangs up), and the pager too: the holder kills the tree, with
- *       every userfaultfd still open.
+ *   R18 Whoever could end the tree is gone (the guard of pager_config hangs up), and the pager too: the holder kills the tree,
+ *       with every userfaultfd still open.
  * What cannot be taken over (a source without `resume`, a handover from CRIU not finished, saved state that does not fit) ends
  * the tree.
  * Thread rule: the pager's fault thread. */

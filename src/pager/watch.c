@@ -391,8 +391,8 @@ static bool watch_space(struct space *space, uint64_t now)
 	return changed || grew;
 }
 
-/* Where init is pid 1 of the tree's namespace, its end is the tree's. Else it, or the watcher in its place, is only who ends the tree:
- * with that and the supervisor gone nobody but we and the holder could (R18). */
+/* Where init is pid 1 of the tree's namespace, its end is the tree's. Else it, or the watcher in its place, is only who ends the
+ * tree: with that and the supervisor gone nobody but we and the holder could (R18). */
 static bool is_alone(const struct tree *tree)
 {
 	struct pollfd guards = { .fd = tree->config->guard_fd };

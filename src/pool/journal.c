@@ -593,7 +593,10 @@ int journal_load(struct pool *pool, struct dp_err *err)
 		return pool->store->beside && errno != ENOENT ? dp_fail_errno(err, errno, "read %s", pool->store->beside) : 0;
 	/* What the changes on the way let go of is free already as far as the store knows: it is not given back. */
 	pool->slots.store = NULL;
-	for (struct dirent *entry = readdir(directory); entry; entry = readdir(directory)) {
+	struct dirent *entry;
+	int more;
+
+	while ((more = io_next_entry(directory, &entry)) > 0) {
 		struct stat info;
 		size_t length = strlen(entry->d_name);
 
@@ -609,5 +612,5 @@ int journal_load(struct pool *pool, struct dp_err *err)
 	closedir(directory);
 	slots_flush(&pool->slots);
 	pool->slots.store = pool->store;
-	return 0;
+	return more < 0 ? dp_fail_errno(err, -more, "read %s", pool->store->beside) : 0;
 }

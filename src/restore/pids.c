@@ -55,12 +55,19 @@ int plan_read_pids(int images_fd, const struct image_task *tasks, size_t task_co
 		return dp_fail_errno(err, code, "read the images' directory");
 	}
 	rewinddir(directory);
-	for (struct dirent *entry = readdir(directory); entry && !ret; entry = readdir(directory)) {
+	struct dirent *entry;
+	int more = 0;
+	while (!ret && (more = io_next_entry(directory, &entry)) > 0) {
 		int pid, length = 0;
 		if (sscanf(entry->d_name, "core-%d.img%n", &pid, &length) == 1 && length && !entry->d_name[length])
 			ret = add(pids, count, &room, pid);
 	}
 	closedir(directory);
+	if (more < 0) {
+		free(*pids);
+		*pids = NULL;
+		return dp_fail_errno(err, -more, "read the images' directory");
+	}
 	for (size_t i = 0; i < task_count && !ret; i++) {
 		ret = add(pids, count, &room, tasks[i].pid);
 		if (!ret)

@@ -50,7 +50,7 @@ struct supervisor {
 	uint64_t pager_deaths_ns[PAGERS_MOST]; /* the last ones, in a ring */
 	unsigned pager_deaths;
 	bool decided;           /* the caller's verdict has come */
-	int guard[2];           /* init or watcher have the writing end too, pagers the other; not where the tree ends with init */
+	int guard[2];           /* init or watcher have the writing end too, pagers the other; -1 where the tree ends with init */
 	struct hold hold;       /* of a spare */
 	bool held, went;        /* it waits before its first instruction; it was let go */
 	struct restore_options options; /* what the plan's are from then on */

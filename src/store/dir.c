@@ -125,9 +125,9 @@ static int dir_blob_list(struct store *store, store_blob_visit visit, void *cont
 {
 	int fd = openat(dir_of(store)->blobs_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	DIR *directory = fd < 0 ? NULL : fdopendir(fd);
-	const struct dirent *entry;
+	struct dirent *entry;
 	struct stat status;
-	int result = 0;
+	int result = 0, more = 0;
 
 	if (!directory) {
 		result = -errno;
@@ -135,12 +135,12 @@ static int dir_blob_list(struct store *store, store_blob_visit visit, void *cont
 			close(fd);
 		return result;
 	}
-	while (result >= 0 && (entry = readdir(directory)))
+	while (result >= 0 && (more = io_next_entry(directory, &entry)) > 0)
 		if (store_blob_name_good(entry->d_name) && fstatat(fd, entry->d_name, &status, AT_SYMLINK_NOFOLLOW) == 0 &&
 		    S_ISREG(status.st_mode))
 			result = visit(context, entry->d_name, (uint64_t)status.st_size);
 	closedir(directory);
-	return result < 0 ? result : 0;
+	return result < 0 ? result : more;
 }
 
 static int dir_blob_delete(struct store *store, const char *name)
@@ -186,7 +186,8 @@ static bool directory_empty(int directory_fd)
 {
 	int fd = openat(directory_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	DIR *directory = fd < 0 ? NULL : fdopendir(fd);
-	const struct dirent *entry;
+	struct dirent *entry;
+	int more;
 	bool empty = true;
 
 	if (!directory) {
@@ -194,7 +195,7 @@ static bool directory_empty(int directory_fd)
 			close(fd);
 		return false;
 	}
-	while ((entry = readdir(directory))) {
+	while ((more = io_next_entry(directory, &entry)) > 0) {
 		/* These may be there already: a creation that was cut off. */
 		static const char *const harmless[] = { ".", "..", "lock", "blobs", "format.new", "lost+found" };
 		bool known = false;
@@ -204,7 +205,7 @@ static bool directory_empty(int directory_fd)
 		empty &= known;
 	}
 	closedir(directory);
-	return empty;
+	return empty && more == 0;
 }
 
 /* Reads `format`, or writes it where the directory is new. */

@@ -148,7 +148,7 @@ static int add_children(struct pid_list *list, pid_t pid)
 	if (fd < 0)
 		return gone();
 	char entries[4096];
-	long got;
+	long got = 0;
 	int ret = 0;
 	while (!ret && (got = syscall(SYS_getdents64, fd, entries, sizeof(entries))) > 0) {
 		for (long at = 0; at < got && !ret;) {
@@ -165,9 +165,11 @@ static int add_children(struct pid_list *list, pid_t pid)
 			char name[300];
 			snprintf(name, sizeof(name), "%s/children", entry->name);
 			cleanup_free char *text = NULL;
-			if (io_read_file_at(fd, name, &text, 1 << 22) < 0)
-				continue;
-			for (char *next = text, *end; !ret; next = end) {
+			ssize_t length = io_read_file_at(fd, name, &text, 1 << 22);
+			if (length == -ENOENT || length == -ESRCH)
+				continue; /* the thread has ended */
+			ret = length < 0 ? (int)length : 0;
+			for (char *next = text, *end; !ret && next; next = end) {
 				long child = strtol(next, &end, 10);
 				if (end == next)
 					break;
@@ -175,6 +177,8 @@ static int add_children(struct pid_list *list, pid_t pid)
 			}
 		}
 	}
+	if (!ret && got < 0)
+		ret = gone();
 	close(fd);
 	return ret;
 }
@@ -305,18 +309,20 @@ static ssize_t read_of_thread(pid_t pid, pid_t thread, const char *name, char *t
 	ssize_t got = fd < 0 ? -1 : read(fd, text, room - 1);
 
 	text[DP_MAX(got, 0)] = 0;
-	return got;
+	return got > 0 ? got : got == 0 ? -ESRCH : gone();
 }
 
 int proc_thread_call(pid_t pid, pid_t thread, long *call, uint64_t *run_ns)
 {
 	char text[256];
 
-	if (read_of_thread(pid, thread, "syscall", text, sizeof(text)) <= 0)
-		return -ESRCH;
+	ssize_t got = read_of_thread(pid, thread, "syscall", text, sizeof(text));
+	if (got < 0)
+		return (int)got;
 	*call = strncmp(text, "running", 7) ? strtol(text, NULL, 10) : PROC_RUNNING;
-	if (read_of_thread(pid, thread, "schedstat", text, sizeof(text)) <= 0)
-		return -ESRCH;
+	got = read_of_thread(pid, thread, "schedstat", text, sizeof(text));
+	if (got < 0)
+		return (int)got;
 	*run_ns = strtoull(text, NULL, 10);
 	return 0;
 }

@@ -56,7 +56,7 @@ bool proc_pidfd_has_ended(int pidfd);
 /* Minor faults of all threads so far. -ESRCH. */
 int proc_read_minor_faults(pid_t pid, uint64_t *faults);
 /* What a thread of the process is waiting in: the number of a system call, -1 for none, PROC_RUNNING where it runs or could; and
- * how long it has run in all. -ESRCH. */
+ * how long it has run in all. -ESRCH where it has ended, or -errno. */
 #define PROC_RUNNING (-2L)
 int proc_thread_call(pid_t pid, pid_t thread, long *call, uint64_t *run_ns);
 /* State letter of /proc/PID/stat ('R', 'S', 'Z', ...), or -errno. */

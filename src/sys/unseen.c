@@ -84,7 +84,8 @@ int unseen_writes(pid_t pid, char *why, size_t size)
 	if (!directory)
 		return errno == ENOENT ? -ESRCH : -errno;
 	const char *found = NULL;
-	for (struct dirent *entry; !found && (entry = readdir(directory));) {
+	int more = 0;
+	for (struct dirent *entry; !found && (more = io_next_entry(directory, &entry)) > 0;) {
 		ssize_t length = readlinkat(dirfd(directory), entry->d_name, target, sizeof(target) - 1);
 		if (length <= 0)
 			continue;
@@ -94,5 +95,5 @@ int unseen_writes(pid_t pid, char *why, size_t size)
 	closedir(directory);
 	if (found)
 		snprintf(why, size, "%s", found);
-	return found ? 1 : 0;
+	return found ? 1 : more == -ENOENT ? -ESRCH : more;
 }

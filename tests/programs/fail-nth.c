@@ -4,9 +4,13 @@
  * program: one that executes another (CRIU) is let go. All their calls are counted together. The Nth is not made, but for close,
  * and gives an error that suits it. It ends when the command does, with the command's exit code; processes that it left are let
  * go and run on.
+ * Calls of one *site* are those of one kind with the same functions of the program above them: the return addresses into its
+ * text that lie next on the stack, each behind a call instruction. `--sites` lists them with how often each was seen, `--site`
+ * makes the Kth call of one fail, whatever its number is this time.
  * Not counted: calls that cannot fail, and those with which things are undone (kill, unlink, rmdir, umount): what one of them
  * that failed leaves behind is no one's fault. */
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -15,9 +19,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/user.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -167,12 +173,127 @@ static struct {
 } pending;
 static pid_t command_pid;
 
+/* ---- sites ---- */
+
+#define SITE_FRAMES 6
+#define SITE_STACK_BYTES 4096
+#define SITES_MOST 8192
+
+static const char *sites_file;
+static uint64_t site_wanted, site_turn = 1; /* 0: by number */
+static const uint8_t *text; /* the program's file */
+static struct {
+	uint64_t site, seen, number;
+	const char *name;
+} sites[SITES_MOST];
+static size_t site_count;
+
+/* Where the program's first byte lies in this process; 0 where that cannot be seen. */
+static uint64_t program_base(pid_t pid)
+{
+	char path[64], line[512];
+	uint64_t base = 0, start, offset, inode;
+
+	snprintf(path, sizeof(path), "/proc/%d/maps", pid);
+	FILE *file = fopen(path, "re");
+
+	while (file && !base && fgets(line, sizeof(line), file))
+		if (sscanf(line, "%lx-%*x %*s %lx %*s %lu", &start, &offset, &inode) == 3 && inode == program.st_ino)
+			base = start - offset;
+	if (file)
+		fclose(file);
+	return base;
+}
+
+/* Is the instruction before it a call? */
+static bool is_return(uint64_t offset)
+{
+	if (offset < 8 || offset >= (uint64_t)program.st_size)
+		return false;
+	const uint8_t *at = text + offset;
+
+	return at[-5] == 0xe8 || (at[-2] == 0xff && (at[-1] & 0x38) == 0x10) || (at[-3] == 0xff && (at[-2] & 0x38) == 0x10) ||
+	       (at[-6] == 0xff && (at[-5] & 0x38) == 0x10);
+}
+
+static uint64_t mixed(uint64_t hash, uint64_t value)
+{
+	hash = (hash ^ value) * 0x9e3779b97f4a7c15u;
+	return hash ^ hash >> 29;
+}
+
+static uint64_t site_of(pid_t pid, long number)
+{
+	uint64_t stack[SITE_STACK_BYTES / 8], hash = mixed(1, (uint64_t)number);
+	uint64_t base = program_base(pid), top = (uint64_t)ptrace(PTRACE_PEEKUSER, pid, offsetof(struct user_regs_struct, rsp), 0);
+	ssize_t got = -1;
+
+	/* near its end a stack is shorter */
+	for (size_t bytes = sizeof(stack); got < 0 && bytes >= 256; bytes /= 2)
+		got = process_vm_readv(pid, &(struct iovec){ stack, bytes }, 1, &(struct iovec){ (void *)top, bytes }, 1, 0);
+	for (ssize_t i = 0, frames = 0; base && i < got / 8 && frames < SITE_FRAMES; i++)
+		if (stack[i] > base && is_return(stack[i] - base)) {
+			hash = mixed(hash, stack[i] - base);
+			frames++;
+		}
+	return hash ? hash : 1;
+}
+
+/* How often this site was seen, with this time. */
+static uint64_t note_site(uint64_t site, const char *name)
+{
+	size_t i = 0;
+
+	while (i < site_count && sites[i].site != site)
+		i++;
+	if (i == SITES_MOST)
+		return 0;
+	if (i == site_count) {
+		site_count++;
+		sites[i].site = site;
+		sites[i].number = counted;
+		sites[i].name = name;
+	}
+	return ++sites[i].seen;
+}
+
+static void list_sites(void)
+{
+	FILE *file = sites_file ? fopen(sites_file, "we") : NULL;
+
+	for (size_t i = 0; file && i < site_count; i++)
+		fprintf(file, "%016lx %lu %lu %s\n", sites[i].site, sites[i].seen, sites[i].number, sites[i].name);
+	if (file)
+		fclose(file);
+}
+
+static bool map_text(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return false;
+	text = mmap(NULL, (size_t)program.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+	close(fd);
+	return text != MAP_FAILED;
+}
+
+/* ---- calls ---- */
+
 static bool is_counted(long number)
 {
 	for (size_t i = 0; i < sizeof(not_counted) / sizeof(*not_counted); i++)
 		if (not_counted[i] == number)
 			return false;
 	return true;
+}
+
+static const char *name_of(long number)
+{
+	for (size_t i = 0; i < sizeof(calls) / sizeof(*calls); i++)
+		if (calls[i].number == number)
+			return calls[i].name;
+	return "other";
 }
 
 static int error_of(long number, char *name, size_t size)
@@ -230,8 +351,18 @@ static void describe(pid_t pid, uint64_t first_argument)
 
 static void at_entry(pid_t pid, long number, uint64_t first_argument)
 {
-	if (!is_counted(number) || ++counted != nth)
+	if (!is_counted(number))
 		return;
+	counted++;
+	if (text) {
+		uint64_t site = site_of(pid, number), seen = note_site(site, name_of(number));
+
+		if (!site_wanted || failed_pid || site != site_wanted || seen != site_turn)
+			return;
+		nth = counted;
+	} else if (counted != nth) {
+		return;
+	}
 	int error = error_of(number, failed_name, sizeof(failed_name));
 
 	failed_pid = pid;
@@ -296,6 +427,7 @@ static int trace(pid_t command)
 		} else if (pid == command) {
 			if (!failed_pid)
 				report();
+			list_sites();
 			return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 		}
 	}
@@ -338,6 +470,8 @@ static bool parse_options(int argc, char **argv)
 	static const struct option names[] = { { "nth", 1, NULL, 'n' },
 					       { "errno", 1, NULL, 'e' },
 					       { "report", 1, NULL, 'r' },
+					       { "sites", 1, NULL, 's' },
+					       { "site", 1, NULL, 'S' },
 					       { "help", 0, NULL, 'h' },
 					       { NULL, 0, NULL, 0 } };
 	int option;
@@ -347,13 +481,20 @@ static bool parse_options(int argc, char **argv)
 		case 'n': nth = strtoull(optarg, NULL, 10); break;
 		case 'e': error_wanted = atoi(optarg); break;
 		case 'r': report_file = optarg; break;
+		case 's': sites_file = optarg; break;
+		case 'S':
+			if (sscanf(optarg, "%lx:%lu", &site_wanted, &site_turn) < 1)
+				return false;
+			break;
 		case 'h':
-			printf("usage: fail-nth [--nth N] [--errno NUMBER] [--report FILE] /PROGRAM ARGUMENT...\n"
-			       "FILE gets `failed N CALL in PID`, or `only COUNT` where there were fewer calls.\n");
+			printf("usage: fail-nth [--nth N | --site SITE[:K]] [--errno NUMBER] [--report FILE] [--sites FILE]\n"
+			       "                /PROGRAM ARGUMENT...\n"
+			       "The report is `failed N CALL in PID`, or `only COUNT` where there were fewer calls; sites are listed as\n"
+			       "`SITE TIMES-SEEN FIRST-NUMBER CALL`.\n");
 			exit(0);
 		default: return false;
 		}
-	return optind < argc && stat(argv[optind], &program) == 0;
+	return optind < argc && stat(argv[optind], &program) == 0 && ((!sites_file && !site_wanted) || map_text(argv[optind]));
 }
 
 int main(int argc, char **argv)
