@@ -59,8 +59,8 @@ ssize_t io_read_file_at(int directory_fd, const char *path, char **content, size
 /* Creates or replaces a file with the content; not atomic, not synced. */
 int io_write_file(const char *path, const void *content, size_t bytes, mode_t mode);
 
-/* readdir that tells an end from a failure: 1 with the next entry, 0 at the end, -errno. A list that is taken for whole when it is
- * not loses what it lacks. */
+/* readdir that tells an end from a failure: 1 with the next entry, 0 at the end, -errno. A list that is taken for whole when it
+ * is not loses what it lacks. */
 struct dirent;
 int io_next_entry(void *directory, struct dirent **entry);
 

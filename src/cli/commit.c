@@ -10,6 +10,7 @@
 #include "base/base.h"
 #include "base/log.h"
 #include "checkpoint/commit_loop.h"
+#include "checkpoint/through.h"
 #include "cli/cli.h"
 #include "cli/commands.h"
 #include "cli/commit_line.h"
@@ -24,13 +25,35 @@ static const char usage[] =
 	"  --keep N           states of this instance that stay in the pool (default 2)\n"
 	"  --every TIME       go on, one commit each TIME, such as 5s, until the instance has ended (`restore --propagate back:TIME`\n"
 	"                     does that by itself)\n"
+	"  --through          no commits: see to it that each write is in the pool before the instance goes on, until it has ended\n"
+	"                     (`restore --propagate through` does that by itself)\n"
 	"  --rate RATE        push at most RATE bytes a second ahead of the commit, such as 100M (default: no limit)\n"
 	"  --criu-option=OPT  a further option for `criu dump`; those that the snapshot was made with are used anyway\n"
 	"  --json             one object for each commit\n"
 	"  --root DIRECTORY   registry of instances (default $DISTRI_PROC_ROOT or /run/distri-proc)\n"
 	"  -v, --verbose      a detailed log of CRIU, if it fails\n";
 
-static const struct option options[] = { COMMIT_OPTIONS, { 0 } };
+enum { OPTION_THROUGH = COMMIT_OWN_OPTIONS };
+
+static const struct option options[] = { COMMIT_OPTIONS, { "through", no_argument, NULL, OPTION_THROUGH }, { 0 } };
+
+static volatile bool stop;
+
+static void on_signal(int number)
+{
+	(void)number;
+	stop = true;
+}
+
+static int run_through(const struct commit_settings *settings)
+{
+	static const int numbers[] = { SIGINT, SIGTERM, SIGHUP };
+	struct dp_err err = { "" };
+	for (size_t i = 0; i < ARRAY_LENGTH(numbers); i++)
+		sigaction(numbers[i], &(const struct sigaction){ .sa_handler = on_signal }, NULL);
+	int ret = through_run(settings->commit.registry, settings->commit.instance, &stop, &err);
+	return ret < 0 ? cli_print_error(ret, &err, settings->line.json) : EXIT_OK;
+}
 
 static int run(struct commit_settings *settings)
 {
@@ -56,8 +79,12 @@ int cmd_commit(int argc, char **argv)
 	struct commit_settings settings = { .commit = { .registry = instance_root(NULL), .keep = 2 }, .line.verb = "committed" };
 	int code = 0;
 	settings.commit.criu_arguments = settings.criu_arguments;
+	bool through = false;
 	for (int option; !code && !settings.help && (option = getopt_long(argc, argv, "vh", options, NULL)) != -1;)
-		code = commit_line_option(&settings, argv[0], option);
+		if (option == OPTION_THROUGH)
+			through = true;
+		else
+			code = commit_line_option(&settings, argv[0], option);
 	if (settings.help && !code)
 		return fputs(usage, stdout), EXIT_OK;
 	if (code)
@@ -65,5 +92,5 @@ int cmd_commit(int argc, char **argv)
 	if (argc - optind != 1)
 		return cli_usage_error(argv[0], "which instance? Give one; `distri-proc ps` lists them");
 	settings.commit.instance = argv[optind];
-	return run(&settings);
+	return through ? run_through(&settings) : run(&settings);
 }

@@ -321,7 +321,8 @@ static int serve_pool(const struct serve *serve, struct dp_err *err)
 	struct pool *pool = NULL;
 	struct server *server = NULL;
 	bool ready = false;
-	/* pagers wait for it, and trees for them; on a host that it shares it is as urgent as they. Without the right to, it works on */
+	/* pagers wait for it, and trees for them; on a host that it shares it is as urgent as they. Without the right to, it
+	 * works on */
 	setpriority(PRIO_PROCESS, 0, SERVER_NICE);
 	int result = give_up_most(err);
 

@@ -59,7 +59,8 @@ static const char common_usage[] =
 	"                             there before the first instruction runs (working-set)\n"
 	"  --record[=yes|no]          note the order in which pages are wanted and store it with the snapshot (default: where none is)\n"
 	"  --propagate MODE           when changed pages go to the pool: evict (default), as they leave local memory; back:INTERVAL, such\n"
-	"                             as back:5s: each interval the whole state is committed, as `distri-proc commit` does\n"
+	"                             as back:5s: each interval the whole state is committed, as `distri-proc commit` does; through:\n"
+	"                             before the process goes on (slow)\n"
 	"  --last-commit              go on from the newest commit of an instance (id or name) or of a snapshot's instances; without\n"
 	"                             POOL, the one that this host noted. TCP connections in it are closed, unless --tcp-established\n"
 	"  --latest                   the same from the newest complete state of `distri-proc protect`, by its NAME too\n"
@@ -342,18 +343,15 @@ static int take_prefetch(struct settings *settings)
 
 static int take_propagate(struct settings *settings)
 {
+	settings->restore.commit_interval_ns = 0;
 	if (!strcmp(optarg, "evict"))
-		settings->restore.commit_interval_ns = 0;
+		;
 	else if (!strncmp(optarg, "back:", 5))
 		return commit_line_interval(settings->command, "--propagate back:", optarg + 5,
 					    &settings->restore.commit_interval_ns);
-	else if (!strcmp(optarg, "through"))
-		return cli_usage_error(
-			settings->command,
-			"--propagate through cannot be had: the kernel tells of a write before it is made, and not "
-			"by which thread, so what was written cannot be sent before the process goes on; back:100ms is the nearest");
-	else
-		return cli_usage_error(settings->command, "--propagate takes evict or back:INTERVAL, such as back:5s");
+	else if (strcmp(optarg, "through"))
+		return cli_usage_error(settings->command, "--propagate takes evict, back:INTERVAL, such as back:5s, or through");
+	settings->restore.through = !strcmp(optarg, "through");
 	return 0;
 }
 

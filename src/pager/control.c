@@ -181,6 +181,7 @@ static void thaw(struct tree *tree)
 void control_init(struct tree *tree)
 {
 	tree->freezer = -1;
+	through_init(tree);
 	for (unsigned i = 0; i < CONTROL_PEERS; i++)
 		tree->control[i] = (struct control_peer){ .fd = -1, .handle.kind = HANDLE_CONTROL };
 }
@@ -303,7 +304,7 @@ static void serve_request(struct tree *tree, struct control_peer *peer, const ch
 		serve_heat(tree, peer, first, second);
 	} else if (!strcmp(request, "pools")) {
 		serve_pools(tree, peer);
-	} else if (!propagate_serve(tree, peer, request)) {
+	} else if (!propagate_serve(tree, peer, request) && !through_serve(tree, peer, request)) {
 		answer(peer, "unknown request");
 	}
 }
@@ -319,6 +320,7 @@ void control_serve(struct tree *tree, const struct handle *handle)
 		if (tree->freezer == peer - tree->control)
 			thaw(tree);
 		propagate_peer_gone(tree, peer);
+		through_peer_gone(tree, peer);
 		close(peer->fd);
 		peer->fd = -1;
 		return;
@@ -341,7 +343,7 @@ static void refuse_damaged(struct tree *tree, uint64_t pages)
 
 void control_work(struct tree *tree)
 {
-	bool ready = !tree->propagation.under_way;
+	bool ready = !tree->propagation.under_way && !through_is_busy(tree, NULL);
 	if (!tree->running)
 		return;
 	if (tree->export_owed_ns) {

@@ -181,6 +181,8 @@ static void on_fork(struct space *space, int uffd)
 	child->doubt_all = true; /* it may lack areas of its parent (MADV_DONTFORK) */
 	child->known_size_pages = 0; /* its areas are looked at as soon as its pid is known */
 	child->shared = space->shared = true;
+	child->protects = space->protects; /* the kernel passes on what is protected, and what is not */
+	child->unprotected = through_is_busy(tree, space);
 	child->saved->doubt_all = 1;
 	recover_save_space(space);
 	recover_space_complete(child, recover_event(tree));

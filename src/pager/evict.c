@@ -490,7 +490,7 @@ bool evict_work(struct tree *tree)
 	uint64_t excess = residency_excess(&tree->budget, used);
 	for (struct space *space = tree->spaces; space && !tree->failure; space = space->next) {
 		uint64_t mine = space->table.counts[PAGE_LOCAL] + space->staging.present;
-		if (!can_evict(space, now) || mine < 32 || mine < local / 64)
+		if (!can_evict(space, now) || through_is_busy(tree, space) || mine < 32 || mine < local / 64)
 			continue;
 		if (space->warden.state == WARDEN_ABSENT)
 			bring_warden(space, now);

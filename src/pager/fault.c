@@ -63,7 +63,7 @@ static void serve_staged(struct space *space, uint64_t pgno, uint32_t page, bool
 		return;
 	}
 	int error;
-	if (uffd_copy(space->uffd, pgno << PAGE_SHIFT, tree->buffer, PAGE_BYTES, &error) != PAGE_BYTES && error != -EEXIST) {
+	if (uffd_copy(space->uffd, pgno << PAGE_SHIFT, tree->buffer, PAGE_BYTES, space->protects, &error) != PAGE_BYTES && error != -EEXIST) {
 		if (error == -ESRCH)
 			space_lost(space);
 		else if (error == -EAGAIN)
@@ -152,7 +152,11 @@ void fault_read(struct space *space)
 	recover_read_end(space->tree);
 	awake_note(&space->tree->awake, now);
 	for (size_t i = 0; i < count && !space->closed; i++)
-		if (messages[i].event == UFFD_EVENT_PAGEFAULT)
+		if (messages[i].event != UFFD_EVENT_PAGEFAULT)
+			continue;
+		else if (messages[i].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP)
+			through_fault(space, messages[i].arg.pagefault.address >> PAGE_SHIFT);
+		else
 			fault_serve(space, messages[i].arg.pagefault.address,
 				    messages[i].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE, now);
 }

@@ -167,6 +167,8 @@ static void end_of_handover(struct tree *tree)
 		return;
 	}
 	tree->running = true;
+	for (struct space *space = tree->spaces; space; space = space->next)
+		through_protect(space);
 	bool far = !tree->budget.budget_pages || tree_used_pages(tree) < tree->budget.budget_pages / 2;
 	tree->next_watch_ns = clock_now_ns() + (far ? FIRST_WATCH_NS : FIRST_WATCH_FULL_NS);
 	log_info("%zu tasks restored, running", tree->announced);

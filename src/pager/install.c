@@ -66,7 +66,7 @@ enum install_result install_pages(struct space *space, uint64_t pgno, const void
 		int error;
 		uint64_t count = DP_MIN(limit, pages - done);
 		uint64_t bytes = uffd_copy(space->uffd, (pgno + done) << PAGE_SHIFT, from + done * PAGE_BYTES, count * PAGE_BYTES,
-					   &error);
+					   space->protects, &error);
 		for (uint64_t i = 0; i < bytes / PAGE_BYTES; i++)
 			made_local(space, pgno + done + i, from + (done + i) * PAGE_BYTES, flags);
 		done += bytes / PAGE_BYTES;
@@ -99,10 +99,12 @@ enum install_result install_pages(struct space *space, uint64_t pgno, const void
 
 enum install_result install_zeros(struct space *space, uint64_t pgno, uint64_t pages, bool write)
 {
-	/* A write gets a page of its own at once; a read gets the shared zero page, which the first write replaces. */
+	/* A write gets a page of its own at once; a read gets the shared zero page, which the first write replaces, and of which
+	 * nobody hears: it cannot be protected. */
 	int error;
 	uint64_t bytes = pages * PAGE_BYTES;
-	uint64_t done = write ? uffd_copy(space->uffd, pgno << PAGE_SHIFT, space->tree->zero_page, bytes, &error)
+	bool through = space->protects;
+	uint64_t done = write || through ? uffd_copy(space->uffd, pgno << PAGE_SHIFT, space->tree->zero_page, bytes, through, &error)
 			      : uffd_zero(space->uffd, pgno << PAGE_SHIFT, bytes, &error);
 	for (uint64_t i = 0; i < done / PAGE_BYTES; i++)
 		made_local(space, pgno + i, NULL, 0);

@@ -278,6 +278,7 @@ static void serve(struct tree *tree)
 		install_parked(tree);
 		more = evict_work(tree);
 		ahead_work(tree);
+		through_work(tree);
 		if (tree->freezing)
 			control_work(tree);
 		uint64_t until_fill = migrate_work(tree);

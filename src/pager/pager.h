@@ -33,6 +33,7 @@ struct pager_config {
 	size_t pool_uri_count;
 	const char *stats_path;   /* file of struct pager_stats, or NULL */
 	uint64_t budget_bytes;    /* 0: no budget, nothing is ever evicted */
+	bool through;             /* writes are in the source before the process goes on, with a tracer's help (through.h) */
 	bool follow_cgroup;       /* the budget is what the tree's control group may have (limit.h) */
 	bool fill;                /* fetch everything in the background; without a budget the pager ends when all is local */
 	uint64_t fill_rate_bytes; /* a second, at most; 0: no limit */

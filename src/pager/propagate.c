@@ -149,7 +149,8 @@ static void serve_push(struct tree *tree, const struct control_peer *peer)
 {
 	struct propagation *propagation = &tree->propagation;
 	struct page_range ranges[PUSH_PAGES];
-	if (!propagation->window || propagation->under_way || tree->freezer >= 0) {
+	if (!propagation->window || propagation->under_way ||
+	    (tree->freezer >= 0 && !through_is_busy(tree, NULL))) {
 		control_answer(peer, propagation->window ? "again" : "no window");
 		return;
 	}

@@ -11,7 +11,8 @@
  * is the page's when it leaves (or, in a checkpoint, that of what CRIU sends of it), so content that was already stale when it
  * was pushed does no harm; G2 a pushed page counts as a copy only after the pool's acknowledgement, and not if the range was
  * given up or moved meanwhile; G3 nothing is pushed while a checkpoint has the tree frozen, and the freeze waits for the push
- * under way (and for a session of through.h): what a snapshot inherits does not change under it; G4 one push is under way at a time.
+ * under way (and for a session of through.h): what a snapshot inherits does not change under it; G4 one push is under way at a
+ * time.
  * Client side: calls block; one thread per connection. Server side: the fault thread; a piece costs some ten microseconds. */
 #ifndef DP_PAGER_PROPAGATE_H
 #define DP_PAGER_PROPAGATE_H

@@ -232,6 +232,7 @@ void space_free(struct space *space)
 	table_done(&space->table);
 	staging_done(&space->staging);
 	rangeset_done(&space->registered);
+	rangeset_done(&space->left_open);
 	rangeset_done(&space->wipe);
 	recover_space_done(space);
 	free(space);

@@ -414,6 +414,9 @@ void takeover_spaces(struct tree *tree)
 	lost_inherit(tree);
 	for (struct space *space = tree->spaces; space; space = space->next)
 		if (!space->closed)
+			through_protect(space); /* what was open then */
+	for (struct space *space = tree->spaces; space; space = space->next)
+		if (!space->closed)
 			uffd_wake(space->uffd, LOWEST_ADDRESS, HIGHEST_ADDRESS - LOWEST_ADDRESS); /* R12 */
 	log_warn("a pager died and was followed by this one within %lu us; nothing was lost", (clock_now_ns() - began_ns) / 1000);
 }

@@ -48,6 +48,7 @@
 #include "pager/recover.h"
 #include "pager/source.h"
 #include "pager/table.h"
+#include "pager/through.h"
 #include "pager/warden.h"
 #include "prefetch/prefetch.h"
 #include "residency/residency.h"
@@ -156,6 +157,8 @@ struct space {
 	uint32_t unshare_count, again_count; /* pages to be made exclusive; pages that were, to be moved next */
 	uint32_t unshare_page[MOVE_PAGES], again_page[MOVE_PAGES];
 	bool second_try;            /* the batch under way is of again_page */
+	struct rangeset left_open;  /* bytes: pages that stay writable all the same */
+	bool protects, unprotected; /* its areas are, or some still have to be, protected from writing (through.h) */
 	bool stuck;                 /* slots of staging are, and wait for staging_take_back */
 	uint64_t zero_next, zero_window; /* where a growing process is expected next, and how many pages it gets there */
 	uint64_t fill_at;           /* background transfer: goes on at this page, */
@@ -242,6 +245,7 @@ struct tree {
 	struct migration migration;
 	struct lost lost;
 	struct propagation propagation;
+	struct through through;
 	struct record record;
 	struct heat_sweep heat;
 	struct awake awake;

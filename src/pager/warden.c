@@ -291,7 +291,7 @@ static int inject_warden(struct warden *warden, pid_t target, int uffd, uint64_t
 	bool fresh = !warden->staging;
 	int ret = map_areas(warden, target, staging_bytes);
 	if (!ret && fresh)
-		ret = uffd_register(uffd, warden->staging, staging_bytes);
+		ret = uffd_register(uffd, warden->staging, staging_bytes, false);
 	if (ret)
 		return ret;
 	uint64_t stack_top = warden->area + warden->area_bytes - 64;

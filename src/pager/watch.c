@@ -156,6 +156,7 @@ static int take_area(struct space *space, struct range area)
 	if (!ret)
 		ret = rangeset_add(&space->registered, area.start, area.end);
 	recover_save_ranges(space, SAVED_REGISTERED);
+	through_protect_area(space, area.start, area.end);
 	if (!watch_reconcile(space, area.start, area.end, false))
 		doubt_note(space, area.start, area.end, false);
 	space->tree->stats->areas_found++;
@@ -169,7 +170,7 @@ static void find_areas(struct space *space, uint64_t now)
 	int ret = proc_each_area(space->thread, note_area, &search);
 	for (size_t i = 0; !ret && i < search.fresh.count; i++) /* refused: gone again, or of a kind that cannot be watched */
 		uffd_register(space->uffd, search.fresh.ranges[i].start,
-			      search.fresh.ranges[i].end - search.fresh.ranges[i].start);
+			      search.fresh.ranges[i].end - search.fresh.ranges[i].start, space->tree->config->through);
 	if (!ret && search.fresh.count)
 		ret = proc_each_area(space->thread, prove_area, &search);
 	for (size_t i = 0; !ret && i < search.watched.count; i++)

@@ -11,20 +11,24 @@
 
 #define AGAIN_NS 1000000000u /* after a failure */
 
+bool committer_is_needed(const struct restore_options *options)
+{
+	return options->commit_interval_ns || options->through;
+}
+
 void committer_wanted(struct committer_process *committer, const struct restore_options *options)
 {
-	if (options->commit_interval_ns && !committer->pid)
+	if (committer_is_needed(options) && !committer->pid)
 		committer->start_at_ns = clock_now_ns();
 }
 
 static void start(struct committer_process *committer, const struct restore_options *options, const struct instance *instance)
 {
-	char interval[32], root[PATH_MAX];
-	snprintf(interval, sizeof(interval), "%llums", (unsigned long long)(options->commit_interval_ns / 1000000u));
+	char how[40], root[PATH_MAX];
 	snprintf(root, sizeof(root), "%s", options->root);
-	char *const arguments[] = { "distri-proc", "commit", "--every", interval,
-				    "--root",	   root,     "--",	(char *)(uintptr_t)instance->id,
-				    NULL };
+	snprintf(how, sizeof(how), options->through ? "--through" : "--every=%llums",
+		 (unsigned long long)(options->commit_interval_ns / 1000000u));
+	char *const arguments[] = { "distri-proc", "commit", how, "--root", root, "--", (char *)(uintptr_t)instance->id, NULL };
 	pid_t pid = fork();
 	if (pid == 0) {
 		sigset_t none;

@@ -1,6 +1,6 @@
 /* committer: the process that `restore --propagate back:INTERVAL` keeps beside an instance: `distri-proc commit --every
- * INTERVAL`, a child of the supervisor. It ends by itself when the tree does, also where the supervisor was killed; one that
- * failed is started again.
+ * INTERVAL`, or with `through`: `distri-proc commit --through`, a child of the supervisor. It ends by itself when the tree does,
+ * also where the supervisor was killed; one that failed is started again.
  * Thread rule: the supervisor's one thread; forks. */
 #ifndef DP_RESTORE_COMMITTER_H
 #define DP_RESTORE_COMMITTER_H
@@ -17,6 +17,7 @@ struct committer_process {
 	uint64_t start_at_ns; /* 0: none is to be started */
 };
 
+bool committer_is_needed(const struct restore_options *options);
 /* The tree runs: one is to be started, if the options ask for it. */
 void committer_wanted(struct committer_process *committer, const struct restore_options *options);
 /* Starts it if it is time. Returns ms until then, -1: never. */

@@ -70,6 +70,7 @@ struct restore_options {
 	bool working_set;               /* what an earlier run recorded is there before the tree is resumed */
 	enum restore_record record;     /* the order in which this run wants its pages, stored with the snapshot */
 	uint64_t commit_interval_ns;    /* from one commit to the next; 0: pages go to the pool only when they leave */
+	bool through;                   /* each write is in the pool before the process goes on (pager/through.h) */
 	bool shell_job;                 /* --shell-job is among criu_arguments */
 	/* NULL, or where `endpoint` points to, and of it only the name is known yet: the supervisor and CRIU are started all the
 	 * same, and `await` is called, once, to fill in the rest, or to fail. It may block. */

@@ -39,7 +39,7 @@ bool spares_fit(const struct restore_options *options)
 char *spares_text(const struct restore_options *options)
 {
 	char pool[1400];
-	char *text = format_text("%s\n%s\n%s\n%s\n%s\n%d %d %d %llu %d %d %llu %d %d %d %d %llu\n",
+	char *text = format_text("%s\n%s\n%s\n%s\n%s\n%d %d %d %llu %d %d %llu %d %d %d %d %llu %d\n",
 				 endpoint_pool_text(options->endpoint, pool, sizeof(pool)), options->endpoint->name,
 				 options->local_memory ? options->local_memory : "",
 				 options->remote_memory ? options->remote_memory : "", options->network ? options->network : "",
@@ -47,7 +47,7 @@ char *spares_text(const struct restore_options *options)
 				 (unsigned long long)options->stall_timeout_ns, (int)options->on_lost, options->migrate,
 				 (unsigned long long)options->migrate_rate_bytes, options->may_sleep,
 				 (int)options->prefetch_policy, options->working_set, (int)options->record,
-				 (unsigned long long)options->commit_interval_ns);
+				 (unsigned long long)options->commit_interval_ns, options->through);
 	for (size_t i = 0; text && i < options->pool_count + options->criu_argument_count; i++) {
 		const char *more = i < options->pool_count ? endpoint_pool_text(&options->pools[i], pool, sizeof(pool))
 							   : options->criu_arguments[i - options->pool_count];

@@ -323,7 +323,7 @@ static void tree_runs(struct supervisor *supervisor, const struct init_message *
 	drop_page_images(instance);
 	/* From here on we only fork pagers; but the committer is a program, and needs all that a checkpoint needs, and so is a
 	 * pool. */
-	if (!supervisor->plan->options->commit_interval_ns && !pool_starter_is_needed(supervisor->plan->options))
+	if (!committer_is_needed(supervisor->plan->options) && !pool_starter_is_needed(supervisor->plan->options))
 		enter_sandbox(instance);
 }
 

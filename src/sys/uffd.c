@@ -5,12 +5,13 @@
 
 #include "base/base.h"
 
-uint64_t uffd_copy(int uffd, uint64_t to, const void *from, uint64_t bytes, int *error)
+uint64_t uffd_copy(int uffd, uint64_t to, const void *from, uint64_t bytes, bool protect, int *error)
 {
 	uint64_t done = 0;
 	*error = 0;
 	while (done < bytes) {
-		struct uffdio_copy copy = { .dst = to + done, .src = (uint64_t)(uintptr_t)from + done, .len = bytes - done };
+		struct uffdio_copy copy = { .dst = to + done, .src = (uint64_t)(uintptr_t)from + done, .len = bytes - done,
+					    .mode = protect ? UFFDIO_COPY_MODE_WP : 0 };
 		if (!ioctl(uffd, UFFDIO_COPY, &copy))
 			return bytes;
 		int failure = errno;
@@ -54,10 +55,18 @@ int uffd_wake(int uffd, uint64_t start, uint64_t bytes)
 	return ioctl(uffd, UFFDIO_WAKE, &range) ? -errno : 0;
 }
 
-int uffd_register(int uffd, uint64_t start, uint64_t bytes)
+int uffd_register(int uffd, uint64_t start, uint64_t bytes, bool protects)
 {
-	struct uffdio_register area = { .range = { .start = start, .len = bytes }, .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffdio_register area = { .range = { .start = start, .len = bytes },
+					.mode = UFFDIO_REGISTER_MODE_MISSING | (protects ? UFFDIO_REGISTER_MODE_WP : 0) };
 	return ioctl(uffd, UFFDIO_REGISTER, &area) ? -errno : 0;
+}
+
+int uffd_protect(int uffd, uint64_t start, uint64_t bytes, bool protect)
+{
+	struct uffdio_writeprotect area = { .range = { .start = start, .len = bytes },
+					    .mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0 };
+	return ioctl(uffd, UFFDIO_WRITEPROTECT, &area) ? -errno : 0;
 }
 
 int uffd_unregister(int uffd, uint64_t start, uint64_t bytes)

@@ -323,7 +323,7 @@ static void hand_over(int socket_fd)
 		_exit(7);
 	mmap((void *)BASE, (uint64_t)PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE,
 	     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-	if (uffd_register(uffd, BASE, (uint64_t)PAGES * PAGE_BYTES))
+	if (uffd_register(uffd, BASE, (uint64_t)PAGES * PAGE_BYTES, false))
 		_exit(8);
 	int32_t pid = 4711, finished = 0x52535446;
 	char byte = 0;
