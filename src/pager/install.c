@@ -103,9 +103,11 @@ enum install_result install_zeros(struct space *space, uint64_t pgno, uint64_t p
 	 * nobody hears: it cannot be protected. */
 	int error;
 	uint64_t bytes = pages * PAGE_BYTES;
-	bool through = space->protects;
-	uint64_t done = write || through ? uffd_copy(space->uffd, pgno << PAGE_SHIFT, space->tree->zero_page, bytes, through, &error)
-			      : uffd_zero(space->uffd, pgno << PAGE_SHIFT, bytes, &error);
+	uint64_t done;
+	if (write || space->protects)
+		done = uffd_copy(space->uffd, pgno << PAGE_SHIFT, space->tree->zero_page, bytes, space->protects, &error);
+	else
+		done = uffd_zero(space->uffd, pgno << PAGE_SHIFT, bytes, &error);
 	for (uint64_t i = 0; i < done / PAGE_BYTES; i++)
 		made_local(space, pgno + i, NULL, 0);
 	space->tree->stats->zero_filled_pages += done / PAGE_BYTES;
