@@ -15,12 +15,15 @@
 #include "instance/process.h"
 #include "migrate/ferry_container.h"
 #include "restore/container.h"
+#include "restore/processes.h"
 #include "restore/restore.h"
+#include "sys/proc.h"
 
 #define LOG_LIMIT_BYTES (4u << 20)
 #define COPY_BYTES 65536u
 #define ARGUMENTS_MOST 40u
 #define GONE_MS 10000
+#define END_CRIU_MS 50 /* then again what has come meanwhile */
 
 /* ---- before ---- */
 
@@ -196,8 +199,10 @@ static pid_t start_runtime(char **argv, int write_fd)
 }
 
 /* Its last words, which are the runtime's or the container's. */
-static int say_why(const struct output *output, const char *program, struct dp_err *err)
+static int say_why(const struct output *output, const char *program, int status, struct dp_err *err)
 {
+	if (WIFSIGNALED(status))
+		return dp_fail(err, EIO, "%s was killed by signal %d before the container ran", program, WTERMSIG(status));
 	char text[400] = "";
 	cleanup_fd int fd = open(output->path, O_RDONLY | O_CLOEXEC);
 	struct stat info;
@@ -209,17 +214,32 @@ static int say_why(const struct output *output, const char *program, struct dp_e
 	return dp_fail(err, EIO, "%s could not restore it: %s (%s)", program, line ? line + 1 : text, output->path);
 }
 
-/* Until the runtime has ended; 0 where it was content. What the container writes goes on meanwhile. */
-static int await_runtime(pid_t runtime, struct output *output, const char *program, struct dp_err *err)
+/* CRIU and what it has made so far, which may wait for pages that will never come: then the runtime cleans up. */
+static void end_criu(pid_t runtime)
+{
+	cleanup_free pid_t *pids = NULL;
+	ssize_t count = proc_tree(runtime, &pids);
+	for (ssize_t i = 1; i < count; i++)
+		kill(pids[i], SIGKILL);
+}
+
+/* Until the runtime has ended; 0 where it was content. What the container writes goes on meanwhile. The ferry is gone, or wants
+ * no more of it, when order_fd hangs up. */
+static int await_runtime(pid_t runtime, int order_fd, struct output *output, const char *program, struct dp_err *err)
 {
 	int status = -1;
 	cleanup_fd int pidfd = pidfd_open(runtime, 0);
-	struct pollfd polls[] = { { .fd = pidfd, .events = POLLIN }, { .fd = output->pipe_fd, .events = POLLIN } };
+	struct pollfd polls[] = { { .fd = pidfd, .events = POLLIN }, { .fd = output->pipe_fd, .events = POLLIN },
+				  { .fd = order_fd, .events = POLLIN } };
 	while (runtime > 0 && pidfd >= 0 && !polls[0].revents) {
-		poll(polls, ARRAY_LENGTH(polls), -1);
+		poll(polls, ARRAY_LENGTH(polls), polls[2].fd < 0 ? END_CRIU_MS : -1);
 		if (polls[1].revents) {
 			copy_output(output);
 			polls[1].fd = output->pipe_fd;
+		}
+		if (polls[2].revents || polls[2].fd < 0) {
+			polls[2] = (struct pollfd){ .fd = -1 };
+			end_criu(runtime);
 		}
 	}
 	while (runtime > 0 && waitpid(runtime, &status, 0) < 0 && errno == EINTR)
@@ -229,7 +249,8 @@ static int await_runtime(pid_t runtime, struct output *output, const char *progr
 	struct pollfd rest = { .fd = output->pipe_fd, .events = POLLIN };
 	while (output->pipe_fd >= 0 && poll(&rest, 1, 0) > 0)
 		copy_output(output);
-	return say_why(output, program, err);
+	kill_descendants(0); /* of a runtime that was killed */
+	return say_why(output, program, status, err);
 }
 
 /* We are its parent, the runtime having left it to us. */
@@ -271,7 +292,7 @@ int container_in_restore(struct in *in, struct restore_options *options, void (*
 	pid_t runtime = start_runtime(argv, write_fd);
 	dp_close_fd(&write_fd);
 	write_fd = -1;
-	ret = await_runtime(runtime, &output, argv[0], err);
+	ret = await_runtime(runtime, in->order_fd, &output, argv[0], err);
 	if (!ret)
 		ret = instance_load(options->root, instance.id, &instance, err);
 	if (ret)

@@ -21,6 +21,7 @@
 #define TURN_MS 20
 #define AHEAD_NS UINT64_C(86400000000000)
 #define RETRY_NS UINT64_C(100000000)
+#define RESTORER_MS 20000 /* for it to leave nothing behind */
 #define ADOPT_MS 20000 /* for a tree whose ferry died while it was restored */
 
 static void tell(struct in *in, json_object *event)
@@ -53,13 +54,34 @@ static int tell_failed(struct in *in, int ret)
 
 /* ---- the place, carried out ---- */
 
+/* Its supervisor ends what there is of a tree. That of a container sees to its runtime first, which cleans up. */
+static void end_restorer(struct in *in)
+{
+	if (in->container) {
+		dp_close_fd(&in->order_fd);
+		in->order_fd = -1;
+	} else {
+		kill(in->restorer, SIGKILL);
+	}
+}
+
+static void reap_restorer(struct in *in)
+{
+	end_restorer(in);
+	cleanup_fd int pidfd = pidfd_open(in->restorer, 0);
+	struct pollfd ended = { .fd = pidfd, .events = POLLIN };
+	if (pidfd < 0 || poll(&ended, 1, RESTORER_MS) <= 0)
+		kill(in->restorer, SIGKILL);
+	waitpid(in->restorer, NULL, 0);
+}
+
 static void kill_tree(struct in *in)
 {
 	if (in->runs && !in->ended && in->init_pidfd >= 0)
 		pidfd_send_signal(in->init_pidfd, SIGKILL, NULL, 0);
 	/* Once the gate is open the tree may run at any moment: then it is killed when we hear of it. */
 	if (!in->runs && !in->ended && in->restorer > 0 && !in->gate_opened)
-		kill(in->restorer, SIGKILL); /* its supervisor ends what there is of a tree */
+		end_restorer(in);
 }
 
 static void answer_gate(struct in *in, bool go)
@@ -183,7 +205,7 @@ static void look_at_landing(struct in *in)
 	if (in->runs)
 		kill_tree(in);
 	else if (in->restorer > 0)
-		kill(in->restorer, SIGKILL);
+		end_restorer(in);
 	else
 		in->ended = true;
 }
@@ -309,10 +331,8 @@ static void finish(struct in *in)
 	dp_close_fd(&in->announcer);
 	lines_done(&in->asks);
 	listener_close(&in->gate);
-	if (in->restorer > 0 && !in->runs) { /* its supervisor ends what there is of a tree */
-		kill(in->restorer, SIGKILL);
-		waitpid(in->restorer, NULL, 0);
-	}
+	if (in->restorer > 0 && !in->runs)
+		reap_restorer(in);
 	container_in_done(in, here);
 	landing_end(&in->landing);
 	if (in->lock_fd >= 0)

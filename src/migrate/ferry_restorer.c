@@ -104,6 +104,7 @@ static void restore_container(struct in *in, struct restore_options *options, st
 static void restorer_main(struct in *in, int order_fd, int fd) __attribute__((noreturn));
 static void restorer_main(struct in *in, int order_fd, int fd)
 {
+	in->order_fd = order_fd;
 	struct in_report report = { .kind = IN_FAILED };
 	struct criu_arguments arguments = { 0 };
 	struct restore_session session;

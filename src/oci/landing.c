@@ -1,4 +1,5 @@
 /* Where a container comes to. */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -10,6 +11,8 @@
 #include "oci/moving.h"
 
 #define MOUNTS_LIMIT (8u << 20)
+#define GROUP_TRIES 100u
+#define GROUP_PAUSE_US 20000
 
 static const char *text_of(json_object *object, const char *name)
 {
@@ -157,6 +160,51 @@ static int plan_bundle(struct oci_landing *landing, json_object *config, struct 
 	return 0;
 }
 
+/* ---- its control group ---- */
+
+/* Calls `each` with the path of the group in every hierarchy. true where one said so. */
+static bool each_group(const char *group, bool (*each)(const char *path))
+{
+	DIR *list = opendir("/sys/fs/cgroup");
+	bool any = false;
+	for (struct dirent *entry = list ? readdir(list) : NULL; entry; entry = readdir(list)) {
+		cleanup_free char *path = entry->d_name[0] == '.' ? NULL : format_text("/sys/fs/cgroup/%s%s", entry->d_name, group);
+		if (path && each(path))
+			any = true;
+	}
+	if (list)
+		closedir(list);
+	cleanup_free char *unified = format_text("/sys/fs/cgroup%s", group);
+	return (unified && each(unified)) || any;
+}
+
+static bool is_there(const char *path)
+{
+	return access(path, F_OK) == 0;
+}
+
+/* One that is empty; true: it is there still. */
+static bool remove_group(const char *path)
+{
+	return rmdir(path) && errno == EBUSY;
+}
+
+static void plan_group(struct oci_landing *landing, json_object *config)
+{
+	json_object *platform;
+	const char *path = json_object_object_get_ex(config, "linux", &platform) ? text_of(platform, "cgroupsPath") : NULL;
+	bool plain = path && *path == '/' && path[1] && !strstr(path, "..") && strlen(path) < sizeof(landing->group);
+	if (plain && !each_group(path, is_there))
+		strcpy(landing->group, path);
+}
+
+/* A runtime that was killed has left it behind; its processes are about to be gone. */
+static void remove_groups(const struct oci_landing *landing)
+{
+	for (unsigned i = 0; landing->group[0] && i < GROUP_TRIES && each_group(landing->group, remove_group); i++)
+		usleep(GROUP_PAUSE_US);
+}
+
 /* As runtimes name them; it becomes part of paths. */
 static bool is_id(const char *id)
 {
@@ -187,6 +235,7 @@ int oci_landing_plan(struct oci_landing *landing, const struct oci_runtime *runt
 		ret = check_namespaces(config, err);
 	if (!ret)
 		ret = plan_rootfs(landing, config, overlay, err);
+	plan_group(landing, config);
 	return ret ? ret : plan_bundle(landing, config, err);
 }
 
@@ -239,6 +288,7 @@ int oci_landing_make(const struct oci_landing *landing, struct dp_err *err)
 
 void oci_landing_undo(const struct oci_landing *landing)
 {
+	remove_groups(landing);
 	cleanup_free char *config = format_text("%s/config.json", landing->bundle);
 	bool unmounted = !landing->lower || !is_mounted(landing->rootfs) || !umount2(landing->rootfs, UMOUNT_NOFOLLOW);
 	if (unmounted && landing->makes_upper)
@@ -284,6 +334,7 @@ json_object *oci_landing_save(const struct oci_landing *landing)
 	add_text(saved, "bundle", landing->bundle);
 	add_text(saved, "rootfs", landing->rootfs);
 	add_text(saved, "runtime_root", landing->runtime_root);
+	add_text(saved, "group", landing->group);
 	add_text(saved, "old_config", landing->old_config);
 	add_text(saved, "lower", landing->lower);
 	add_text(saved, "upper", landing->upper);
@@ -313,6 +364,7 @@ int oci_landing_load(struct oci_landing *landing, json_object *saved, struct dp_
 	if (load_text(saved, "id", landing->id, sizeof(landing->id)) ||
 	    load_text(saved, "bundle", landing->bundle, sizeof(landing->bundle)) ||
 	    load_text(saved, "rootfs", landing->rootfs, sizeof(landing->rootfs)) ||
+	    load_text(saved, "group", landing->group, sizeof(landing->group)) ||
 	    load_text(saved, "runtime_root", landing->runtime_root, sizeof(landing->runtime_root)))
 		return dp_fail(err, EBADMSG, "what was noted of a container cannot be understood");
 	landing->old_config = copy_text(saved, "old_config");

@@ -191,7 +191,8 @@ int oci_delete(const struct oci_runtime *runtime, const char *id, struct dp_err 
 	struct oci_state state;
 	int ret = 0;
 	for (int i = 0; i < DELETE_TRIES; i++) {
-		ret = oci_state(runtime, id, true, &state, NULL);
+		/* the first time unasked: of one that was never whole a runtime may know no state, and have a directory */
+		ret = i ? oci_state(runtime, id, true, &state, NULL) : 0;
 		if (ret == -ENOENT)
 			return 0;
 		char *argv[16] = { (char *)(uintptr_t)runtime->program };
@@ -211,7 +212,8 @@ int oci_delete(const struct oci_runtime *runtime, const char *id, struct dp_err 
 		}
 		while (child > 0 && waitpid(child, NULL, 0) < 0 && errno == EINTR)
 			continue;
-		usleep(DELETE_PAUSE_US);
+		if (i)
+			usleep(DELETE_PAUSE_US);
 	}
 	return dp_fail(err, EBUSY, "%s does not forget container %s: `%s delete --force %s`", runtime->program, id, runtime->program, id);
 }
