@@ -375,10 +375,8 @@ static int carry_over(struct in *in)
 	}
 	if (!ret)
 		ret = in_land(in, line_text(order, "uri"), local, &from);
-	if (!ret && line_number(order, "pool_instance") > 0) {
-		in->fence_instance = (uint64_t)line_number(order, "pool_instance");
-		snprintf(in->fence_pool, sizeof(in->fence_pool), "%s", line_text(order, "uri"));
-	}
+	if (!ret)
+		ret = in_note_fence(in, order);
 	if (!ret)
 		ret = in_restore(in, from);
 	json_object_put(order);
@@ -452,6 +450,7 @@ int ferry_recover_in(const char *root, const char *id)
 		return 0;
 	}
 	container_in_recover(&in);
+	in_find_fence(&in);
 	in.address_here = in.closed = in.address_moves;
 	adopt(&in);
 	note(&in, "adopted");

@@ -1,4 +1,5 @@
-/* A tree whose pages are in a pool, or go to one and stay there: which pool, how much of them may be local, and whose lease it is. */
+/* A tree whose pages are in a pool, or go to one and stay there: which pool, how much of them may be local, and whose lease it
+ * is. */
 #include <errno.h>
 #include <string.h>
 
@@ -13,6 +14,7 @@
 
 #define CHECK_MS 10000u
 #define FENCE_MS 5000u
+#define FENCE_NOTE "fence" /* the instance and its pool, for a ferry that follows */
 
 /* ---- the source ---- */
 
@@ -127,6 +129,30 @@ static int fence_in(const struct endpoint *pool, uint64_t instance, struct dp_er
 		ret = client_instance_end(client, instance, epoch, err);
 	client_close(client);
 	return ret == -ENOENT ? 0 : ret; /* the source has ended it */
+}
+
+int in_note_fence(struct in *in, json_object *order)
+{
+	char path[PATH_MAX];
+	const char *uri = line_text(order, "uri");
+	int64_t instance = line_number(order, "pool_instance");
+	if (instance <= 0 || !uri || strlen(uri) >= sizeof(in->fence_pool))
+		return 0;
+	in->fence_instance = (uint64_t)instance;
+	strcpy(in->fence_pool, uri);
+	cleanup_free char *text = format_text("%llu %s", (unsigned long long)instance, uri);
+	int ret = text ? io_write_file(ferry_path(in->root, "in", in->id, FENCE_NOTE, path), text, strlen(text), 0600) : -ENOMEM;
+	return ret ? dp_fail_errno(&in->err, -ret, "note the instance at the source") : 0;
+}
+
+void in_find_fence(struct in *in)
+{
+	char path[PATH_MAX];
+	cleanup_free char *text = NULL;
+	unsigned long long instance;
+	if (io_read_file(ferry_path(in->root, "in", in->id, FENCE_NOTE, path), &text, 2048) > 0 &&
+	    sscanf(text, "%llu %1399s", &instance, in->fence_pool) == 2)
+		in->fence_instance = instance;
 }
 
 void in_fence(struct in *in)

@@ -123,7 +123,8 @@ static void restorer_main(struct in *in, int order_fd, int fd)
 		.await_context = &order_fd,
 		.name = in->name,
 		.migrate = !through,
-		.migrate_rate_bytes = (uint64_t)DP_MAX(line_number(in->prepare, "migrate_rate"), 0),
+		/* what waits on this host needs no link */
+		.migrate_rate_bytes = in->landing.pid ? 0 : (uint64_t)DP_MAX(line_number(in->prepare, "migrate_rate"), 0),
 		.local_memory = through ? line_text(in->prepare, "local_memory") : NULL,
 		.prefetch_policy = policy_of(in),
 		.on_lost = through ? ON_LOST_STOP : ON_LOST_FREEZE, /* the lease decides */
