@@ -188,9 +188,8 @@ static void look_at_tree(struct in *in)
 		in->ended = true; /* nobody can say how */
 		dp_fail(&in->err, ECHILD, "the tree ended");
 	}
-	/* S5. What went ahead lies in a pool that is not the source's; but a landing's is gone with a process. */
-	bool ahead = in->prepare && line_flag(in->prepare, "ahead") && !in->landed;
-	if (!in->whole && (ahead || stats_pager_left(instance_path(&in->instance, "stats", path, sizeof(path))))) {
+	/* S5. */
+	if (!in->whole && (in->in_pool || stats_pager_left(instance_path(&in->instance, "stats", path, sizeof(path))))) {
 		in->whole = true;
 		in->next_ask_ns = 0;
 		tell(in, line_event("whole"));

@@ -40,6 +40,7 @@ struct in {
 	struct stream *at_gate;
 	struct landing landing;    /* where pages go ahead to, if they go here; in a ferry that follows only its pidfd */
 	bool landed;               /* and it is restored from there */
+	bool in_pool;              /* all its pages are in a pool that is neither the source's nor the landing */
 	uint64_t fence_instance;   /* whose lease ends with the switch, in this pool; 0: none */
 	char fence_pool[1400];
 	pid_t restorer;

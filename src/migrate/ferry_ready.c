@@ -34,6 +34,7 @@ static int write_state(struct in *in)
 	line_add_text(state, "name", in->name);
 	line_add_text(state, "back", endpoint_pool_text(&in->back, uri, sizeof(uri)));
 	line_add_number(state, "lease_ns", in->place.lease_ns);
+	line_add_flag(state, "in_pool", in->in_pool);
 	if (in->address_moves)
 		line_add_text(state, "address", address_text(&in->address, text, sizeof(text)));
 	const char *json = json_object_to_json_string_ext(state, JSON_C_TO_STRING_PLAIN);
@@ -56,6 +57,7 @@ static int decode_state(struct in *in, json_object *state)
 	if (address && address_parse(&in->address, address, &in->err))
 		return -EBADMSG;
 	in->address_moves = address;
+	in->in_pool = line_flag(state, "in_pool");
 	return endpoint_parse(&in->back, back, &in->err);
 }
 
@@ -111,6 +113,7 @@ static int take_identity(struct in *in)
 		strcpy(in->name, name);
 	else
 		snprintf(in->name, sizeof(in->name), "migrated-%.12s", id);
+	in->in_pool = line_flag(in->prepare, "ahead") && !line_flag(in->prepare, "landing");
 	switch_destination_init(&in->place, (uint64_t)lease_ns);
 	return 0;
 }
