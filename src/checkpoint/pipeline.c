@@ -52,12 +52,14 @@ static int wait_and_receive(struct pipeline *pipeline)
 	return receive(pipeline);
 }
 
-int pipeline_put(struct pipeline *pipeline, uint64_t space, const struct page_range *ranges, size_t count,
-		 const struct iovec *data, size_t data_count)
+/* A put, or without data a drop. */
+static int send_change(struct pipeline *pipeline, uint64_t space, const struct page_range *ranges, size_t count,
+		       const struct iovec *data, size_t data_count)
 {
 	int rc = receive(pipeline); /* what has come, so that answers never fill the pool's side */
 	while (rc == 0) {
-		rc = client_put(pipeline->client, space, 0, ranges, count, data, data_count, 0);
+		rc = data ? client_put(pipeline->client, space, 0, ranges, count, data, data_count, 0)
+			  : client_drop(pipeline->client, space, 0, ranges, count, 0);
 		if (rc == 0) {
 			pipeline->outstanding++;
 			return 0;
@@ -70,21 +72,15 @@ int pipeline_put(struct pipeline *pipeline, uint64_t space, const struct page_ra
 	return rc;
 }
 
+int pipeline_put(struct pipeline *pipeline, uint64_t space, const struct page_range *ranges, size_t count,
+		 const struct iovec *data, size_t data_count)
+{
+	return send_change(pipeline, space, ranges, count, data, data_count);
+}
+
 int pipeline_drop(struct pipeline *pipeline, uint64_t space, const struct page_range *ranges, size_t count)
 {
-	int rc = receive(pipeline);
-	while (rc == 0) {
-		rc = client_drop(pipeline->client, space, 0, ranges, count, 0);
-		if (rc == 0) {
-			pipeline->outstanding++;
-			return 0;
-		}
-		if (rc == -EAGAIN)
-			rc = wait_and_receive(pipeline);
-	}
-	if (pipeline->error == 0)
-		pipeline->error = rc;
-	return rc;
+	return send_change(pipeline, space, ranges, count, NULL, 0);
 }
 
 int pipeline_get(struct pipeline *pipeline, uint64_t space, const struct page_range *ranges, size_t count)

@@ -138,21 +138,13 @@ static struct space *in_recorded_order(struct tree *tree, struct chunk *chunk)
 	return chunk->pages ? chosen : NULL;
 }
 
-static struct space *space_by_number(const struct tree *tree, uint32_t number)
-{
-	for (struct space *space = tree->spaces; space; space = space->next)
-		if (space->number == number && !space->closed)
-			return space;
-	return NULL;
-}
-
 /* Around the latest faults: their own leaf, the next, the one before, and so on outwards. */
 static struct space *around_faults(struct tree *tree, struct chunk *chunk)
 {
 	struct migration *migration = &tree->migration;
 	for (unsigned looks = 0; migration->hint_count && looks < LOOKS; looks++) {
 		struct migrate_hint *hint = &migration->hint[(migration->hint_top - 1) % MIGRATE_HINTS];
-		struct space *space = space_by_number(tree, hint->space);
+		struct space *space = space_find(tree, hint->space);
 		uint32_t step = hint->step++;
 		if (!space || step >= HINT_STEPS) {
 			migration->hint_top--;

@@ -87,14 +87,6 @@ static void serve_window(struct tree *tree, const struct control_peer *peer)
 
 /* ---- a push ---- */
 
-static struct space *find_space(const struct tree *tree, uint32_t number)
-{
-	for (struct space *space = tree->spaces; space; space = space->next)
-		if (space->number == number)
-			return space->closed ? NULL : space;
-	return NULL;
-}
-
 static bool is_local(const struct table *table, uint32_t page)
 {
 	return page != NO_PAGE && (*table_page(table, page) & PAGE_STATE_MASK) == PAGE_LOCAL;
@@ -154,7 +146,7 @@ static void serve_push(struct tree *tree, const struct control_peer *peer)
 		control_answer(peer, propagation->window ? "again" : "no window");
 		return;
 	}
-	struct space *space = find_space(tree, (uint32_t)propagation->window->space);
+	struct space *space = space_find(tree, (uint32_t)propagation->window->space);
 	propagation->count = space ? take_window(tree, space, ranges) : 0;
 	if (!propagation->count) {
 		control_answer(peer, "ok");
@@ -181,7 +173,7 @@ static void serve_push(struct tree *tree, const struct control_peer *peer)
 void propagate_on_done(struct tree *tree, int result)
 {
 	struct propagation *propagation = &tree->propagation;
-	struct space *space = find_space(tree, propagation->space);
+	struct space *space = space_find(tree, propagation->space);
 	if (!propagation->under_way)
 		return;
 	propagation->under_way = false;

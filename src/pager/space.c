@@ -35,6 +35,14 @@ static void tell_keeper(struct space *space, enum keeper_kind kind, int fd)
 		tree_fail(space->tree, ret, "the supervisor does not take a descriptor");
 }
 
+struct space *space_find(const struct tree *tree, uint32_t number)
+{
+	for (struct space *space = tree->spaces; space; space = space->next)
+		if (space->number == number)
+			return space->closed ? NULL : space;
+	return NULL;
+}
+
 struct space *space_again(struct tree *tree, int uffd, uint32_t number)
 {
 	struct space *space = calloc(1, sizeof(*space));

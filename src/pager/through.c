@@ -33,14 +33,6 @@ static bool is_left(const struct space *space, uint64_t pgno)
 	return rangeset_contains(&space->left_open, pgno << PAGE_SHIFT);
 }
 
-static struct space *space_of(const struct tree *tree, uint64_t number)
-{
-	for (struct space *space = tree->spaces; space; space = space->next)
-		if (space->number == number)
-			return space->closed ? NULL : space;
-	return NULL;
-}
-
 /* Its writer goes on; or asks again, where an event is still to be read, or the page has gone. */
 static void open_page(const struct space *space, uint64_t pgno)
 {
@@ -95,7 +87,7 @@ static void begin(struct tree *tree)
 	struct through *through = &tree->through;
 	for (size_t i = 0; through->asked && tree->freezer < 0 && i < THROUGH_SPACES; i++) {
 		struct through_pages *waiting = &through->waiting[i];
-		struct space *space = waiting->space ? space_of(tree, waiting->space) : NULL;
+		struct space *space = waiting->space ? space_find(tree, (uint32_t)waiting->space) : NULL;
 		if (!space)
 			*waiting = (struct through_pages){ 0 };
 		if (!space || space->pid <= 0) /* a forked child's pid is found soon */
@@ -131,7 +123,7 @@ void through_fault(struct space *space, uint64_t pgno)
 static void open_session(struct tree *tree)
 {
 	struct through *through = &tree->through;
-	struct space *space = space_of(tree, through->session.space);
+	struct space *space = space_find(tree, (uint32_t)through->session.space);
 	through->phase = THROUGH_OPEN;
 	for (size_t w = 0; w < THROUGH_SPACES; w++) { /* what came meanwhile */
 		struct through_pages *more = &through->waiting[w];
@@ -149,7 +141,7 @@ static void open_session(struct tree *tree)
 static bool close_pages(struct tree *tree)
 {
 	const struct through_pages *session = &tree->through.session;
-	const struct space *space = space_of(tree, session->space);
+	const struct space *space = space_find(tree, (uint32_t)session->space);
 	for (uint64_t i = 0; space && i < session->count; i++)
 		if (!is_left(space, session->pgno[i]) &&
 		    uffd_protect(space->uffd, session->pgno[i] << PAGE_SHIFT, PAGE_BYTES, true) == -EAGAIN)
@@ -189,7 +181,7 @@ bool through_is_busy(const struct tree *tree, const struct space *space)
 
 static void leave_open(struct tree *tree, uint64_t pgno)
 {
-	struct space *space = space_of(tree, tree->through.session.space);
+	struct space *space = space_find(tree, (uint32_t)tree->through.session.space);
 	if (!space || pgno >= PGNO_END)
 		return;
 	if (rangeset_add(&space->left_open, pgno << PAGE_SHIFT, (pgno + 1) << PAGE_SHIFT))
@@ -233,7 +225,7 @@ void through_peer_gone(struct tree *tree, const struct control_peer *peer)
 		return;
 	through->peer = -1;
 	through->asked = false;
-	struct space *space = space_of(tree, through->session.space);
+	struct space *space = space_find(tree, (uint32_t)through->session.space);
 	if (through->phase == THROUGH_STOPPING) /* its writers still wait */
 		for (uint64_t i = 0; space && i < through->session.count; i++)
 			put_off(space, through->session.pgno[i]);

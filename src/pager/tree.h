@@ -266,6 +266,8 @@ int tree_watch_fd(struct tree *tree, int fd, struct handle *handle);
 
 /* ---- space.c ---- */
 struct space *space_new(struct tree *tree, int uffd);
+/* NULL: there is none of this number, or it is closed. */
+struct space *space_find(const struct tree *tree, uint32_t number);
 /* The same for one of a dead pager's, without its saved state yet. */
 struct space *space_again(struct tree *tree, int uffd, uint32_t number);
 /* Takes a pidfd (-1: unknown yet). */
