@@ -335,7 +335,8 @@ static uint64_t count_written(struct tracker *tracker, const struct tracked *pro
 		return 0;
 	for (size_t i = 0; i < tracker->area_count; i++)
 		for (uint64_t at = tracker->areas[i].start; at < tracker->areas[i].end;) {
-			ssize_t found = written_scan(pagemap_fd, &at, tracker->areas[i].end, false, 0, tracker->runs, TRACKER_BATCH_RUNS);
+			ssize_t found = written_scan(pagemap_fd, &at, tracker->areas[i].end, false, 0, tracker->runs,
+						     TRACKER_BATCH_RUNS);
 			if (found < 0)
 				return pages;
 			for (ssize_t run = 0; run < found; run++)

@@ -68,8 +68,8 @@ int in_restore(struct in *in, const char *uri);
 int in_check_pool(struct in *in);
 /* The pools of a mirror, with the snapshot's name; 0: there is one. */
 size_t in_pools(const struct in *in, const char *name, struct endpoint pools[RESTORE_POOLS], struct dp_err *err);
-/* Whose lease has to be taken when the switch is final, by the line that says what to restore; or, of a ferry that died, as it has
- * noted. */
+/* Whose lease has to be taken when the switch is final, by the line that says what to restore; or, of a ferry that died, as it
+ * has noted. */
 int in_note_fence(struct in *in, json_object *order);
 void in_find_fence(struct in *in);
 /* Takes it: the source's instance never writes again. Blocks; a failure is only logged. */

@@ -93,7 +93,7 @@ static struct space *space_of(const struct object *draft, uint64_t label)
 }
 
 /* As many slots as fit at once, which nobody had before (LA1). */
-static int expect_part(struct taking *taking, struct space *space, uint64_t label, uint64_t pgno, uint64_t pages, struct dp_err *err)
+static int expect_part(struct taking *taking, struct space *space, uint64_t pgno, uint64_t pages, struct dp_err *err)
 {
 	struct pool *pool = taking->process->pool;
 	uint64_t there[ALLOC_PAGES], slots[ALLOC_PAGES];
@@ -101,10 +101,10 @@ static int expect_part(struct taking *taking, struct space *space, uint64_t labe
 	for (uint64_t i = 0; i < pages; i++)
 		if (there[i])
 			return dp_fail(err, EBADMSG, "page 0x%llx of task %llu is in two places",
-				       (unsigned long long)(pgno + i) << PAGE_SHIFT, (unsigned long long)label);
+				       (unsigned long long)(pgno + i) << PAGE_SHIFT, (unsigned long long)space->label);
 	int ret = slots_alloc(&pool->slots, slots, pages);
 	if (!ret)
-		ret = pull_add(taking->process->pull, label, pgno, slots, pages);
+		ret = pull_add(taking->process->pull, space->label, pgno, slots, pages);
 	for (uint64_t i = 0; i < pages && !ret; i++)
 		ret = pagemap_set(&space->map, pgno + i, slots[i]);
 	return ret < 0 ? dp_fail_errno(err, -ret, "room for the pages that are to come") : 0;
@@ -119,7 +119,7 @@ static int expect_pages(struct taking *taking, struct dp_err *err)
 		if (!space || !run->pages || run->pgno >= PGNO_END || run->pages > PGNO_END - run->pgno)
 			return dp_fail(err, EBADMSG, "the source's list of pages is damaged");
 		for (uint64_t at = 0; at < run->pages && !ret; at += ALLOC_PAGES)
-			ret = expect_part(taking, space, run->label, run->pgno + at, DP_MIN(run->pages - at, (uint64_t)ALLOC_PAGES), err);
+			ret = expect_part(taking, space, run->pgno + at, DP_MIN(run->pages - at, (uint64_t)ALLOC_PAGES), err);
 	}
 	return ret;
 }
@@ -129,10 +129,9 @@ static int make_spaces(struct taking *taking, struct dp_err *err)
 {
 	int ret = 0;
 	for (size_t i = 0; i < taking->info.space_count && !ret; i++) {
-		uint64_t id;
-		if (!space_of(taking->draft, taking->info.spaces[i].label))
-			ret = pool_snapshot_space(taking->process->pool, &owner, taking->draft->id, taking->info.spaces[i].label, &id,
-						  err);
+		uint64_t id, label = taking->info.spaces[i].label;
+		if (!space_of(taking->draft, label))
+			ret = pool_snapshot_space(taking->process->pool, &owner, taking->draft->id, label, &id, err);
 	}
 	return ret;
 }

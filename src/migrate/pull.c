@@ -325,7 +325,8 @@ static int arrange(struct pull *pull)
 	return 0;
 }
 
-int pull_begin(struct pull *pull, struct client *client, const struct endpoint *endpoint, const char *snapshot, struct dp_err *err)
+int pull_begin(struct pull *pull, struct client *client, const struct endpoint *endpoint, const char *snapshot,
+	       struct dp_err *err)
 {
 	struct client_attached attached;
 	const struct link_config config = { .endpoint = endpoint, .compress = CLIENT_COMPRESS_AUTO };

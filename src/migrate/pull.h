@@ -28,7 +28,8 @@ int pull_open(struct pull **pull, struct store *store, struct slots *slots, stru
 /* Expects a run of pages; space by label. All before pull_begin, ascending within a label. -ENOMEM. */
 int pull_add(struct pull *pull, uint64_t label, uint64_t pgno, const uint64_t *slots, uint64_t pages);
 /* Attaches to the offer's snapshot; takes the client, which has said hello, on success. Blocks. */
-int pull_begin(struct pull *pull, struct client *client, const struct endpoint *endpoint, const char *snapshot, struct dp_err *err);
+int pull_begin(struct pull *pull, struct client *client, const struct endpoint *endpoint, const char *snapshot,
+	       struct dp_err *err);
 /* What has come is taken, more is asked for. Never blocks. Ends the source's instance once all is here. */
 void pull_work(struct pull *pull);
 /* arriving_fetch, with the pull for context. */

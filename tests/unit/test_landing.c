@@ -1,5 +1,5 @@
-/* What waits at the destination of a migration (migrate/landing.h): slots whose content is still to come, and a draft and an offer that
- * become one snapshot, each page from the place that has it. */
+/* What waits at the destination of a migration (migrate/landing.h): slots whose content is still to come, and a draft and an
+ * offer that become one snapshot, each page from the place that has it. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -165,8 +165,9 @@ static void make_offer(uint64_t from, uint64_t to, bool more, const struct landi
 		assert_int_equal(put_pages(world.offer, space, 0, 7, 1, 3), 0);
 	}
 	assert_int_equal(client_snapshot_file(world.offer, draft, "core-1.img", "core", 4, NULL), 0);
+	uint64_t bytes = count * sizeof(*runs);
 	if (runs)
-		assert_int_equal(client_snapshot_file(world.offer, draft, LANDING_LEFT_FILE, runs, count * sizeof(*runs), NULL), 0);
+		assert_int_equal(client_snapshot_file(world.offer, draft, LANDING_LEFT_FILE, runs, bytes, NULL), 0);
 	assert_int_equal(client_snapshot_commit(world.offer, draft, "{}", NULL), 0);
 }
 
@@ -185,7 +186,7 @@ static uint64_t space_of(const struct snapshot_info *info, uint64_t label)
 	return 0;
 }
 
-static void landing__draft_and_offer__each_page_comes_from_the_place_that_has_it(void **state)
+static void landing__draft_and_offer__each_page_comes_from_its_place(void **state)
 {
 	const struct landing_run runs[] = { { 1, 1000, 700 }, { 2, 7, 1 } };
 	struct snapshot_info info;
@@ -280,7 +281,7 @@ int main(void)
 		cmocka_unit_test(arriving_store__written_before_it_is_here__keeps_what_was_written),
 		cmocka_unit_test(arriving_store__freed_before_it_is_here__is_not_expected_by_who_gets_it_next),
 		cmocka_unit_test(arriving_store__zeros_come__are_zeros),
-		cmocka_unit_test_setup_teardown(landing__draft_and_offer__each_page_comes_from_the_place_that_has_it, setup, teardown),
+		cmocka_unit_test_setup_teardown(landing__draft_and_offer__each_page_comes_from_its_place, setup, teardown),
 		cmocka_unit_test_setup_teardown(landing__offer_gone_when_all_is_here__goes_on, setup, teardown),
 		cmocka_unit_test_setup_teardown(landing__page_in_two_places__is_refused, setup, teardown),
 		cmocka_unit_test_setup_teardown(landing__offer_without_a_list__is_refused, setup, teardown),
