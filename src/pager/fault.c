@@ -63,7 +63,8 @@ static void serve_staged(struct space *space, uint64_t pgno, uint32_t page, bool
 		return;
 	}
 	int error;
-	if (uffd_copy(space->uffd, pgno << PAGE_SHIFT, tree->buffer, PAGE_BYTES, space->protects, &error) != PAGE_BYTES && error != -EEXIST) {
+	bool copied = uffd_copy(space->uffd, pgno << PAGE_SHIFT, tree->buffer, PAGE_BYTES, space->protects, &error) == PAGE_BYTES;
+	if (!copied && error != -EEXIST) {
 		if (error == -ESRCH)
 			space_lost(space);
 		else if (error == -EAGAIN)
