@@ -147,11 +147,12 @@ static void check_empty(struct pool *pool)
 	pool_flush(pool);
 	pool->store->ops->capacity(pool->store, &capacity);
 	assert(capacity.used_pages == 0 && !pool->objects.count && !pool->spaces.count);
-	blocks_check();
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
 {
+	struct pool *pool = the_pool();
+	unsigned used = blocks_used();
 	uint8_t *data = malloc(size + 1);
 
 	assert(data);
@@ -159,7 +160,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
 	seal(data, size);
 	struct feed feed = { .stream = { &feed_ops, -1 }, .at = data, .end = data + size,
 			     .limited = is_limited(data, size) };
-	struct pool *pool = the_pool();
 	struct connection_shared shared = { .pool = pool };
 
 	log_setup(2, LOG_LEVEL_ERROR, "");
@@ -184,5 +184,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
 	connection_shared_done(&shared);
 	free(data);
 	check_empty(pool);
+	assert(blocks_used() == used);
 	return 0;
 }
