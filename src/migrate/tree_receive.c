@@ -217,12 +217,14 @@ static int remove_others(const struct tree_receiver *receiver, int directory)
 		dp_close_fd(&again);
 		return -EIO;
 	}
-	for (struct dirent *entry = readdir(list); entry && !ret; entry = readdir(list))
+	struct dirent *entry;
+	int more = 0;
+	while (!ret && (more = io_next_entry(list, &entry)) > 0)
 		if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, "..") &&
 		    !json_object_object_get_ex(receiver->seen, entry->d_name, NULL))
 			ret = remove_name(directory, entry->d_name, 0);
 	closedir(list);
-	return ret;
+	return ret ? ret : more;
 }
 
 static int take_entries(struct tree_receiver *receiver, int directory, json_object *entries, const char *path, struct dp_err *err)

@@ -161,8 +161,8 @@ static void finish(const char *why)
 			      O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
 		log_setup(fd >= 0 ? fd : 2, LOG_LEVEL_INFO, "watcher");
 		log_error("%s", why);
-		instance_keep_logs(&plan->instance, kept, sizeof(kept));
 	}
+	instance_keep_logs(&plan->instance, kept, sizeof(kept)); /* the pager may have said why it ended the container */
 	container_kill(watcher.root_fd, plan->nested);
 	instance_remove(&plan->instance, NULL);
 	_exit(0);
