@@ -7,7 +7,7 @@
 #include "base/log.h"
 
 int offer_ahead_start(struct offer_ahead *ahead, const struct offer_options *options, const struct precopy_limits *limits,
-		      struct dp_err *err)
+		      const volatile bool *stop, struct dp_err *err)
 {
 	ahead->rest_stays = options->rest_stays;
 	int rc = endpoint_parse(&ahead->endpoint, options->ahead_pool, err);
@@ -23,7 +23,9 @@ int offer_ahead_start(struct offer_ahead *ahead, const struct offer_options *opt
 		rc = precopy_begin(ahead->precopy, ahead->client, ahead->draft, err);
 	ahead->begun = rc == 0;
 	snprintf(ahead->endpoint.name, sizeof(ahead->endpoint.name), "%s", options->name);
-	return rc < 0 ? rc : precopy_rounds(ahead->precopy, limits, NULL, err);
+	if (rc == 0)
+		rc = precopy_rounds(ahead->precopy, limits, stop, err);
+	return rc == 0 && *stop ? dp_fail(err, EINTR, "nobody waits for it any more") : rc;
 }
 
 int offer_ahead_pages(void *context, struct frozen_task *task, struct dp_err *err)

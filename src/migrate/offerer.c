@@ -2,6 +2,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <malloc.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -39,6 +41,8 @@
 #define END_WAIT_MS 10000 /* for CRIU's end, and the tree's behind it, once it was told */
 #define FDS_BUFFER_BYTES (4 << 20)
 #define ARGUMENTS_LIMIT 64
+#define MAP_BYTES_A_PAGE 9u         /* of a page map's leaves (pool/pagemap.h) */
+#define MAP_BYTES_MORE (4u << 20)   /* for those that are not full, and what else is allocated while the tree stands still */
 
 enum state { STATE_FROZEN, STATE_RELEASED, STATE_DETACHED, STATE_RESUMED, STATE_LOST };
 
@@ -74,6 +78,7 @@ struct offerer {
 	char *command_line;
 	uint64_t dumped_at_ns;
 	bool complete;
+	volatile bool abandoned; /* the caller is gone before there is an offer */
 	struct offerer_reply reply;
 };
 
@@ -185,6 +190,18 @@ static int open_pool(struct offerer *offerer, struct dp_err *err)
 	return rc;
 }
 
+/* Memory for so many small allocations, which cost no page faults then. Without it they do. */
+static void warm_heap(size_t bytes)
+{
+	mallopt(M_TRIM_THRESHOLD, INT_MAX);
+	mallopt(M_MMAP_MAX, 0); /* it is to be of the heap, and to stay there */
+	volatile char *room = malloc(bytes);
+	for (size_t at = 0; room && at < bytes; at += PAGE_BYTES)
+		room[at] = 1;
+	free((void *)(uintptr_t)room);
+	mallopt(M_MMAP_MAX, 65536); /* malloc's default */
+}
+
 /* What grows with the tree is touched before it is frozen, as far as its size is known by now. */
 static void make_room(struct offerer *offerer)
 {
@@ -192,14 +209,15 @@ static void make_room(struct offerer *offerer)
 	struct slots *slots = &offerer->pool->slots;
 	if (slots_reserve(slots, pages + pages / 16 + 1) == 0)
 		memset(slots->payer, 0, slots->count * sizeof(*slots->payer));
+	warm_heap((pages + pages / 16) * MAP_BYTES_A_PAGE + MAP_BYTES_MORE);
 }
 
 static void tell_round(void *context, unsigned round, uint64_t pages, uint64_t pages_left)
 {
 	struct offerer *offerer = context;
 	struct offerer_reply reply = { .result = OFFERER_ROUND, .round = { round, pages, pages_left } };
-	ssize_t ignored = send(offerer->control_fd, &reply, sizeof(reply), MSG_NOSIGNAL);
-	(void)ignored; /* who is gone is noticed later */
+	/* Nobody wants it any more: it need not be frozen. */
+	offerer->abandoned = send(offerer->control_fd, &reply, sizeof(reply), MSG_NOSIGNAL) < 0;
 }
 
 static int send_ahead(struct offerer *offerer, struct dp_err *err)
@@ -207,7 +225,7 @@ static int send_ahead(struct offerer *offerer, struct dp_err *err)
 	struct precopy_limits limits = offerer->options->ahead_limits;
 	limits.on_round = tell_round;
 	limits.context = offerer;
-	return offer_ahead_start(&offerer->ahead, offerer->options, &limits, err);
+	return offer_ahead_start(&offerer->ahead, offerer->options, &limits, &offerer->abandoned, err);
 }
 
 static int prepare(struct offerer *offerer, struct dp_err *err)
