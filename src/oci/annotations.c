@@ -54,9 +54,11 @@ static int take(struct oci_wishes *wishes, const char *name, const char *value, 
 		return copy(name, value, wishes->remote_memory, sizeof(wishes->remote_memory), err);
 	if (!strcmp(name, "prefetch"))
 		return copy(name, value, wishes->prefetch, sizeof(wishes->prefetch), err);
+	if (!strcmp(name, "runtime"))
+		return copy(name, value, wishes->runtime, sizeof(wishes->runtime), err);
 	return dp_fail(err, EINVAL,
-		       "no annotation " PREFIX "%.60s: there are enabled, memory-policy, remote-memory, pool, prefetch and "
-		       "snapshot",
+		       "no annotation " PREFIX "%.60s: there are enabled, memory-policy, remote-memory, pool, prefetch, "
+		       "snapshot and runtime",
 		       name);
 }
 
@@ -120,18 +122,20 @@ static char *trim(char *text)
 static int take_setting(struct oci_host *host, const char *name, const char *value,
 			int (*set)(const char *name, const char *value, int overwrite), struct dp_err *err)
 {
-	bool runtime = !strcmp(name, "runtime");
-	if (runtime || !strcmp(name, "pool")) {
-		size_t size = runtime ? sizeof(host->runtime) : sizeof(host->pool);
-		if (snprintf(runtime ? host->runtime : host->pool, size, "%s", value) >= (int)size)
-			return dp_fail(err, EINVAL, "%s is too long", name);
-		return 0;
-	}
+	const struct { const char *name; char *to; size_t size; } texts[] = {
+		{ "runtime", host->runtime, sizeof(host->runtime) },
+		{ "runtimes", host->runtimes, sizeof(host->runtimes) },
+		{ "pool", host->pool, sizeof(host->pool) },
+	};
+	for (size_t i = 0; i < ARRAY_LENGTH(texts); i++)
+		if (!strcmp(name, texts[i].name))
+			return snprintf(texts[i].to, texts[i].size, "%s", value) < (int)texts[i].size ? 0 :
+			       dp_fail(err, EINVAL, "%s is too long", name);
 	for (size_t i = 0; i < ARRAY_LENGTH(variables); i++)
 		if (!strcmp(name, variables[i].name))
 			return set(variables[i].variable, value, 0) ? dp_fail(err, ENOMEM, "out of memory") : 0;
 	return dp_fail(err, EINVAL,
-		       "no setting `%.60s`: there are runtime, pool, registry, psk-file, tls-cert, tls-key, tls-ca, tls-name, "
+		       "no setting `%.60s`: there are runtime, runtimes, pool, registry, psk-file, tls-cert, tls-key, tls-ca, tls-name, "
 		       "allow-plaintext and criu",
 		       name);
 }

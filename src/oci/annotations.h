@@ -8,9 +8,10 @@
  *   distri-proc.io/remote-memory  what is to lie in the pool for good: 50%, 512M; or cgroup: as much as the container's limit
  *   says
  *   distri-proc.io/prefetch       stream, working-set, or a policy's name
+ *   distri-proc.io/runtime        which real runtime it is of (runtimes.h)
  *
- * runtime.conf: lines of `name = value`; # begins a comment. runtime, pool, registry; psk-file, tls-cert, tls-key, tls-ca,
- * tls-name, allow-plaintext, criu: as the options and variables of distri-proc.
+ * runtime.conf: lines of `name = value`; # begins a comment. runtime, runtimes, pool, registry; psk-file, tls-cert, tls-key,
+ * tls-ca, tls-name, allow-plaintext, criu: as the options and variables of distri-proc.
  * No thread rule: no state but the environment, which runtime.conf sets. */
 #ifndef DP_OCI_ANNOTATIONS_H
 #define DP_OCI_ANNOTATIONS_H
@@ -24,7 +25,7 @@ enum oci_policy { OCI_LAZY, OCI_HOT_LOCAL, OCI_FULL };
 struct oci_wishes {
 	bool enabled;
 	enum oci_policy policy;
-	char pool[1400], snapshot[256], remote_memory[32], prefetch[32]; /* "": not said */
+	char pool[1400], snapshot[256], remote_memory[32], prefetch[32], runtime[1024]; /* "": not said */
 };
 
 /* Of BUNDLE/config.json. -EINVAL with the annotation that is wrong, -ENOENT, -EBADMSG. */
@@ -34,6 +35,7 @@ int oci_wishes_parse(const char *config_json, struct oci_wishes *wishes, struct 
 
 struct oci_host {
 	char runtime[1024]; /* the real one; "runc" where nobody says */
+	char runtimes[4096]; /* paths that containers may ask for, with commas or blanks between them */
 	char pool[1400];    /* for containers that name none */
 };
 /* Reads runtime.conf ($DISTRI_PROC_RUNTIME_CONF, else /etc/distri-proc/runtime.conf; one that is not there is empty); what the

@@ -37,6 +37,8 @@ static void take(struct oci_arguments *arguments, const char *name, size_t lengt
 		arguments->work = value;
 	} else if (is(name, length, "bundle") || is(name, length, "b")) {
 		arguments->bundle = value;
+	} else if (is(name, length, "root") && !arguments->command) {
+		arguments->root = value;
 	} else if (is(name, length, "log")) {
 		arguments->log = value;
 	} else if (is(name, length, "log-format")) {

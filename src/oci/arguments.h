@@ -9,7 +9,7 @@ struct oci_arguments {
 	int command; /* index in argv; 0: there is none */
 	int id;      /* index; 0: none */
 	int image_path; /* index of the argument that has the value (behind `=`, if there is one); 0: not given */
-	const char *images, *work, *bundle, *log, *log_format; /* borrowed from argv, or NULL */
+	const char *images, *work, *bundle, *log, *log_format, *root; /* borrowed from argv, or NULL */
 	bool leave_running, pre_dump, lazy_pages, page_server, parent, help;
 };
 

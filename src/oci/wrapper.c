@@ -4,12 +4,14 @@
 #include <json-c/json.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
 
 #include "base/base.h"
 #include "oci/annotations.h"
 #include "oci/arguments.h"
 #include "oci/oci.h"
+#include "oci/runtimes.h"
 
 #define NAME "distri-proc-runtime"
 
@@ -196,6 +198,63 @@ static int restore(struct wrapper *wrapper)
 	return ret ? say_why(wrapper) : become(wrapper, argv);
 }
 
+/* ---- whose container it is ---- */
+
+/* A command by which a container comes to be: its bundle says which runtime it is of. What is wrong with the bundle the runtime
+ * says. */
+static int choose_runtime(struct wrapper *wrapper, const char *root, const char *id)
+{
+	struct oci_wishes wishes;
+	const char *bundle = wrapper->arguments.bundle ? wrapper->arguments.bundle : ".";
+	bool asks = oci_wishes_read(bundle, &wishes, NULL) == 0 && wishes.runtime[0];
+	if (!asks) {
+		oci_runtime_note(instance_root(NULL), root, id, NULL, NULL); /* who may not look there has none */
+		return 0;
+	}
+	int ret = oci_runtime_check(&wrapper->host, wishes.runtime, &wrapper->err);
+	if (!ret)
+		ret = oci_runtime_note(instance_root(NULL), root, id, wishes.runtime, &wrapper->err);
+	if (!ret)
+		strcpy(wrapper->host.runtime, wishes.runtime);
+	return ret;
+}
+
+/* `delete` of a container with a note, which goes with it. */
+static int delete_noted(struct wrapper *wrapper, const char *root, const char *id)
+{
+	int status = -1;
+	pid_t child = fork();
+	if (child == 0)
+		_exit(pass_on(wrapper));
+	while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR)
+		continue;
+	if (child < 0) {
+		dp_fail_errno(&wrapper->err, errno, "fork");
+		return say_why(wrapper);
+	}
+	if (WIFEXITED(status) && !WEXITSTATUS(status))
+		oci_runtime_note(instance_root(NULL), root, id, NULL, NULL);
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+/* Sets host.runtime. 0, -errno, or 1: *code is what to exit with. */
+static int find_runtime(struct wrapper *wrapper, int *code)
+{
+	const struct oci_arguments *arguments = &wrapper->arguments;
+	const char *command = arguments->command ? wrapper->argv[arguments->command] : "";
+	const char *root = arguments->root ? arguments->root : "";
+	if (!arguments->id || arguments->help)
+		return 0;
+	if (!strcmp(command, "create") || !strcmp(command, "run") || !strcmp(command, "restore"))
+		return choose_runtime(wrapper, root, wrapper->argv[arguments->id]);
+	int id = oci_runtime_noted(instance_root(NULL), root, wrapper->argc, wrapper->argv, arguments->command + 1,
+				   wrapper->host.runtime, sizeof(wrapper->host.runtime));
+	if (!id || strcmp(command, "delete") != 0)
+		return 0;
+	*code = delete_noted(wrapper, root, wrapper->argv[id]);
+	return 1;
+}
+
 /* ---- */
 
 int oci_runtime_main(int argc, char **argv)
@@ -205,6 +264,9 @@ int oci_runtime_main(int argc, char **argv)
 	oci_arguments_read(argc, argv, arguments);
 	if (oci_host_read(&wrapper.host, &wrapper.err))
 		return say_why(&wrapper);
+	int code = 1, found = find_runtime(&wrapper, &code);
+	if (found)
+		return found < 0 ? say_why(&wrapper) : code;
 	const char *command = arguments->command ? argv[arguments->command] : "";
 	bool checkpoints = !strcmp(command, "checkpoint"), restores = !strcmp(command, "restore");
 	bool plain = !arguments->id || arguments->help || arguments->pre_dump || arguments->lazy_pages ||
@@ -218,7 +280,7 @@ int oci_runtime_main(int argc, char **argv)
 	}
 	memcpy(globals, argv + 1, (size_t)(arguments->command - 1) * sizeof(*globals));
 	wrapper.runtime = (struct oci_runtime){ .program = wrapper.host.runtime, .globals = globals };
-	int code = checkpoints ? checkpoint(&wrapper) : restore(&wrapper);
+	code = checkpoints ? checkpoint(&wrapper) : restore(&wrapper);
 	free(globals);
 	return code;
 }

@@ -13,6 +13,7 @@
 #include "base/base.h"
 #include "oci/annotations.h"
 #include "oci/arguments.h"
+#include "oci/runtimes.h"
 #include "residency/residency.h"
 #include "sys/cgroup.h"
 
@@ -117,6 +118,13 @@ static void host_file__settings_and_comments__taken(void **state)
 					&host, note_set, &err),
 			 0);
 	assert_string_equal(host.runtime, "/usr/bin/crun");
+	assert_int_equal(oci_host_parse("runtimes = /opt/a, /opt/b\n", &host, note_set, &err), 0);
+	assert_int_equal(oci_runtime_check(&host, "runc", &err), 0);
+	assert_int_equal(oci_runtime_check(&host, "/usr/bin/crun", &err), 0);
+	assert_int_equal(oci_runtime_check(&host, "/opt/b", &err), 0);
+	static const char *const others[] = { "", "/opt", "/opt/", "b", "../opt/b", "/opt/a, /opt/b" };
+	for (size_t i = 0; i < ARRAY_LENGTH(others); i++)
+		assert_int_equal(oci_runtime_check(&host, others[i], &err), -EPERM);
 	assert_string_equal(host.pool, "dps://memory:7400");
 	assert_string_equal(was_set, "DISTRI_PROC_PSK_FILE=/etc/key");
 	assert_int_equal(oci_host_parse("pool = x\nrun time = y\n", &host, note_set, &err), -EINVAL);
