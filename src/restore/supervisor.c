@@ -423,8 +423,10 @@ static void init_ended(struct supervisor *supervisor)
 		fail(supervisor, WIFSIGNALED(status) ? "init was killed by signal %d" : "init ended early with code %d",
 		     WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
 	char path[PATH_MAX]; /* it passes the root's end on as an exit code, so this is its own */
-	if (WIFSIGNALED(status) && access(instance_path(supervisor->instance, INSTANCE_STOPPED, path, sizeof(path)), F_OK))
-		fail(supervisor, "init was killed by signal %d, and the tree with it", WTERMSIG(status));
+	if (WIFSIGNALED(status) && access(instance_path(supervisor->instance, INSTANCE_STOPPED, path, sizeof(path)), F_OK)) {
+		log_error("init was killed by signal %d, and the tree with it", WTERMSIG(status));
+		instance_keep_logs(supervisor->instance, path, sizeof(path));
+	}
 	finish(supervisor);
 }
 
