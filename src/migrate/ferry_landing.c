@@ -34,11 +34,29 @@ static int note_process(struct in *in)
 	return ret ? dp_fail_errno(&in->err, -ret, "write %s", path) : 0;
 }
 
+/* Pages wait in the landing, and are in the tree's own memory too before that ends. */
+static int check_room(struct in *in)
+{
+	char needed[32], free_now[32];
+	uint64_t bytes = (uint64_t)DP_MAX(line_number(in->prepare, "resident_pages"), 0) * PAGE_BYTES;
+	cleanup_free char *text = NULL;
+	const char *at = io_read_file("/proc/meminfo", &text, 65536) > 0 ? strstr(text, "MemAvailable:") : NULL;
+	uint64_t available = at ? strtoull(at + strlen("MemAvailable:"), NULL, 10) * 1024 : UINT64_MAX;
+	if (bytes <= available / 2)
+		return 0;
+	return dp_fail(&in->err, ENOMEM, "this host has %s of memory left, and pages that go ahead take room twice until all are there, "
+		       "%s in all: leave --mode out, or name a pool elsewhere (--pool)",
+		       format_size(available, free_now, sizeof(free_now)), format_size(2 * bytes, needed, sizeof(needed)));
+}
+
 int in_start_landing(struct in *in)
 {
 	char path[PATH_MAX], listen[128];
 	if (!line_flag(in->prepare, "landing"))
 		return 0;
+	int room = check_room(in);
+	if (room)
+		return room;
 	if (listen_text(in, listen))
 		return dp_fail(&in->err, EIO, "find this host's address on the way to the source");
 	bool plaintext = getenv("DISTRI_PROC_ALLOW_PLAINTEXT") != NULL;

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include "base/base.h"
+#include "checkpoint/target.h"
 #include "instance/instance.h"
 #include "migrate/ferry_container.h"
 #include "migrate/connections.h"
@@ -146,6 +147,7 @@ static json_object *prepare_line(struct out *out, const struct endpoint *listen)
 	line_add_flag(line, "ahead", out_goes_ahead(out) || *out->kept_pool);
 	line_add_flag(line, "landing", out_goes_ahead(out) && !out_pool(out));
 	line_add_flag(line, "landing_tls", out->to.tls);
+	line_add_number(line, "resident_pages", target_resident_pages(out->pid));
 	line_add_flag(line, "rest_stays", out_rest_stays(out));
 	container_out_describe(out, line);
 	json_object *files = out_files(out->pid);
