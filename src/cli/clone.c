@@ -198,7 +198,8 @@ static int find_source(struct cloning *cloning, struct dp_err *err)
 		return 0;
 	if (colon && colon[1] && strncmp(source, "localhost:", 10))
 		return find_host(cloning, colon, err);
-	return clone_source_find(instance_root(cloning->options.registry), colon ? colon + 1 : source, &cloning->options.pid, err);
+	return clone_source_find(instance_root(cloning->options.registry), colon ? colon + 1 : source, &cloning->options.pid,
+				 err);
 }
 
 /* What gdb looks at must be there: it cannot read a page that is still to come. */

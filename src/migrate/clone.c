@@ -48,8 +48,8 @@ static void add_common(struct arguments *arguments, const struct clone_source *s
 
 /* ---- the original's side ---- */
 
-int clone_offer(const struct clone_source *source, const struct offer_options *common, struct offer **offer, struct offer_facts *facts,
-		struct dp_err *err)
+int clone_offer(const struct clone_source *source, const struct offer_options *common, struct offer **offer,
+		struct offer_facts *facts, struct dp_err *err)
 {
 	struct arguments arguments = { .count = 0 };
 	struct offer_options options = *common;

@@ -5,12 +5,14 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
 #include "base/base.h"
 
 #define MOUNTS_LIMIT (8u << 20)
+#define MOUNTS_MOST 8u /* on top of each other */
 #define DELETE_TRIES 40
 #define DELETE_PAUSE_US 50000
 
@@ -186,10 +188,52 @@ void oci_moving_done(struct oci_moving *moving)
 
 /* ---- the runtime is told ---- */
 
+/* Is this where `runc restore` has the root filesystem mounted for CRIU: .../ID/criu-root? */
+static bool is_left_over(const char *place, const char *id)
+{
+	cleanup_free char *mark = format_text("/%s/criu-root", id);
+	const char *found = mark ? strstr(place, mark) : NULL;
+	return found && (!found[strlen(mark)] || found[strlen(mark)] == '/');
+}
+
+/* What a runtime that was killed has left mounted. How many of them were found; false in *good where one stays. */
+static unsigned unmount_left_over(const char *id, bool *good)
+{
+	cleanup_free char *mounts = NULL;
+	unsigned count = 0;
+	*good = io_read_file("/proc/self/mountinfo", &mounts, MOUNTS_LIMIT) >= 0;
+	char *rest = mounts;
+	for (char *line = *good ? strsep(&rest, "\n") : NULL; line; line = strsep(&rest, "\n")) {
+		char place[PATH_MAX];
+		if (sscanf(line, "%*s %*s %*s %*s %4095s", place) != 1)
+			continue;
+		unescape(place);
+		if (!is_left_over(place, id))
+			continue;
+		count++;
+		if (umount2(place, MNT_DETACH | UMOUNT_NOFOLLOW) && errno != EINVAL)
+			*good = false;
+	}
+	return count;
+}
+
+/* Before `delete --force`: it would remove what is in there, which is the root filesystem's very files. */
+static int forget_mounts(const char *id, struct dp_err *err)
+{
+	bool good = true;
+	for (unsigned i = 0; i < MOUNTS_MOST && good; i++)
+		if (!unmount_left_over(id, &good) && good)
+			return 0;
+	return dp_fail(err, EBUSY, "the root filesystem of container %s is still mounted in its runtime's directory: unmount it before "
+		       "you delete it, or its files go too", id);
+}
+
 int oci_delete(const struct oci_runtime *runtime, const char *id, struct dp_err *err)
 {
 	struct oci_state state;
-	int ret = 0;
+	int ret = forget_mounts(id, err);
+	if (ret)
+		return ret;
 	for (int i = 0; i < DELETE_TRIES; i++) {
 		/* the first time unasked: of one that was never whole a runtime may know no state, and have a directory */
 		ret = i ? oci_state(runtime, id, true, &state, NULL) : 0;

@@ -102,8 +102,10 @@ static int put_bind(const char *place, const char *target, bool read_only)
 	struct statvfs info;
 	if (mount(place, target, NULL, MS_BIND, NULL) || (read_only && statvfs(target, &info)))
 		return -errno;
-	unsigned long flags = !read_only ? 0 : (info.f_flag & ST_NOSUID ? MS_NOSUID : 0) | (info.f_flag & ST_NODEV ? MS_NODEV : 0) |
-					       (info.f_flag & ST_NOEXEC ? MS_NOEXEC : 0);
+	unsigned long flags = 0;
+	if (read_only)
+		flags = (info.f_flag & ST_NOSUID ? MS_NOSUID : 0) | (info.f_flag & ST_NODEV ? MS_NODEV : 0) |
+			(info.f_flag & ST_NOEXEC ? MS_NOEXEC : 0);
 	return read_only && mount(NULL, target, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | flags, NULL) ? -errno : 0;
 }
 
