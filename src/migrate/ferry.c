@@ -261,5 +261,7 @@ int ferry_gate_action(char *name)
 	struct pollfd polled = { .fd = stream->fd, .events = POLLIN };
 	while (poll(&polled, 1, -1) < 0 && errno == EINTR)
 		continue;
-	return stream_receive(stream, &answer, 1) == 1 && answer == 'y' ? 0 : 1;
+	bool good = stream_receive(stream, &answer, 1) == 1 && answer == 'y';
+	stream_close(stream);
+	return good ? 0 : 1;
 }

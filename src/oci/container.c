@@ -239,9 +239,9 @@ static char **restore_command(const struct oci_restore *restore, const char *ima
 	if (!rest)
 		return NULL;
 	rest[used++] = restore->argv[0];
-	rest[used++] = strdup("--lazy-pages");
-	rest[used++] = strdup("--image-path");
-	rest[used++] = strdup(images);
+	rest[used++] = (char *)(uintptr_t)"--lazy-pages";
+	rest[used++] = (char *)(uintptr_t)"--image-path";
+	rest[used++] = (char *)(uintptr_t)images;
 	for (size_t i = 1; i < count; i++) {
 		const char *name = restore->argv[i];
 		name += *name == '-' ? 1 + (name[1] == '-') : 0;
@@ -262,7 +262,7 @@ int oci_restore_prepare(struct oci_restore *restore, struct instance *instance, 
 	struct restore_options *options = restore->restore;
 	struct restore_container container = { .id = restore->id, .work_path = restore->work,
 					       .action_script = restore->action_script };
-	char name[INSTANCE_ID_BYTES], criu[256], images[PATH_MAX];
+	char name[INSTANCE_ID_BYTES], criu[256];
 	int ret = criu_find(criu, err);
 	if (!ret)
 		ret = criu_check_version(criu, NULL, err);
@@ -275,7 +275,7 @@ int oci_restore_prepare(struct oci_restore *restore, struct instance *instance, 
 	ret = restore_container_start(options, &container, instance, err);
 	if (ret)
 		return ret;
-	*argv = restore_command(restore, instance_path(instance, "images", images, sizeof(images)));
+	*argv = restore_command(restore, instance_path(instance, "images", restore->images, sizeof(restore->images)));
 	if (!*argv || criu_launch_environment(instance->directory, criu))
 		return dp_fail(err, ENOMEM, "out of memory");
 	return 0;

@@ -56,6 +56,7 @@ struct oci_restore {
 	const char *id, *work; /* work: its --work-path, or NULL */
 	const char *action_script; /* a further one for CRIU, or NULL */
 	struct restore_options *restore;
+	char images[PATH_MAX]; /* set; argv points to it */
 };
 /* Makes the instance, and `argv` the command line (fresh) with which this process, or a child of it, then is to become the
  * runtime; the environment is set. Errors as restore_start. */

@@ -272,5 +272,8 @@ int main(int argc, char **argv)
 		fprintf(stderr, "pss-sampler: write %s: %s\n", options.csv, strerror(errno));
 		return 2;
 	}
-	return report(&options, &samples);
+	int code = report(&options, &samples);
+
+	free(samples.pss_bytes);
+	return code;
 }
