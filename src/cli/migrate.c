@@ -87,9 +87,12 @@ static void show(json_object *event, bool redraw)
 		       format_size((uint64_t)line_number(event, "pages_left") * PAGE_BYTES, left, sizeof(left)),
 		       format_size((uint64_t)line_number(event, "pages") * PAGE_BYTES, all, sizeof(all)));
 	else if (!strcmp(kind, "round"))
-		printf("\r\033[Kround %lld sent %s ahead; %s were written meanwhile", (long long)line_number(event, "round"),
+		printf("\r\033[Kround %lld sent %s ahead%s%s", (long long)line_number(event, "round"),
 		       format_size((uint64_t)line_number(event, "pages") * PAGE_BYTES, all, sizeof(all)),
-		       format_size((uint64_t)line_number(event, "pages_left") * PAGE_BYTES, left, sizeof(left)));
+		       json_object_object_get_ex(event, "pages_left", NULL) ? "; written meanwhile: " : "",
+		       json_object_object_get_ex(event, "pages_left", NULL)
+			       ? format_size((uint64_t)line_number(event, "pages_left") * PAGE_BYTES, left, sizeof(left))
+			       : "");
 	else
 		printf("\r\033[K%s", phase ? phase : kind);
 	fflush(stdout);

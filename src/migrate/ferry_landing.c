@@ -59,8 +59,13 @@ int in_start_landing(struct in *in)
 		return room;
 	if (listen_text(in, listen))
 		return dp_fail(&in->err, EIO, "find this host's address on the way to the source");
-	bool plaintext = getenv("DISTRI_PROC_ALLOW_PLAINTEXT") != NULL;
-	int ret = landing_start(&in->landing, listen, ferry_path(in->root, "in", in->id, LANDING_SOCKET, path), plaintext, &in->err);
+	struct stream_peer peer;
+	stream_peer(in->source.stream, &peer);
+	const struct landing_place place = { .listen = listen,
+					     .socket_path = ferry_path(in->root, "in", in->id, LANDING_SOCKET, path),
+					     .identity = strcmp(peer.identity, "anonymous") ? peer.identity : NULL,
+					     .allow_plaintext = getenv("DISTRI_PROC_ALLOW_PLAINTEXT") != NULL };
+	int ret = landing_start(&in->landing, &place, &in->err);
 	return ret ? ret : note_process(in);
 }
 

@@ -318,7 +318,8 @@ static void show_round(void *context, const struct offer_round *round)
 	json_object *event = line_event("round");
 	line_add_number(event, "round", round->round);
 	line_add_number(event, "pages", round->pages);
-	line_add_number(event, "pages_left", round->pages_left);
+	if (round->pages_left != OFFER_NOT_KNOWN)
+		line_add_number(event, "pages_left", round->pages_left);
 	line_add_number(event, "elapsed_ns", clock_now_ns() - out->begun_ns);
 	out_tell(out, event);
 }

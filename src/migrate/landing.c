@@ -16,6 +16,7 @@
 #include "client/client.h"
 #include "migrate/arriving_store.h"
 #include "migrate/pull.h"
+#include "pool/access.h"
 #include "pool/pool.h"
 #include "pool/server.h"
 #include "restore/processes.h"
@@ -272,11 +273,29 @@ static int serve_at(struct process *process, const char *listen, bool allow_plai
 	return ret ? ret : server_listen(process->server, &endpoint, allow_plaintext, in_use, err);
 }
 
-static int set_up(struct process *process, const char *listen, const char *socket_path, bool allow_plaintext, struct reply *reply)
+/* Its snapshots are one migration's, and that is one source's. */
+static int let_in(struct process *process, const char *identity, struct dp_err *err)
+{
+	struct access *access;
+	if (!identity)
+		return 0;
+	cleanup_free char *rules = format_text("%s read,write,admin migration/*\n", identity);
+	if (!rules)
+		return dp_fail_errno(err, ENOMEM, "let the source in");
+	for (size_t i = 0; i < strlen(identity); i++)
+		if (strchr(" \t*[\\", rules[i]))
+			rules[i] = '?'; /* of a name with such letters: those that differ only there */
+	int ret = access_parse(&access, rules, err);
+	if (!ret)
+		server_set_access(process->server, access);
+	return ret;
+}
+
+static int set_up(struct process *process, const struct landing_place *place, struct reply *reply)
 {
 	const struct endpoint *in_use = NULL;
 	char local[PATH_MAX + 16];
-	snprintf(local, sizeof(local), "unix://%s", socket_path);
+	snprintf(local, sizeof(local), "unix://%s", place->socket_path);
 	int ret = arriving_store_open(&process->store, fetch, process, &reply->err);
 	if (!ret)
 		ret = pool_open(&process->pool, process->store, &reply->err);
@@ -285,9 +304,11 @@ static int set_up(struct process *process, const char *listen, const char *socke
 	if (!ret)
 		ret = server_open(&process->server, process->pool, &reply->err);
 	if (!ret)
+		ret = let_in(process, place->identity, &reply->err);
+	if (!ret)
 		ret = serve_at(process, local, true, NULL, &reply->err);
 	if (!ret)
-		ret = serve_at(process, listen, allow_plaintext, &in_use, &reply->err);
+		ret = serve_at(process, place->listen, place->allow_plaintext, &in_use, &reply->err);
 	if (!ret)
 		ret = watch(process, &reply->err);
 	if (!ret)
@@ -306,15 +327,15 @@ static void give_up_rights(void)
 		log_warn("not all was given up that is not needed: %s", err.text);
 }
 
-static void run(int control_fd, const char *listen, const char *socket_path, bool allow_plaintext) __attribute__((noreturn));
-static void run(int control_fd, const char *listen, const char *socket_path, bool allow_plaintext)
+static void run(int control_fd, const struct landing_place *place) __attribute__((noreturn));
+static void run(int control_fd, const struct landing_place *place)
 {
 	struct process process = { .control_fd = control_fd, .watch_fd = -1, .timer_fd = -1, .watched_fd = -1 };
 	struct reply reply = { 0 };
 	setsid();
 	prctl(PR_SET_NAME, "dp-landing");
 	signal(SIGPIPE, SIG_IGN);
-	set_up(&process, listen, socket_path, allow_plaintext, &reply);
+	set_up(&process, place, &reply);
 	ssize_t told = send(control_fd, &reply, sizeof(reply), MSG_NOSIGNAL);
 	if (reply.result || told < 0)
 		_exit(1);
@@ -334,7 +355,7 @@ static int hear_reply(const struct landing *landing, struct reply *reply, struct
 	return reply->result < 0 ? dp_fail(err, -reply->result, "%s", reply->err.text) : 0;
 }
 
-int landing_start(struct landing *landing, const char *listen, const char *socket_path, bool allow_plaintext, struct dp_err *err)
+int landing_start(struct landing *landing, const struct landing_place *place, struct dp_err *err)
 {
 	struct reply reply;
 	int pair[2];
@@ -343,7 +364,7 @@ int landing_start(struct landing *landing, const char *listen, const char *socke
 	landing->pid = fork();
 	if (landing->pid == 0) {
 		close_all_but(&pair[1], 1);
-		run(pair[1], listen, socket_path, allow_plaintext);
+		run(pair[1], place);
 	}
 	close(pair[1]);
 	landing->control_fd = pair[0];

@@ -32,9 +32,10 @@
 
 struct offer;
 
+#define OFFER_NOT_KNOWN UINT64_MAX
 struct offer_round {
 	unsigned round;
-	uint64_t pages, pages_left; /* sent in it; and written meanwhile, roughly */
+	uint64_t pages, pages_left; /* sent in it; and written meanwhile, roughly, or OFFER_NOT_KNOWN */
 };
 
 /* A container, frozen by its runtime (offer_runtime.h). */
@@ -61,10 +62,11 @@ struct offer_options {
 	/* NULL, or a pool near the destination, without a name: all pages go there, most of them while the tree runs, and it is
 	 * restored from there (offer_ahead.h). Not with copy. */
 	const char *ahead_pool;
-	/* Those that were written since stay here all the same, as of an offer without a pool; what went ahead is a draft there, of the
-	 * name above, until whoever restores takes it (landing.h). */
+	/* Those that were written since stay here all the same, as of an offer without a pool; what went ahead is a draft there,
+	 * of the name above, until whoever restores takes it (landing.h). */
 	bool rest_stays;
-	/* NULL, or the tree is an instance with pages in a pool: it is stored in this one, which has them, and restored from there
+	/* NULL, or the tree is an instance with pages in a pool: it is stored in this one, which has them, and restored from
+	 * there
 	 * (offer_kept.h). Then listen and ahead_pool are not used. */
 	const char *kept_pool;
 	struct precopy_limits ahead_limits; /* with ahead_pool; its on_round is not used, */

@@ -49,7 +49,7 @@ static void note_round(struct kept *kept, uint64_t pages)
 	ahead->round_pages[DP_MIN(ahead->rounds, PRECOPY_ROUNDS - 1)] += pages;
 	ahead->rounds++;
 	ahead->ahead_pages += pages;
-	round.round = (struct offer_round){ .round = ahead->rounds, .pages = pages };
+	round.round = (struct offer_round){ .round = ahead->rounds, .pages = pages, .pages_left = OFFER_NOT_KNOWN };
 	ssize_t ignored = send(kept->control_fd, &round, sizeof(round), MSG_NOSIGNAL);
 	(void)ignored; /* who is gone is noticed later */
 }

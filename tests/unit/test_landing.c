@@ -128,7 +128,8 @@ static int setup(void **state)
 		return -1;
 	snprintf(world.socket, sizeof(world.socket), "%s/here.sock", world.directory);
 	snprintf(far, sizeof(far), "unix://%s/far.sock", world.directory);
-	if (landing_start(&world.landing, far, world.socket, false, &err)) { /* before there is a thread */
+	const struct landing_place place = { .listen = far, .socket_path = world.socket };
+	if (landing_start(&world.landing, &place, &err)) { /* before there is a thread */
 		print_error("%s\n", err.text);
 		return -1;
 	}
