@@ -1,5 +1,5 @@
-/* arriving_store: a pool's store in this process's memory, of which some slots have a place already, and their content is still to
- * come. Whoever reads one of those waits until it is here, so nobody ever sees what was in that memory before.
+/* arriving_store: a pool's store in this process's memory, of which some slots have a place already, and their content is still
+ * to come. Whoever reads one of those waits until it is here, so nobody ever sees what was in that memory before.
  *
  * Invariants: A1 what a slot is expected to hold is taken once, and only as long as nobody has written or freed the slot: content
  * that comes later than that is dropped; A2 a slot that is expected is read only after it was taken.
@@ -12,8 +12,8 @@
 
 #include "store/store.h"
 
-/* Brings the slot here: returns after arriving_store_take was called for it. It may block, and cannot fail (a process that has lost
- * what it expects has nothing left to serve, and ends). */
+/* Brings the slot here: returns after arriving_store_take was called for it. It may block, and cannot fail (a process that has
+ * lost what it expects has nothing left to serve, and ends). */
 typedef void arriving_fetch(void *context, uint64_t slot);
 
 /* -ENOMEM. */

@@ -383,7 +383,7 @@ int landing_start(struct landing *landing, const struct landing_place *place, st
 
 int landing_take(struct landing *landing, const char *uri, const char *name, struct dp_err *err)
 {
-	struct command command = { "" };
+	struct command command = { .uri = "" };
 	struct reply reply;
 	if (strlen(uri) >= sizeof(command.uri) || strlen(name) >= sizeof(command.name))
 		return dp_fail(err, E2BIG, "the source names a pool of more than %zu characters", sizeof(command.uri));

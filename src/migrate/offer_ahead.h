@@ -22,8 +22,8 @@ struct offer_ahead {
 	bool begun, published, rest_stays;
 };
 
-/* The rounds, while the tree runs; `limits` are those of the options, and who hears of rounds; until *stop. Blocks. Errors: of endpoints, of
- * the pool, of precopy_rounds. */
+/* The rounds, while the tree runs; `limits` are those of the options, and who hears of rounds; until *stop. Blocks. Errors: of
+ * endpoints, of the pool, of precopy_rounds. */
 int offer_ahead_start(struct offer_ahead *ahead, const struct offer_options *options, const struct precopy_limits *limits,
 		      const volatile bool *stop, struct dp_err *err);
 /* For frozen_tree_scan: the pages of one task, those that are left sent. `context` is the offer_ahead. */
