@@ -11,7 +11,7 @@
  * Each ferry has a session of its own: it outlives the agent that forked it.
  *
  *   ROOT/.agent/out/ID/  asks.sock record token address   (source; a record that is final stays for a day)
- *   ROOT/.agent/in/ID/   state.json lease gate            (destination; goes when the migration is over)
+ *   ROOT/.agent/in/ID/   state.json lease gate landing fence (destination; goes when the migration is over)
  *   ROOT/.agent/events   what happened, one JSON object a line
  * A ferry holds the lock of its directory; one whose lock is free is an orphan, and the agent starts who sees to it.
  *
