@@ -290,7 +290,9 @@ static bool advertise(const struct address *address, int fd, const uint8_t devic
 		struct nd_opt_hdr option;
 		uint8_t device[ETH_ALEN];
 	} packet = {
-		.ip = { .ip6_vfc = 6 << 4, .ip6_nxt = IPPROTO_ICMPV6, .ip6_hlim = 255, .ip6_dst.s6_addr = { 0xff, 2, [15] = 1 } },
+		/* the version by way of the flow: ip6_vfc is another member of the union, and would be lost */
+		.ip = { .ip6_flow = htonl(UINT32_C(6) << 28), .ip6_nxt = IPPROTO_ICMPV6, .ip6_hlim = 255,
+			.ip6_dst.s6_addr = { 0xff, 2, [15] = 1 } },
 		.advert = { .nd_na_type = ND_NEIGHBOR_ADVERT, .nd_na_flags_reserved = ND_NA_FLAG_OVERRIDE },
 		.option = { ND_OPT_TARGET_LINKADDR, 1 },
 	};
