@@ -54,11 +54,13 @@ static int take(struct oci_wishes *wishes, const char *name, const char *value, 
 		return copy(name, value, wishes->remote_memory, sizeof(wishes->remote_memory), err);
 	if (!strcmp(name, "prefetch"))
 		return copy(name, value, wishes->prefetch, sizeof(wishes->prefetch), err);
+	if (!strcmp(name, "start-from"))
+		return copy(name, value, wishes->start_from, sizeof(wishes->start_from), err);
 	if (!strcmp(name, "runtime"))
 		return copy(name, value, wishes->runtime, sizeof(wishes->runtime), err);
 	return dp_fail(err, EINVAL,
 		       "no annotation " PREFIX "%.60s: there are enabled, memory-policy, remote-memory, pool, prefetch, "
-		       "snapshot and runtime",
+		       "snapshot, start-from and runtime",
 		       name);
 }
 

@@ -9,6 +9,7 @@
  *   says
  *   distri-proc.io/prefetch       stream, working-set, or a policy's name
  *   distri-proc.io/runtime        which real runtime it is of (runtimes.h)
+ *   distri-proc.io/start-from     REPO:TAG in the pool: `create` and `run` make the container of that snapshot
  *
  * runtime.conf: lines of `name = value`; # begins a comment. runtime, runtimes, pool, registry; psk-file, tls-cert, tls-key,
  * tls-ca, tls-name, allow-plaintext, criu: as the options and variables of distri-proc.
@@ -25,7 +26,8 @@ enum oci_policy { OCI_LAZY, OCI_HOT_LOCAL, OCI_FULL };
 struct oci_wishes {
 	bool enabled;
 	enum oci_policy policy;
-	char pool[1400], snapshot[256], remote_memory[32], prefetch[32], runtime[1024]; /* "": not said */
+	char pool[1400], snapshot[256], remote_memory[32], prefetch[32], runtime[1024];
+	char start_from[256]; /* all of these: "" not said */
 };
 
 /* Of BUNDLE/config.json. -EINVAL with the annotation that is wrong, -ENOENT, -EBADMSG. */

@@ -12,6 +12,8 @@ static const char *const valued[] = {
 	/* of checkpoint and restore */
 	"image-path", "work-path", "parent-path", "page-server", "status-fd", "manage-cgroups-mode", "empty-ns", "console-socket",
 	"bundle", "b", "pid-file", "lsm-profile", "lsm-mount-context", "network-lock",
+	/* of create and run */
+	"preserve-fds", "pidfd-socket",
 };
 
 static bool has_value(const char *name, size_t length)

@@ -1,9 +1,10 @@
 /* oci: containers, under the runtimes that people have, unpatched.
  *
  * `distri-proc-runtime` stands in the runtime's place (`podman --runtime`, containerd's BinaryName, plain): it becomes the real
- * one (execve: arguments, descriptors, exit code, signals are that one's) for all but two commands of containers that ask for it:
+ * one (execve: arguments, descriptors, exit code, signals are that one's) for all but these commands of containers that ask for it:
  *  - checkpoint: the real runtime is our child, its CRIU's pages go into a pool (checkpoint/runtime_dump.h), and what its image
  *    directory holds is a reference to the snapshot and the images without pages;
+ *  - create and run of a container that is to begin as a snapshot (start-from): restored as below, and paused until `start`;
  *  - restore from such a directory: instance, pager and supervisor are there first (restore/container.h), then we become the real
  *    runtime.
  * `delete` and `kill` need nothing of us: an instance goes with its container.

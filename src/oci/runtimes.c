@@ -7,6 +7,7 @@
 #include "base/base.h"
 
 #define NOTES ".runtimes"
+#define WAITS "waits"
 
 int oci_runtime_check(const struct oci_host *host, const char *runtime, struct dp_err *err)
 {
@@ -35,12 +36,12 @@ static int note_path(const char *registry, const char *root, const char *id, cha
 	return 0;
 }
 
-int oci_runtime_note(const char *registry, const char *root, const char *id, const char *runtime, struct dp_err *err)
+int oci_runtime_note(const char *registry, const char *root, const char *id, const struct oci_note *note, struct dp_err *err)
 {
 	char path[PATH_MAX], directory[PATH_MAX];
 	if (note_path(registry, root, id, path))
-		return runtime ? dp_fail(err, EINVAL, "the names of the runtime's directory and of %.80s are too long", id) : 0;
-	if (!runtime) {
+		return note ? dp_fail(err, EINVAL, "the names of the runtime's directory and of %.80s are too long", id) : 0;
+	if (!note) {
 		if (unlink(path) && errno != ENOENT)
 			return dp_fail_errno(err, errno, "remove %s", path);
 		return 0;
@@ -48,21 +49,23 @@ int oci_runtime_note(const char *registry, const char *root, const char *id, con
 	snprintf(directory, sizeof(directory), "%s/" NOTES, registry);
 	if ((mkdir(registry, 0700) && errno != EEXIST) || (mkdir(directory, 0700) && errno != EEXIST))
 		return dp_fail_errno(err, errno, "make %s", directory);
-	int ret = io_write_file(path, runtime, strlen(runtime), 0600);
+	cleanup_free char *text = format_text("%s\n%s", note->runtime, note->waits ? WAITS : "");
+	int ret = text ? io_write_file(path, text, strlen(text), 0600) : -ENOMEM;
 	return ret ? dp_fail_errno(err, -ret, "write %s", path) : 0;
 }
 
-int oci_runtime_noted(const char *registry, const char *root, int argc, char *const *argv, int from, char *runtime, size_t size)
+int oci_runtime_noted(const char *registry, const char *root, int argc, char *const *argv, int from, struct oci_note *note)
 {
 	char path[PATH_MAX];
 	for (int i = from; i < argc; i++) {
 		cleanup_free char *text = NULL;
 		if (argv[i][0] == '-' || note_path(registry, root, argv[i], path))
 			continue;
-		ssize_t length = io_read_file(path, &text, size);
-		if (length > 0 && (size_t)length < size) {
-			memcpy(runtime, text, (size_t)length);
-			runtime[length] = 0;
+		char *end = io_read_file(path, &text, 2 * sizeof(note->runtime)) > 0 ? strchr(text, '\n') : NULL;
+		if (end && end < text + sizeof(note->runtime)) {
+			*end = 0;
+			strcpy(note->runtime, text);
+			note->waits = !strcmp(end + 1, WAITS);
 			return i;
 		}
 	}

@@ -8,16 +8,20 @@
 #define DP_OCI_RUNTIMES_H
 
 #include <limits.h>
-#include <stddef.h>
+#include <stdbool.h>
 
 #include "base/err.h"
 #include "oci/annotations.h"
 
 /* May a container ask for this one? -EPERM. */
 int oci_runtime_check(const struct oci_host *host, const char *runtime, struct dp_err *err);
-/* Notes the runtime of a container, or removes the note where runtime is NULL. root: "" where none was given. -errno. */
-int oci_runtime_note(const char *registry, const char *root, const char *id, const char *runtime, struct dp_err *err);
-/* Of a command's arguments the first that is a container with a note: its index and its runtime; 0: none. */
-int oci_runtime_noted(const char *registry, const char *root, int argc, char *const *argv, int from, char *runtime, size_t size);
+struct oci_note {
+	char runtime[1024];
+	bool waits; /* it is restored and paused, and is to be resumed where others are started */
+};
+/* Notes what is known of a container, or removes the note where that is NULL. root: "" where none was given. -errno. */
+int oci_runtime_note(const char *registry, const char *root, const char *id, const struct oci_note *note, struct dp_err *err);
+/* Of a command's arguments the first that is a container with a note: its index; 0: none. */
+int oci_runtime_noted(const char *registry, const char *root, int argc, char *const *argv, int from, struct oci_note *note);
 
 #endif

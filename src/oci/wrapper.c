@@ -198,43 +198,165 @@ static int restore(struct wrapper *wrapper)
 	return ret ? say_why(wrapper) : become(wrapper, argv);
 }
 
+/* ---- containers that begin as a snapshot ---- */
+
+/* The command line of `restore`, of that of `create` or `run`: without what it does not know. Fresh; borrowed texts. */
+static char **as_restore(const struct wrapper *wrapper, bool detach)
+{
+	static const char *const dropped[] = { "no-new-keyring", "keep", "preserve-fds", "pidfd-socket" };
+	char **argv = calloc((size_t)wrapper->argc + 3, sizeof(*argv));
+	int used = 0;
+	if (!argv)
+		return NULL;
+	argv[used++] = (char *)(uintptr_t)"restore";
+	if (detach)
+		argv[used++] = (char *)(uintptr_t)"--detach";
+	for (int i = wrapper->arguments.command + 1; i < wrapper->argc; i++) {
+		const char *name = wrapper->argv[i] + strspn(wrapper->argv[i], "-");
+		size_t length = strcspn(name, "=");
+		bool drop = false, valued = false;
+		for (size_t d = 0; d < ARRAY_LENGTH(dropped) && name != wrapper->argv[i] && !drop; d++) {
+			drop = strlen(dropped[d]) == length && !strncmp(name, dropped[d], length);
+			valued = drop && d >= 2 && !name[length];
+		}
+		if (!drop)
+			argv[used++] = wrapper->argv[i];
+		i += valued;
+	}
+	return argv;
+}
+
+/* Runs the runtime as a child; its exit code, 128 + signal, or 127. */
+static int run_child(char *const *argv)
+{
+	int status = 127 << 8;
+	pid_t child = fork();
+	if (child == 0) {
+		signal(SIGPIPE, SIG_DFL);
+		signal(SIGXFSZ, SIG_DFL);
+		execvp(argv[0], argv);
+		_exit(127);
+	}
+	while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR)
+		continue;
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+/* `COMMAND ID` of the real runtime. */
+static int run_on(const struct wrapper *wrapper, const char *command, const char *id)
+{
+	const int globals = wrapper->arguments.command - 1;
+	char **argv = calloc((size_t)globals + 5, sizeof(*argv));
+	int used = 0;
+	if (!argv)
+		return 127;
+	argv[used++] = (char *)(uintptr_t)wrapper->host.runtime;
+	for (int i = 0; i < globals; i++)
+		argv[used++] = wrapper->argv[1 + i];
+	argv[used++] = (char *)(uintptr_t)command;
+	if (!strcmp(command, "delete"))
+		argv[used++] = (char *)(uintptr_t)"--force";
+	argv[used++] = (char *)(uintptr_t)id;
+	int code = run_child(argv);
+	free(argv);
+	return code;
+}
+
+static int prepare_from(struct wrapper *wrapper, bool detach, char ***argv)
+{
+	const struct oci_wishes *wishes = &wrapper->wishes;
+	const char *pool = wishes->pool[0] ? wishes->pool : wrapper->host.pool;
+	struct restore_options options = { .root = instance_root(NULL), .endpoint = &wrapper->endpoint };
+	struct oci_restore run = { .runtime = wrapper->runtime, .id = wrapper->argv[wrapper->arguments.id], .restore = &options };
+	struct instance instance;
+	if (!*pool)
+		return dp_fail(&wrapper->err, EINVAL, "container %s starts from %s, but of which pool? Give it the annotation "
+			       "distri-proc.io/pool, or this host `pool = URI` in /etc/distri-proc/runtime.conf", run.id, wishes->start_from);
+	int ret = endpoint_parse(&wrapper->endpoint, pool, &wrapper->err);
+	if (!ret)
+		ret = endpoint_name_check(wishes->start_from, wrapper->endpoint.name, &wrapper->err);
+	if (!ret)
+		ret = take_wishes(wrapper, &options);
+	char **restore = ret ? NULL : as_restore(wrapper, detach);
+	if (!ret && !restore)
+		ret = dp_fail(&wrapper->err, ENOMEM, "out of memory");
+	run.argv = restore;
+	if (!ret)
+		ret = oci_restore_prepare(&run, &instance, argv, &wrapper->err);
+	free(restore);
+	return ret;
+}
+
+/* `create`: restored, and paused until `start`. `run`: the same as a restore. */
+static int begin_from(struct wrapper *wrapper, bool create)
+{
+	const char *id = wrapper->argv[wrapper->arguments.id], *root = wrapper->arguments.root ? wrapper->arguments.root : "";
+	struct oci_note note = { .waits = true };
+	char **argv;
+	if (prepare_from(wrapper, create, &argv))
+		return say_why(wrapper);
+	if (!create)
+		return become(wrapper, argv);
+	strcpy(note.runtime, wrapper->host.runtime);
+	if (oci_runtime_note(instance_root(NULL), root, id, &note, &wrapper->err))
+		return say_why(wrapper);
+	int code = run_child(argv);
+	if (!code && run_on(wrapper, "pause", id)) {
+		run_on(wrapper, "delete", id);
+		dp_fail(&wrapper->err, ECANCELED, "container %s was restored from %s and could not be paused until it is started", id,
+			wrapper->wishes.start_from);
+		code = say_why(wrapper);
+	}
+	if (code)
+		oci_runtime_note(instance_root(NULL), root, id, NULL, NULL);
+	return code;
+}
+
 /* ---- whose container it is ---- */
 
 /* A command by which a container comes to be: its bundle says which runtime it is of. What is wrong with the bundle the runtime
  * says. */
 static int choose_runtime(struct wrapper *wrapper, const char *root, const char *id)
 {
-	struct oci_wishes wishes;
+	struct oci_note note = { .waits = false };
 	const char *bundle = wrapper->arguments.bundle ? wrapper->arguments.bundle : ".";
-	bool asks = oci_wishes_read(bundle, &wishes, NULL) == 0 && wishes.runtime[0];
-	if (!asks) {
+	struct oci_wishes *wishes = &wrapper->wishes;
+	int read = oci_wishes_read(bundle, wishes, &wrapper->err);
+	if (read == -EINVAL && (wishes->runtime[0] || wishes->start_from[0]))
+		return read; /* what was asked for for its beginning could be something else */
+	if (read)
+		*wishes = (struct oci_wishes){ 0 };
+	if (!wishes->runtime[0]) {
 		oci_runtime_note(instance_root(NULL), root, id, NULL, NULL); /* who may not look there has none */
 		return 0;
 	}
-	int ret = oci_runtime_check(&wrapper->host, wishes.runtime, &wrapper->err);
+	strcpy(note.runtime, wishes->runtime);
+	int ret = oci_runtime_check(&wrapper->host, note.runtime, &wrapper->err);
 	if (!ret)
-		ret = oci_runtime_note(instance_root(NULL), root, id, wishes.runtime, &wrapper->err);
+		ret = oci_runtime_note(instance_root(NULL), root, id, &note, &wrapper->err);
 	if (!ret)
-		strcpy(wrapper->host.runtime, wishes.runtime);
+		strcpy(wrapper->host.runtime, note.runtime);
 	return ret;
 }
 
-/* `delete` of a container with a note, which goes with it. */
-static int delete_noted(struct wrapper *wrapper, const char *root, const char *id)
+/* A later command, of a container with a note. 0, or 1: *code is what to exit with. */
+static int follow_note(struct wrapper *wrapper, const char *root, struct oci_note *note, int at, int *code)
 {
-	int status = -1;
-	pid_t child = fork();
-	if (child == 0)
-		_exit(pass_on(wrapper));
-	while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR)
-		continue;
-	if (child < 0) {
-		dp_fail_errno(&wrapper->err, errno, "fork");
-		return say_why(wrapper);
+	const char *id = wrapper->argv[at], *command = wrapper->argv[wrapper->arguments.command];
+	strcpy(wrapper->host.runtime, note->runtime);
+	if (!strcmp(command, "start") && note->waits) {
+		*code = run_on(wrapper, "resume", id);
+		note->waits = *code != 0;
+		oci_runtime_note(instance_root(NULL), root, id, note, NULL);
+		return 1;
 	}
-	if (WIFEXITED(status) && !WEXITSTATUS(status))
+	if (strcmp(command, "delete") != 0)
+		return 0;
+	wrapper->argv[0] = wrapper->host.runtime;
+	*code = run_child(wrapper->argv);
+	if (!*code)
 		oci_runtime_note(instance_root(NULL), root, id, NULL, NULL);
-	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+	return 1;
 }
 
 /* Sets host.runtime. 0, -errno, or 1: *code is what to exit with. */
@@ -243,16 +365,13 @@ static int find_runtime(struct wrapper *wrapper, int *code)
 	const struct oci_arguments *arguments = &wrapper->arguments;
 	const char *command = arguments->command ? wrapper->argv[arguments->command] : "";
 	const char *root = arguments->root ? arguments->root : "";
+	struct oci_note note;
 	if (!arguments->id || arguments->help)
 		return 0;
 	if (!strcmp(command, "create") || !strcmp(command, "run") || !strcmp(command, "restore"))
 		return choose_runtime(wrapper, root, wrapper->argv[arguments->id]);
-	int id = oci_runtime_noted(instance_root(NULL), root, wrapper->argc, wrapper->argv, arguments->command + 1,
-				   wrapper->host.runtime, sizeof(wrapper->host.runtime));
-	if (!id || strcmp(command, "delete") != 0)
-		return 0;
-	*code = delete_noted(wrapper, root, wrapper->argv[id]);
-	return 1;
+	int id = oci_runtime_noted(instance_root(NULL), root, wrapper->argc, wrapper->argv, arguments->command + 1, &note);
+	return id ? follow_note(wrapper, root, &note, id, code) : 0;
 }
 
 /* ---- */
@@ -269,9 +388,11 @@ int oci_runtime_main(int argc, char **argv)
 		return found < 0 ? say_why(&wrapper) : code;
 	const char *command = arguments->command ? argv[arguments->command] : "";
 	bool checkpoints = !strcmp(command, "checkpoint"), restores = !strcmp(command, "restore");
+	bool creates = !strcmp(command, "create");
+	bool begins = wrapper.wishes.start_from[0] && (creates || !strcmp(command, "run"));
 	bool plain = !arguments->id || arguments->help || arguments->pre_dump || arguments->lazy_pages ||
 		     arguments->page_server || arguments->parent;
-	if ((!checkpoints && !restores) || plain)
+	if ((!checkpoints && !restores && !begins) || plain)
 		return pass_on(&wrapper);
 	char **globals = calloc((size_t)arguments->command, sizeof(*globals)); /* argv[1] to the command */
 	if (!globals) {
@@ -280,7 +401,7 @@ int oci_runtime_main(int argc, char **argv)
 	}
 	memcpy(globals, argv + 1, (size_t)(arguments->command - 1) * sizeof(*globals));
 	wrapper.runtime = (struct oci_runtime){ .program = wrapper.host.runtime, .globals = globals };
-	code = checkpoints ? checkpoint(&wrapper) : restore(&wrapper);
+	code = begins ? begin_from(&wrapper, creates) : checkpoints ? checkpoint(&wrapper) : restore(&wrapper);
 	free(globals);
 	return code;
 }
