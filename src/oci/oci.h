@@ -1,7 +1,7 @@
 /* oci: containers, under the runtimes that people have, unpatched.
  *
  * `distri-proc-runtime` stands in the runtime's place (`podman --runtime`, containerd's BinaryName, plain): it becomes the real
- * one (execve: arguments, descriptors, exit code, signals are that one's) for all but these commands of containers that ask for it:
+ * one (execve: arguments, descriptors, exit code, signals are that one's) for all but these commands of those that ask for it:
  *  - checkpoint: the real runtime is our child, its CRIU's pages go into a pool (checkpoint/runtime_dump.h), and what its image
  *    directory holds is a reference to the snapshot and the images without pages;
  *  - create and run of a container that is to begin as a snapshot (start-from): restored as below, and paused until `start`;
