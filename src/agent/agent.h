@@ -2,7 +2,8 @@
  *
  * How it works: it accepts, forks, and reaps; nothing else. Each connection gets a process of its own, with a session of its
  * own, which becomes what its first line asks for: on the control socket a status, a list, a stream of events, or the ferry
- * out of a migration (migrate/ferry.h); from another agent, over TLS 1.3 with both sides proven, a ferry in, or the asks of one.
+ * out of a migration (migrate/ferry.h); from another agent, over TLS 1.3 with both sides proven, a ferry in, the asks of one, or
+ * the loan of a copy (migrate/clone.h).
  * So an agent that is killed ends no migration, and one that is started again finds those whose ferry died, and sees to them.
  * Restored trees do not know it: their supervisors hold their userfaultfds.
  *
@@ -25,7 +26,9 @@
 struct agent_options {
 	const char *root;        /* registry of instances */
 	const char *listen;      /* tls://HOST:PORT, dps://..., or NULL: only what systemd hands over */
-	const char *access_file; /* who may bring processes here (right `write`, by their name); NULL: whoever is proven */
+	/* who may bring processes here (right `write`, by their name); NULL: whoever is proven; and who may have a copy of one (right
+	 * `clone`); NULL: nobody */
+	const char *access_file;
 	bool allow_plaintext, verbose;
 };
 
