@@ -1,6 +1,7 @@
 /* areas: a process with memory of every kind that a fork, or a page read from outside, treats in a way of its own: not forked,
  * wiped on fork, not readable, locked, write-protected, never touched. Each page has a pattern. At SIGUSR1 it looks at all of it
- * and writes `good`, or what is wrong, into the file named on the command line (made beside it, and renamed). Ends at SIGTERM. */
+ * and writes `good`, or what is wrong, into the file named on the command line (made beside it, and renamed). At SIGUSR2 the
+ * write-protected area becomes one that is not forked, or is no more, and the same is written. Ends at SIGTERM. */
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -101,12 +102,17 @@ int main(int argc, char **argv)
 	}
 	sigemptyset(&set);
 	sigaddset(&set, SIGUSR1);
+	sigaddset(&set, SIGUSR2);
 	sigaddset(&set, SIGTERM);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	for (enum kind kind = 0; kind < KINDS; kind++)
 		make(kind);
 	report(argv[1]);
-	while (sigwait(&set, &number) == 0 && number == SIGUSR1)
-		report(argv[1]);
+	for (bool forked = true; sigwait(&set, &number) == 0 && number != SIGTERM; report(argv[1])) {
+		if (number != SIGUSR2)
+			continue;
+		forked = !forked;
+		madvise(areas[PROTECTED], PAGES * PAGE, forked ? MADV_DOFORK : MADV_DONTFORK);
+	}
 	return 0;
 }
