@@ -87,5 +87,7 @@ int main(int argc, char **argv)
 		if (check(redis, key, acknowledged[key]))
 			return 1;
 	printf("requests %" PRIu64 " gap_ms %.1f at_s %.2f second_ms %.1f ok\n", 2 * requests, longest * 1e3, longest_at, second * 1e3);
+	redisFree(redis);
+	free(acknowledged);
 	return 0;
 }
