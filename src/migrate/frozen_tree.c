@@ -13,8 +13,8 @@
 #include "migrate/area_flags.h"
 #include "sys/uffd_abi.h"
 
-/* No more than the kernel keeps itself at once (512): having handed those on, and then come to the end, it says that it had stopped
- * there, and what lies behind would be told twice (Linux 6.18, do_pagemap_scan: walk_end is not set at the end). */
+/* No more than the kernel keeps itself at once (512): having handed those on, and then come to the end, it says that it had
+ * stopped there, and what lies behind would be told twice (Linux 6.18, do_pagemap_scan: walk_end is not set at the end). */
 #define SCAN_REGIONS 512
 #define RECORDS_LIMIT (UINT64_C(1) << 30)
 

@@ -278,7 +278,8 @@ static int start_criu(struct offerer *offerer, struct dp_err *err)
 	else
 		unsetenv(OFFERER_RECORD);
 	if (offerer->options->container) {
-		rc = offer_runtime_start(&offerer->dump, offerer->options, offerer->criu, &offerer->workspace, library, orders, err);
+		rc = offer_runtime_start(&offerer->dump, offerer->options, offerer->criu, &offerer->workspace, library, orders,
+					 err);
 	} else {
 		for (size_t i = 0; i < ARRAY_LENGTH(given); i++)
 			fcntl(given[i], F_SETFD, 0);
