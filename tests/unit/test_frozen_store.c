@@ -14,6 +14,7 @@
 
 #include "base/base.h"
 #include "migrate/frozen_store.h"
+#include "migrate/frozen_tree.h"
 
 #define PAGES 100u
 
@@ -187,9 +188,36 @@ static void frozen_store__kept__needs_the_process_no_more(void **state)
 	}
 }
 
+/* Of an area with more runs than the kernel hands on at once, and fewer than twice as many. */
+static void frozen_tree__area_of_many_runs__each_page_is_found_once(void **state)
+{
+	const unsigned runs = 700;
+	uint8_t *area = mmap(NULL, 2 * runs * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	assert_true(area != MAP_FAILED);
+	madvise(area, 2 * runs * PAGE_BYTES, MADV_NOHUGEPAGE);
+	for (unsigned i = 0; i < runs; i++)
+		area[2 * i * PAGE_BYTES] = 1;
+	struct frozen_task task = { .vpid = 1, .mem_fd = -1, .smaps_fd = -1 };
+	struct frozen_tree tree;
+	frozen_tree_init(&tree, -1);
+	task.pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	assert_int_equal(page_list_add(&task.hidden, (uintptr_t)area >> PAGE_SHIFT, 2 * runs), 0);
+	tree.tasks = &task;
+	tree.task_count = 1;
+	assert_true(frozen_tree_scan(&tree, NULL, NULL, NULL) < 0); /* it has no images, which are looked at later */
+	assert_int_equal(task.pages.pages, runs);
+	for (size_t i = 0; i < task.pages.count; i++)
+		assert_int_equal(task.pages.ranges[i].pgno, ((uintptr_t)area >> PAGE_SHIFT) + 2 * i);
+	close(task.pagemap_fd);
+	page_list_done(&task.hidden);
+	page_list_done(&task.pages);
+	munmap(area, 2 * runs * PAGE_BYTES);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(frozen_tree__area_of_many_runs__each_page_is_found_once),
 		cmocka_unit_test_setup_teardown(frozen_store__read__gives_what_the_process_has, setup, teardown),
 		cmocka_unit_test_setup_teardown(frozen_store__process_killed__is_an_error_not_zeros, setup, teardown),
 		cmocka_unit_test_setup_teardown(frozen_store__holder_gone__is_an_error_though_the_process_lives, setup, teardown),
