@@ -9,8 +9,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 
 #include "base/base.h"
 #include "migrate/area_flags.h"
@@ -120,33 +122,64 @@ static void proof__of_a_fork__lacks_locks_and_what_is_not_for_forks(void **state
 	assert_int_equal(same("", AREA "VmFlags: rd wr \n", true), 0); /* it became one that is not for forks */
 }
 
-static void own__a_flag_changed_since__is_found(void **state)
+/* Changes the kind of an area when it is told to; allocates nothing meanwhile. */
+static pid_t start_child(int orders_fd, int answers_fd)
 {
-	(void)state;
 	void *area = mmap(NULL, 3 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	assert_true(area != MAP_FAILED && mprotect((char *)area + 4096, 4096, PROT_READ) == 0); /* it is merged with nothing */
-	char *text = NULL, *known, *now = NULL;
-	assert_true(io_read_file("/proc/self/maps", &now, 1 << 24) > 0); /* the allocator has what it needs */
-	free(now);
-	int fd = area_flags_read(getpid());
-	assert_true(fd >= 0);
-	char path[64];
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	pid_t child = fork();
+	char byte = 0;
+	while (child == 0) {
+		if (write(answers_fd, &byte, 1) != 1 || read(orders_fd, &byte, 1) != 1 ||
+		    madvise((char *)area + 4096, 4096, MADV_DONTFORK))
+			_exit(1);
+	}
+	munmap(area, 3 * 4096);
+	return child;
+}
+
+static char *read_of(pid_t pid, const char *name)
+{
+	char path[64], *text = NULL;
+	snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, name);
 	assert_true(io_read_file(path, &text, 1 << 24) > 0);
-	assert_true(io_read_file("/proc/self/maps", &now, 1 << 24) > 0);
-	known = known_smaps(text, getpid(), now);
+	return text;
+}
+
+static void process__a_flag_changed_since__is_found(void **state)
+{
+	(void)state;
+	int orders[2], answers[2];
+	char byte, name[64];
+	assert_int_equal(pipe(orders) | pipe(answers), 0);
+	pid_t child = start_child(orders[0], answers[1]);
+	assert_int_equal(read(answers[0], &byte, 1), 1);
+	int fd = area_flags_read(child), told;
+	assert_true(fd >= 0);
+	snprintf(name, sizeof(name), "fd/%d", fd);
+	char *before_it = read_of(getpid(), name), *maps = read_of(child, "maps");
+	char *known = known_smaps(before_it, child, maps);
 	assert_non_null(known);
 	assert_null(strstr(known, "Rss"));
-	assert_int_equal(madvise((char *)area + 4096, 4096, MADV_DONTFORK), 0);
-	int smaps = open("/proc/self/smaps", O_RDONLY | O_CLOEXEC), told = file_of(known);
-	assert_int_equal(area_flags_same(smaps, told, false), 0);
-	close(smaps);
-	close(told);
+	snprintf(name, sizeof(name), "/proc/%d/smaps", (int)child);
+	for (int expected = 1; expected >= 0; expected--) {
+		int smaps = open(name, O_RDONLY | O_CLOEXEC);
+		told = file_of(known);
+		assert_int_equal(area_flags_same(smaps, told, false), expected);
+		close(smaps);
+		close(told);
+		assert_true(write(orders[1], "", 1) == 1 && read(answers[0], &byte, 1) == 1);
+	}
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
 	close(fd);
+	for (int i = 0; i < 2; i++) {
+		close(orders[i]);
+		close(answers[i]);
+	}
 	free(known);
-	free(text);
-	free(now);
-	munmap(area, 3 * 4096);
+	free(before_it);
+	free(maps);
 }
 
 int main(void)
@@ -158,7 +191,7 @@ int main(void)
 		cmocka_unit_test(proof__only_counts_and_soft_dirty_differ__is_the_same),
 		cmocka_unit_test(proof__a_flag_or_an_area_differs__is_not),
 		cmocka_unit_test(proof__of_a_fork__lacks_locks_and_what_is_not_for_forks),
-		cmocka_unit_test(own__a_flag_changed_since__is_found),
+		cmocka_unit_test(process__a_flag_changed_since__is_found),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
