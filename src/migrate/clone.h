@@ -5,7 +5,8 @@
  * own, and the offer left alone: it ends, the forks with it, when the clone has all it wants or is gone.
  * The clone's pool is the offer's own: it knows neither the pool nor the instance that the original may be of. Its network
  * is a fresh namespace with nothing but a loopback (unless told otherwise), open connections are closed in it. It sees the host's
- * files, but what it writes, and the names of its sockets, stay its own (restore/private_files.h), unless share_files. Thread rule: one thread; forks. */
+ * files, but what it writes, and the names of its sockets, stay its own (restore/private_files.h), unless share_files. Thread
+ * rule: one thread; forks. */
 #ifndef DP_MIGRATE_CLONE_H
 #define DP_MIGRATE_CLONE_H
 
@@ -45,11 +46,13 @@ struct clone_result {
  * offer_make and restore_start, -EOPNOTSUPP (files, see above). */
 int clone_make(const struct clone_options *options, struct clone_result *result, struct dp_err *err);
 
-/* The part of the host that has the original. An offer that is a copy, of what `source` is; of `common` what is not said by that. */
+/* The part of the host that has the original. An offer that is a copy, of what `source` is; of `common` what is not said by
+ * that. */
 int clone_offer(const struct clone_source *source, const struct offer_options *common, struct offer **offer, struct offer_facts *facts,
 		struct dp_err *err);
-/* The same for who asks this host's agent: {"op":"clone","source":...} -> {"event":"offered","uri":...}, and the offer is left alone
- * after {"op":"detach"}, or gone where the connection is. identity: the only one that may fetch its pages. Returns an exit code. */
+/* The same for who asks this host's agent: {"op":"clone","source":...} -> {"event":"offered","uri":...}, and the offer is left
+ * alone after {"op":"detach"}, or gone where the connection is. identity: the only one that may fetch its pages. Returns an exit
+ * code. */
 int clone_lend(const char *registry, json_object *request, struct lines *peer, const char *identity);
 
 #endif

@@ -1,7 +1,7 @@
 /* clone_source: what is to be cloned: found by what people call it, and looked at.
  *
- * A container's first process has namespaces of its own, which CRIU takes along; its mounts from outside (root filesystem, volumes) are
- * found again by their paths on the host. Thread rule: no state. */
+ * A container's first process has namespaces of its own, which CRIU takes along; its mounts from outside (root filesystem,
+ * volumes) are found again by their paths on the host. Thread rule: no state. */
 #ifndef DP_MIGRATE_CLONE_SOURCE_H
 #define DP_MIGRATE_CLONE_SOURCE_H
 

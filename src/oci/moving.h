@@ -1,4 +1,5 @@
-/* moving: what a container has to have on another host: a bundle, a root filesystem, what it mounts; and what of it is made there.
+/* moving: what a container has to have on another host: a bundle, a root filesystem, what it mounts; and what of it is made
+ * there.
  *
  * Where it runs, oci_moving_read says what there is, and refuses what cannot move. What it says travels as JSON. There,
  * oci_landing_plan looks whether everything is there (nothing has changed yet), oci_landing_make makes what is not (the bundle's
@@ -37,8 +38,8 @@ struct oci_landing {
 	char group[PATH_MAX];                  /* its control group's path, where it was not there before; "": it was, or unknown */
 	bool same_config, makes_bundle, makes_rootfs, makes_upper, makes_work;
 };
-/* `facts` come from the other host; bundle: or NULL, as there; volumes: NULL or an array of texts "SOURCE=HERE". Errors: -EEXIST (the
- * container is here already), -ENOENT with what is missing, -EBADMSG. oci_landing_done also after an error. */
+/* `facts` come from the other host; bundle: or NULL, as there; volumes: NULL or an array of texts "SOURCE=HERE". Errors: -EEXIST
+ * (the container is here already), -ENOENT with what is missing, -EBADMSG. oci_landing_done also after an error. */
 int oci_landing_plan(struct oci_landing *landing, const struct oci_runtime *runtime, const char *id, json_object *facts,
 		     const char *bundle, json_object *volumes, struct dp_err *err);
 int oci_landing_make(const struct oci_landing *landing, struct dp_err *err);

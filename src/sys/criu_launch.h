@@ -26,8 +26,8 @@ int criu_launch_prepare(const char *directory, const char *options, struct dp_er
 int criu_launch_environment(const char *directory, const char *criu_path);
 
 /* The same, for what is preloaded into that CRIU: `library`, which finds in `variable` its orders, a list of words with commas
- * between them; one that is "f" and a number is a descriptor of this very process, and CRIU gets one of its own of it (the runtimes
- * hand none on). NULL for library: nothing, as before. -ENOMEM. */
+ * between them; one that is "f" and a number is a descriptor of this very process, and CRIU gets one of its own of it (the
+ * runtimes hand none on). NULL for library: nothing, as before. -ENOMEM. */
 int criu_launch_preload(const char *library, const char *variable, const char *orders);
 
 /* Is this the name by which a runtime calls us in CRIU's place? */
