@@ -192,7 +192,7 @@ static void frozen_store__kept__needs_the_process_no_more(void **state)
 static void frozen_tree__area_of_many_runs__each_page_is_found_once(void **state)
 {
 	const unsigned runs = 700;
-	uint8_t *area = mmap(NULL, 2 * runs * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uint8_t *area = mmap(NULL, 2 * runs * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	assert_true(area != MAP_FAILED);
 	madvise(area, 2 * runs * PAGE_BYTES, MADV_NOHUGEPAGE);
 	for (unsigned i = 0; i < runs; i++)
