@@ -99,8 +99,9 @@ static int finish_stop(const struct stopping *stopping, uint64_t until_ns, struc
 		return 0; /* it ended meanwhile */
 	if (!(stopping->asked && wait_for_end(stopping->last, until_ns > now_ns ? until_ns - now_ns : 0))) {
 		char path[PATH_MAX];
-		cleanup_fd int noted = open(instance_path(instance, INSTANCE_STOPPED, path, sizeof(path)), O_CREAT | O_CLOEXEC, 0600);
-		(void)noted; /* without it the supervisor takes our kill for an accident, and keeps its log */
+		instance_path(instance, INSTANCE_STOPPED, path, sizeof(path));
+		cleanup_fd int noted = open(path, O_CREAT | O_CLOEXEC, 0600);
+		(void)noted; /* without it the supervisor takes our kill for an accident */
 		kill_tasks(instance);
 		/* init's end is the end of everything below it; the supervisor sees to what a namespace does not. */
 		bool container = instance->container[0] && stopping->first >= 0;

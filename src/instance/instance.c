@@ -281,8 +281,8 @@ static void sweep_stateless(const char *root, const char *id)
 		instance_remove(&rubbish, NULL);
 }
 
-/* Its own registry keeps its last words first (instance_list). Nobody here knows which that is, so it gets a minute from the first
- * look on. */
+/* Its own registry keeps its last words first (instance_list). Nobody here knows which that is, so it gets a minute from the
+ * first look on. */
 static void sweep_dead(struct instance *dead)
 {
 	char path[PATH_MAX];

@@ -225,7 +225,8 @@ static uint64_t mixed(uint64_t hash, uint64_t value)
 static uint64_t site_of(pid_t pid, long number)
 {
 	uint64_t stack[SITE_STACK_BYTES / 8], hash = mixed(1, (uint64_t)number);
-	uint64_t base = program_base(pid), top = (uint64_t)ptrace(PTRACE_PEEKUSER, pid, offsetof(struct user_regs_struct, rsp), 0);
+	uint64_t base = program_base(pid);
+	uint64_t top = (uint64_t)ptrace(PTRACE_PEEKUSER, pid, offsetof(struct user_regs_struct, rsp), 0);
 	ssize_t got = -1;
 
 	/* near its end a stack is shorter */
