@@ -55,8 +55,8 @@ struct checkpoint_options {
 	 * it for the next state of the same tree */
 	struct precopy *precopy;
 	const struct precopy_limits *precopy_limits; /* NULL: the usual ones */
-	/* NULL, or called then, and as long as it blocks the tree stands still. 0: CRIU goes on; -errno: the checkpoint fails, and the
-	 * tree runs on. The result is filled in but for the times. */
+	/* NULL, or called then, and as long as it blocks the tree stands still. 0: CRIU goes on; -errno: the checkpoint fails,
+	 * and the tree runs on. The result is filled in but for the times. */
 	int (*hold)(void *context, const struct checkpoint_held *held, struct dp_err *err);
 	void *hold_context;
 	const struct runtime_dump *runtime; /* who runs CRIU, for a container; NULL: we do */
