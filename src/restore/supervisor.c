@@ -337,6 +337,8 @@ static void take_init_message(struct supervisor *supervisor)
 	if (got != sizeof(message)) {
 		close(supervisor->channel_fd); /* init ends: its status says why */
 		supervisor->channel_fd = -1;
+		if (!supervisor->running && supervisor->init)
+			kill(supervisor->init, SIGKILL); /* if it does not, what it had to say is lost: nobody would ever know */
 	} else if (message.kind == INIT_FAILED) {
 		restore_failed(supervisor, &message);
 	} else {
