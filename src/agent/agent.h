@@ -26,7 +26,8 @@
 struct agent_options {
 	const char *root;        /* registry of instances */
 	const char *listen;      /* tls://HOST:PORT, dps://..., or NULL: only what systemd hands over */
-	/* who may bring processes here (right `write`, by their name); NULL: whoever is proven; and who may have a copy of one (right
+	/* who may bring processes here (right `write`, by their name); NULL: whoever is proven; and who may have a copy of one
+	 * (right
 	 * `clone`); NULL: nobody */
 	const char *access_file;
 	bool allow_plaintext, verbose;

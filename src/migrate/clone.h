@@ -48,8 +48,8 @@ int clone_make(const struct clone_options *options, struct clone_result *result,
 
 /* The part of the host that has the original. An offer that is a copy, of what `source` is; of `common` what is not said by
  * that. */
-int clone_offer(const struct clone_source *source, const struct offer_options *common, struct offer **offer, struct offer_facts *facts,
-		struct dp_err *err);
+int clone_offer(const struct clone_source *source, const struct offer_options *common, struct offer **offer,
+		struct offer_facts *facts, struct dp_err *err);
 /* The same for who asks this host's agent: {"op":"clone","source":...} -> {"event":"offered","uri":...}, and the offer is left
  * alone after {"op":"detach"}, or gone where the connection is. identity: the only one that may fetch its pages. Returns an exit
  * code. */

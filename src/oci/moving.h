@@ -35,7 +35,8 @@ struct oci_landing {
 	char *config;                          /* its config.json, as it is to be here */
 	char *old_config;                      /* what was there; NULL: none */
 	char *lower, *upper, *work;            /* of an overlay; NULL: none to be mounted */
-	char group[PATH_MAX];                  /* its control group's path, where it was not there before; "": it was, or unknown */
+	/* its control group's path, where it was not there before; "": it was, or unknown */
+	char group[PATH_MAX];
 	bool same_config, makes_bundle, makes_rootfs, makes_upper, makes_work;
 };
 /* `facts` come from the other host; bundle: or NULL, as there; volumes: NULL or an array of texts "SOURCE=HERE". Errors: -EEXIST

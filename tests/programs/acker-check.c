@@ -1,5 +1,5 @@
-/* acker-check POOL INSTANCE FILE THREADS: takes the instance's lease, reads acker's pages from the pool, and says by how many writes
- * they are behind what FILE acknowledges. Exit code 0: by none. */
+/* acker-check POOL INSTANCE FILE THREADS: takes the instance's lease, reads acker's pages from the pool, and says by how many
+ * writes they are behind what FILE acknowledges. Exit code 0: by none. */
 #include <inttypes.h>
 #include <poll.h>
 #include <stdio.h>

@@ -1,7 +1,7 @@
-/* acker THREADS FILE: threads that write to memory and, when a write is made, say so in FILE: what a pool must have then, if writes are
- * in it before the process goes on. Each thread has 16 pages, and writes its count to one after the other: by itself, by a system
- * call, or by an instruction that repeats. FILE: a page, of which each thread has a word, the last count that it has written; the
- * word behind theirs is the address of the first page. */
+/* acker THREADS FILE: threads that write to memory and, when a write is made, say so in FILE: what a pool must have then, if
+ * writes are in it before the process goes on. Each thread has 16 pages, and writes its count to one after the other: by itself,
+ * by a system call, or by an instruction that repeats. FILE: a page, of which each thread has a word, the last count that it has
+ * written; the word behind theirs is the address of the first page. */
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
