@@ -185,7 +185,7 @@ unsigned access_rights(const struct access *access, const char *identity, const 
 	if (!access)
 		return RIGHTS_ALL;
 	snprintf(name, sizeof(name), "%.*s", (int)strcspn(repository, ":"), repository);
-	for (size_t i = 0; i < access->count && rights != RIGHTS_ALL; i++)
+	for (size_t i = 0; i < access->count; i++)
 		if (matches_identity(&access->rules[i], identity) && matches_repository(&access->rules[i], name))
 			rights |= access->rules[i].rights;
 	return rights;

@@ -27,7 +27,8 @@
 #define RIGHT_WRITE 2u
 #define RIGHT_ADMIN 4u
 #define RIGHT_CLONE 8u
-#define RIGHTS_ALL (RIGHT_READ | RIGHT_WRITE | RIGHT_ADMIN)
+#define RIGHTS_ALL (RIGHT_READ | RIGHT_WRITE | RIGHT_ADMIN) /* of a pool */
+#define RIGHTS_KNOWN (RIGHTS_ALL | RIGHT_CLONE)
 #define NO_QUOTA UINT64_MAX
 
 struct access;

@@ -140,6 +140,7 @@ clients = {
     "attach": bytes([0x88] * 8) + features + messages["error"] + ok,
 }
 rights = {
+    "clone": b"psk:look clone\npsk:all read,write,admin\npsk:all clone web*\n",
     "rights": b"cn:web-* read team/* quota=4G\n# a comment\nuid:1000 read,write\npsk:ci none\nanonymous admin *\n",
     "keys": b"# keys\nci:" + b"00" * 16 + b"\nweb@host:" + b"ab" * 64 + b"\n",
 }

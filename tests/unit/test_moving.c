@@ -342,10 +342,12 @@ static void access__clone__is_had_by_a_rule_only(void **state)
 	struct access *access;
 	struct dp_err err;
 	(void)state;
-	assert_int_equal(access_parse(&access, "psk:all read,write,admin\npsk:look clone web*\n", &err), 0);
+	assert_int_equal(access_parse(&access, "psk:all read,write,admin\npsk:look clone web*\npsk:both read,write,admin\npsk:both clone\n",
+				      &err), 0);
 	assert_int_equal(access_rights(access, "psk:all", "web1") & RIGHT_CLONE, 0);
 	assert_int_equal(access_rights(access, "psk:look", "web1"), RIGHT_CLONE);
 	assert_int_equal(access_rights(access, "psk:look", "database"), 0);
+	assert_int_equal(access_rights(access, "psk:both", "database"), RIGHTS_KNOWN);
 	assert_string_equal(access_right_name(RIGHT_CLONE), "clone");
 	access_free(access);
 	assert_int_equal(access_rights(NULL, "psk:look", "web1") & RIGHT_CLONE, 0);
