@@ -3,14 +3,14 @@
 # Each test gets a directory of its own ($T), ends only what it started (by pid), waits for events and never for time, and
 # checks at the end that nothing of its own is left. Output is TAP.
 #   DP_BUILD    the build directory (default: build)         DP_CRIU   the criu to use (default: as scripts/setup-criu finds it)
-#   DP_SECONDS  how long a long part runs (default 6)       DP_KEEP=1 leaves $T for a look
+#   DP_SECONDS  how long a long part runs (default 4)       DP_KEEP=1 leaves $T for a look
 set -uo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 BUILD=${DP_BUILD:-$ROOT/build}
 PROGRAMS=$BUILD/tests/programs
 DP=$BUILD/distri-proc
-SECONDS_LONG=${DP_SECONDS:-6}
+SECONDS_LONG=${DP_SECONDS:-4}
 TEST_NAME=$(basename "$0")
 WAIT_SECONDS=${DP_WAIT:-60} # longer than anything here takes that does not hang
 
