@@ -386,7 +386,7 @@ static int read_begin(struct pool *pool, const uint8_t *bytes, uint32_t length, 
 	memcpy(&begin, bytes, sizeof(begin));
 	if (!memchr(begin.base_name, 0, sizeof(begin.base_name)) || !memchr(begin.name, 0, sizeof(begin.name)) ||
 	    begin.next_number >> SPACE_NUMBER_BITS > 1 || begin.id >> (64 - SPACE_NUMBER_BITS) ||
-	    pool_object(pool, begin.id, OBJECT_INSTANCE))
+	    idmap_find(&pool->objects, begin.id))
 		return -EBADMSG;
 	if (!boot_id(boot) || memcmp(boot, begin.boot, BOOT_BYTES))
 		return -ESTALE; /* the machine has been down: what was answered may not be on the disk */
@@ -398,7 +398,7 @@ static int read_begin(struct pool *pool, const uint8_t *bytes, uint32_t length, 
 
 	pool->next_id = begin.id;
 	*instance = object_new(pool, OBJECT_INSTANCE, begin.name, NULL);
-	pool->next_id = next_id;
+	pool->next_id = DP_MAX(next_id, (begin.id + 1) & ID_MASK);
 	if (!*instance)
 		return -ENOMEM;
 	(*instance)->next_number = (uint32_t)begin.next_number;

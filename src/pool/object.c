@@ -9,6 +9,11 @@
 #include "base/log.h"
 #include "pool/journal.h"
 #include "pool/pool.h"
+#include "wire/bytes.h"
+
+/* The first id that was not given out: 8 bytes, little endian. Written ahead, so seldom. */
+#define IDS_BLOB "ids"
+#define IDS_AHEAD (UINT64_C(1) << 20)
 
 static uint64_t unix_now_ns(void)
 {
@@ -36,7 +41,7 @@ struct object *object_new(struct pool *pool, enum object_kind kind, const char *
 		free(object);
 		return NULL;
 	}
-	pool->next_id = (pool->next_id + 1) & ((UINT64_C(1) << (64 - SPACE_NUMBER_BITS)) - 1);
+	pool->next_id = (pool->next_id + 1) & ID_MASK;
 	object->next = pool->all;
 	if (pool->all)
 		pool->all->previous = object;
@@ -237,12 +242,47 @@ static int find_identity(struct pool *pool, struct dp_err *err)
 	return 0;
 }
 
+/* Ids of an earlier run of the server must not come again: a late writer of then would hit an object of now. What is kept says
+ * which are free; where nothing is, the identity is new too, and nobody comes back. */
+static int find_ids(struct pool *pool, struct dp_err *err)
+{
+	struct store *store = pool->store;
+	void *bytes = NULL;
+	uint64_t length = 0;
+	int result = pool->identity_kept ? store->ops->blob_get(store, IDS_BLOB, &bytes, &length, sizeof(uint64_t)) : -ENOENT;
+
+	pool->next_id = (unix_now_ns() / 1000000000 << 12) & ID_MASK;
+	if (result == 0 && length == sizeof(uint64_t)) {
+		pool->ids_kept = bytes_load_u64(bytes) & ID_MASK;
+		pool->next_id = DP_MAX(pool->next_id, pool->ids_kept);
+	}
+	free(bytes);
+	return result < 0 && result != -ENOENT ? dp_fail_errno(err, -result, "read which ids are free") : 0;
+}
+
+static int keep_ids(struct pool *pool)
+{
+	uint64_t ids = DP_MIN(pool->next_id + IDS_AHEAD, ID_MASK);
+	uint8_t bytes[sizeof(ids)];
+	struct bytes_writer out = bytes_writer(bytes, sizeof(bytes));
+
+	if (pool->next_id <= pool->ids_kept)
+		return 0;
+	bytes_put_u64(&out, ids);
+	int result = pool->store->ops->blob_put(pool->store, IDS_BLOB, bytes, sizeof(bytes));
+
+	if (result == 0)
+		pool->ids_kept = ids;
+	return result;
+}
+
 int pool_keep_identity(struct pool *pool)
 {
-	if (pool->identity_kept)
-		return 0;
-	int result = pool->store->ops->blob_put(pool->store, IDENTITY_BLOB, pool->identity, IDENTITY_BYTES);
+	int result = keep_ids(pool);
 
+	if (result < 0 || pool->identity_kept)
+		return result;
+	result = pool->store->ops->blob_put(pool->store, IDENTITY_BLOB, pool->identity, IDENTITY_BYTES);
 	pool->identity_kept = result == 0;
 	return result;
 }
@@ -258,10 +298,10 @@ int pool_open(struct pool **result, struct store *store, struct dp_err *err)
 	}
 	pool->store = store;
 	pool->keep_lost_ns = POOL_KEEP_LOST_NS;
-	/* Ids of an earlier run of the server must not come again: a late writer of then would hit an object of now. */
-	pool->next_id = (unix_now_ns() / 1000000000 << 12) & ((UINT64_C(1) << (64 - SPACE_NUMBER_BITS)) - 1);
 	code = slots_init(&pool->slots, store);
 	code = code < 0 ? dp_fail_errno(err, -code, "open pool") : find_identity(pool, err);
+	if (code == 0)
+		code = find_ids(pool, err);
 	if (code == 0)
 		code = persist_load(pool, err);
 	if (code < 0) {

@@ -25,6 +25,7 @@
 #include "wire/page_range.h"
 
 #define SPACE_NUMBER_BITS 20
+#define ID_MASK ((UINT64_C(1) << (64 - SPACE_NUMBER_BITS)) - 1) /* of objects */
 /* What a peer can make us keep besides pages, which quotas are for. */
 #define DRAFTS_PER_OWNER_LIMIT 64
 #define SNAPSHOTS_LIMIT 65536
@@ -94,6 +95,7 @@ struct pool {
 	struct object *all;
 	struct object *by_name; /* snapshots, sorted */
 	uint64_t next_id;
+	uint64_t ids_kept; /* the store says that those below have been given out */
 	uint64_t snapshot_count, instance_count;
 	bool identity_kept;
 	uint8_t identity[IDENTITY_BYTES]; /* of the store where it keeps, else of this process */
@@ -186,7 +188,7 @@ void object_free(struct pool *pool, struct object *object);
 /* number 0: the next one. NULL where memory is out or the number is taken. */
 struct space *object_add_space(struct pool *pool, struct object *object, uint64_t number, uint64_t label);
 void object_remove_space(struct pool *pool, struct space *space);
-/* The store says who it is from now on; persistent stores only. */
+/* The store says who it is from now on, and that the ids given out so far are used; persistent stores only. */
 int pool_keep_identity(struct pool *pool);
 void pool_publish(struct pool *pool, struct object *snapshot);
 int persist_load(struct pool *pool, struct dp_err *err);

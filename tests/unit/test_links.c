@@ -309,6 +309,11 @@ static void pool_open_again(void)
 	if (store_open(&store, world->store, true, &err) < 0 || pool_open(&world->pool, store, &err) < 0)
 		fail_msg("%s", err.text);
 	world->shared.pool = world->pool;
+}
+
+static void sim_open_again(void)
+{
+	pool_open_again();
 	world->pool->next_id = ++world->openings * 1000; /* a seed is the same each time */
 }
 
@@ -325,7 +330,7 @@ static void pool_ends(void)
 	}
 	seen.restarts++;
 	pool_close(world->pool);
-	pool_open_again();
+	sim_open_again();
 }
 
 static void step(void)
@@ -725,7 +730,7 @@ static void run_seed(uint64_t seed, const char *directory)
 	world->now = 1000 * MS;
 	world->keeps = seed % 8 == 0;
 	snprintf(world->store, sizeof(world->store), world->keeps ? "dir:%s/%" PRIu64 : "memory:%.0s8M", directory, seed);
-	pool_open_again();
+	sim_open_again();
 	make_instance();
 	for (rounds = 0; rounds < 300; rounds++) {
 		for (unsigned i = 0; i < world->writers; i++) {
@@ -797,9 +802,45 @@ static void links__simulated_network__nothing_is_lost_doubled_or_written_by_an_o
 		assert_true(seen.reconnects > count && seen.take_overs > count / 10 && seen.restarts > count / 20);
 }
 
+/* A pool that is started several times within a second, with instances that outlive it: a writer of then never meets an object of
+ * now. */
+static void ids__restarts_within_a_second__none_comes_again(void **state)
+{
+	char directory[] = "/dev/shm/dp-ids-XXXXXX";
+	uint64_t ids[64], draft;
+	size_t count = 0;
+	struct object *instance;
+	struct dp_err err;
+
+	(void)state;
+	static struct sim sim;
+	world = &sim;
+	assert_non_null(mkdtemp(directory));
+	snprintf(world->store, sizeof(world->store), "dir:%s/store", directory);
+	for (unsigned start = 0; start < 8; start++) {
+		pool_open_again();
+		assert_int_equal(world->pool->instance_count, 3 * start);
+		assert_int_equal(pool_snapshot_begin(world->pool, NULL, "of:it", true, &draft, &err), 0);
+		assert_int_equal(pool_snapshot_commit_begin(world->pool, NULL, draft, "{}", 2, &err), 0);
+		assert_int_equal(pool_snapshot_commit_finish(world->pool, NULL, draft, 0, &err), 0);
+		ids[count++] = draft;
+		for (unsigned i = 0; i < 3; i++, count++) {
+			assert_int_equal(pool_instance_create(world->pool, NULL, "of:it", "i", INSTANCE_FLAG_KEEP | INSTANCE_FLAG_RESUME,
+							      &instance, &err), 0);
+			ids[count] = instance->id;
+		}
+		for (size_t i = 0; i < count; i++)
+			for (size_t k = 0; k < i; k++)
+				assert_int_not_equal(ids[i], ids[k]);
+		pool_close(world->pool);
+	}
+	remove_tree(directory);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(ids__restarts_within_a_second__none_comes_again),
 		cmocka_unit_test(links__simulated_network__nothing_is_lost_doubled_or_written_by_an_older_lease),
 	};
 
