@@ -39,8 +39,9 @@ int criu_command_make(const struct restore_plan *plan, struct criu_command *comm
 	int ret = criu_find(criu_path, err);
 	if (ret)
 		return ret;
-	criu_cache_prepare(criu_path, command->kdat, sizeof(command->kdat));
-	command->preload[0] = 0;
+	command->kdat[0] = command->preload[0] = 0;
+	if (!options->host_pid_namespace) /* it goes with a mount namespace of the tree's: on the host a killed init would leave it */
+		criu_cache_prepare(criu_path, command->kdat, sizeof(command->kdat));
 	if (!needs_libraries(options))
 		criu_libraries_prepare(criu_path, command->preload, sizeof(command->preload));
 	char **list = calloc(FIXED_ARGUMENTS + options->criu_argument_count, sizeof(*list));
