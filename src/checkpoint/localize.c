@@ -1,6 +1,5 @@
 #include "checkpoint/localize.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
@@ -80,25 +79,11 @@ static int localize_thread(pid_t thread)
 	return rc == -EFAULT ? 0 : rc;
 }
 
-static int localize_threads(pid_t pid)
+static int localize_one(void *context, pid_t thread)
 {
-	char path[64];
-	snprintf(path, sizeof(path), "/proc/%d/task", pid);
-	DIR *threads = opendir(path);
-	if (!threads)
-		return -ESRCH;
-	int rc = 0;
-	struct dirent *entry;
-	int more = 0;
-	while (rc == 0 && (more = io_next_entry(threads, &entry)) > 0) {
-		if (entry->d_name[0] == '.')
-			continue;
-		rc = localize_thread(atoi(entry->d_name));
-		if (rc == -ESRCH)
-			rc = 0;
-	}
-	closedir(threads);
-	return rc == 0 && more != -ENOENT ? more : rc; /* ENOENT: the process has ended */
+	(void)context;
+	int rc = localize_thread(thread);
+	return rc == -ESRCH ? 0 : rc;
 }
 
 static void localize_command_line(pid_t pid)
@@ -125,7 +110,7 @@ int localize_tree(pid_t pid, struct dp_err *err)
 		return dp_fail_errno(err, (int)-count, "list the tree of process %d", pid);
 	int rc = 0;
 	for (ssize_t i = 0; i < count && rc == 0; i++) {
-		rc = localize_threads(pids[i]);
+		rc = proc_each_thread(pids[i], localize_one, NULL);
 		if (rc == -ESRCH)
 			rc = 0;
 		if (rc < 0)

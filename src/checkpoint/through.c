@@ -1,6 +1,5 @@
 #include "checkpoint/through.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <limits.h>
 #include <poll.h>
@@ -93,6 +92,7 @@ static void forget(struct tracer *tracer, const struct thread *thread)
 static void run(struct thread *thread)
 {
 	thread->stopped = ptrace(PTRACE_SYSCALL, thread->tid, NULL, (void *)(uintptr_t)thread->signal) != 0; /* it is ending */
+	thread->faulted = false;
 	thread->signal = 0;
 }
 
@@ -129,14 +129,6 @@ static bool all_stopped(const struct tracer *tracer)
 	return true;
 }
 
-static bool all_done(const struct tracer *tracer)
-{
-	for (size_t i = 0; i < tracer->count; i++)
-		if (!tracer->threads[i].stopped || tracer->threads[i].faulted)
-			return false;
-	return true;
-}
-
 static void wait_for_stops(struct tracer *tracer, uint64_t ns)
 {
 	uint64_t until_ns = clock_now_ns() + ns;
@@ -154,9 +146,10 @@ static void let_go(struct tracer *tracer)
 		}
 }
 
-/* 1: seized and asked to stop; 0: it was, by this session or one before, or has ended; -EPERM: another traces it. */
-static int seize(struct tracer *tracer, pid_t tid)
+/* Seizes it and asks it to stop, if that was not done, by this session or one before. -EPERM: another traces it. */
+static int seize(void *context, pid_t tid)
 {
+	struct tracer *tracer = context;
 	long call = 0;
 	uint64_t run_ns;
 	struct thread *thread = find(tracer, tid);
@@ -172,35 +165,23 @@ static int seize(struct tracer *tracer, pid_t tid)
 	if (!thread)
 		return -ENOMEM;
 	thread->faulted = faulted;
-	return ptrace(PTRACE_INTERRUPT, tid, NULL, NULL) ? 0 : 1;
-}
-
-static int seize_all(struct tracer *tracer)
-{
-	char path[64];
-	int seized = 0;
-	snprintf(path, sizeof(path), "/proc/%d/task", tracer->pid);
-	DIR *directory = opendir(path);
-	for (const struct dirent *entry; directory && seized >= 0 && (entry = readdir(directory));) {
-		pid_t tid = atoi(entry->d_name);
-		int ret = tid > 0 ? seize(tracer, tid) : 0;
-		seized = ret < 0 ? ret : seized + ret;
-	}
-	if (directory)
-		closedir(directory);
-	return seized;
+	ptrace(PTRACE_INTERRUPT, tid, NULL, NULL);
+	return 0;
 }
 
 /* false: another traces it, and goes on to. */
 static bool stop_process(struct tracer *tracer)
 {
 	for (unsigned try = 0; try < TRIES; try++) {
-		int seized;
-		while ((seized = seize_all(tracer)) > 0) /* those that were made meanwhile too */
+		size_t before;
+		int ret;
+		do { /* those that were made meanwhile too */
+			before = tracer->count;
+			ret = proc_each_thread(tracer->pid, seize, tracer);
 			wait_for_stops(tracer, COME_TO_REST_NS);
-		if (!seized)
+		} while (!ret && tracer->count > before);
+		if (!ret || ret == -ESRCH)
 			return true;
-		wait_for_stops(tracer, COME_TO_REST_NS);
 		let_go(tracer);
 		nap(1000000);
 	}
@@ -215,24 +196,19 @@ static void interrupt_others(const struct tracer *tracer)
 }
 
 /* Each that waited in user mode makes its write, and goes on to its next system call, or for a moment; on its way to user mode
- * the
- * kernel may first write to its rseq area, which is why some come to rest only now. */
+ * the kernel may first write to its rseq area, which is why some come to rest only now. */
 static void make_writes(struct tracer *tracer)
 {
 	uint64_t until_ns = clock_now_ns() + RUN_NS;
 	do {
-		for (size_t i = 0; i < tracer->count; i++) {
-			struct thread *thread = &tracer->threads[i];
-			if (!thread->stopped || !thread->faulted)
-				continue;
-			thread->faulted = false;
-			run(thread);
-		}
 		if (!take_event(tracer) && !all_stopped(tracer))
 			nap(NAP_NS);
-	} while (!all_done(tracer) && clock_now_ns() < until_ns);
-	for (size_t i = 0; i < tracer->count; i++)
-		tracer->threads[i].faulted = false;
+		for (size_t i = 0; i < tracer->count; i++) {
+			struct thread *thread = &tracer->threads[i];
+			if (thread->stopped && thread->faulted)
+				run(thread);
+		}
+	} while (!all_stopped(tracer) && clock_now_ns() < until_ns);
 	interrupt_others(tracer);
 	wait_for_stops(tracer, WRITE_NS);
 }
@@ -271,12 +247,6 @@ static int leave_rseq_areas(struct tracer *tracer, struct dp_err *err)
 	return ret;
 }
 
-static bool read_page(const struct tracer *tracer, uint64_t pgno, void *to)
-{
-	struct iovec local = { to, PAGE_BYTES }, remote = { (void *)(pgno << PAGE_SHIFT), PAGE_BYTES };
-	return process_vm_readv(tracer->pid, &local, 1, &remote, 1, 0) == (ssize_t)PAGE_BYTES;
-}
-
 static int flush(struct tracer *tracer, struct dp_err *err)
 {
 	int ret = tracer->push.window->count ? -EAGAIN : 0;
@@ -286,35 +256,38 @@ static int flush(struct tracer *tracer, struct dp_err *err)
 			nap(1000000);
 	}
 	tracer->push.window->count = 0;
-	return DP_MIN(ret, 0) == -EAGAIN ? 0 : ret;
+	return ret == -EAGAIN ? 0 : ret;
 }
 
-/* Into the window, in ascending order; what has gone is left out. */
-static int add_page(struct tracer *tracer, uint64_t pgno, struct dp_err *err)
+/* Into the window, in ascending order; what has gone is left out, and what is as `known` (NULL: nothing is) says. */
+static int add_page(struct tracer *tracer, uint64_t pgno, uint64_t *known, struct dp_err *err)
 {
 	struct push_window *window = tracer->push.window;
 	bool behind = !window->count || pgno > window->pgno[window->count - 1];
 	int ret = behind && window->count < PUSH_PAGES ? 0 : flush(tracer, err);
-	if (!ret && read_page(tracer, pgno, window->content[window->count]))
-		window->pgno[window->count++] = pgno;
-	return ret;
+	void *to = window->content[window->count];
+	struct iovec local = { to, PAGE_BYTES }, remote = { (void *)(pgno << PAGE_SHIFT), PAGE_BYTES };
+	if (ret || process_vm_readv(tracer->pid, &local, 1, &remote, 1, 0) != (ssize_t)PAGE_BYTES)
+		return ret;
+	uint64_t hash = known ? page_hash(to) : 0;
+	if (known && hash == *known)
+		return 0;
+	if (known)
+		*known = hash;
+	window->pgno[window->count++] = pgno;
+	return 0;
 }
 
 static int push_pages(struct tracer *tracer, const struct through_pages *pages, struct dp_err *err)
 {
-	uint8_t content[PAGE_BYTES];
 	int ret = 0;
 	tracer->push.window->space = pages->space;
 	tracer->push.window->count = 0;
 	for (uint64_t i = 0; !ret && i < pages->count; i++)
-		ret = add_page(tracer, pages->pgno[i], err);
-	for (size_t i = 0; !ret && i < tracer->left_count; i++) {
-		struct left *left = &tracer->left[i];
-		if (left->space != tracer->space || !read_page(tracer, left->pgno, content) || page_hash(content) == left->hash)
-			continue;
-		left->hash = page_hash(content);
-		ret = add_page(tracer, left->pgno, err);
-	}
+		ret = add_page(tracer, pages->pgno[i], NULL, err);
+	for (size_t i = 0; !ret && i < tracer->left_count; i++)
+		if (tracer->left[i].space == tracer->space)
+			ret = add_page(tracer, tracer->left[i].pgno, &tracer->left[i].hash, err);
 	return ret ? ret : flush(tracer, err);
 }
 
@@ -330,7 +303,7 @@ static int serve(struct tracer *tracer, struct through_pages *pages, struct dp_e
 	if (!ret)
 		ret = leave_rseq_areas(tracer, err);
 	if (!ret)
-		ret = through_send(connection, "through-close", err);
+		ret = control_say(connection, "through-close", "ask the pager for what was written", err);
 	if (!ret)
 		ret = through_receive(connection, pages, err);
 	if (!ret)
@@ -354,7 +327,7 @@ static int push_all(struct tracer *tracer, struct dp_err *err)
 static int wait_for_writes(struct tracer *tracer, int tree_fd, struct dp_err *err)
 {
 	struct pollfd polled[] = { { .fd = tracer->push.connection, .events = POLLIN }, { .fd = tree_fd, .events = POLLIN } };
-	int ret = through_send(tracer->push.connection, "through-next", err);
+	int ret = control_say(tracer->push.connection, "through-next", "ask the pager for writes", err);
 	while (!ret) {
 		poll(polled, ARRAY_LENGTH(polled), tracer->count ? 1 : 1000);
 		while (take_event(tracer)) /* threads that had not stopped when their session was over */

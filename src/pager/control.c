@@ -392,6 +392,19 @@ int control_connect(const char *path, struct dp_err *err)
 	return fd;
 }
 
+int control_say(int connection, const char *request, const char *what, struct dp_err *err)
+{
+	return send(connection, request, strlen(request), MSG_NOSIGNAL) < 0 ? dp_fail_errno(err, errno, "%s", what) : 0;
+}
+
+ssize_t control_hear(int connection, void *answer, size_t room, struct dp_err *err)
+{
+	ssize_t got;
+	while ((got = recv(connection, answer, room, 0)) < 0 && errno == EINTR)
+		;
+	return got > 0 ? got : dp_fail_errno(err, got < 0 ? errno : EPIPE, "the pager did not answer");
+}
+
 static int ask(int connection, const char *request, int *descriptor, struct dp_err *err)
 {
 	char text[256];
@@ -445,14 +458,11 @@ int control_migrate_stop(int connection, struct dp_err *err)
 int control_heat(int connection, uint64_t space, uint64_t at, struct heat_piece *piece, struct dp_err *err)
 {
 	char request[64];
-	int length = snprintf(request, sizeof(request), "heat %lu %lu", space, at);
-	if (send(connection, request, (size_t)length, MSG_NOSIGNAL) < 0)
-		return dp_fail_errno(err, errno, "ask the pager for heat");
-	ssize_t got;
-	while ((got = recv(connection, piece, sizeof(*piece), 0)) < 0 && errno == EINTR)
-		;
-	if (got <= 0)
-		return dp_fail_errno(err, got < 0 ? errno : EPIPE, "the pager did not answer");
+	snprintf(request, sizeof(request), "heat %lu %lu", space, at);
+	int ret = control_say(connection, request, "ask the pager for heat", err);
+	ssize_t got = ret ? ret : control_hear(connection, piece, sizeof(*piece), err);
+	if (got < 0)
+		return (int)got;
 	size_t head = offsetof(struct heat_piece, leaf);
 	if ((size_t)got < head || piece->count > HEAT_PIECE_LEAVES || (size_t)got != head + piece->count * sizeof(piece->leaf[0]))
 		return dp_fail(err, EPROTO, "the pager is of another version of distri-proc");
@@ -469,14 +479,10 @@ static bool good_pools(const struct control_pools *pools)
 
 int control_pools(int connection, struct control_pools *pools, struct dp_err *err)
 {
-	static const char request[] = "pools";
-	if (send(connection, request, strlen(request), MSG_NOSIGNAL) < 0)
-		return dp_fail_errno(err, errno, "ask the pager for its pools");
-	ssize_t got;
-	while ((got = recv(connection, pools, sizeof(*pools), 0)) < 0 && errno == EINTR)
-		;
-	if (got <= 0)
-		return dp_fail_errno(err, got < 0 ? errno : EPIPE, "the pager did not answer");
+	int ret = control_say(connection, "pools", "ask the pager for its pools", err);
+	ssize_t got = ret ? ret : control_hear(connection, pools, sizeof(*pools), err);
+	if (got < 0)
+		return (int)got;
 	if (got != sizeof(*pools) || !good_pools(pools))
 		return dp_fail(err, EPROTO, "the pager is of another version of distri-proc");
 	return 0;

@@ -69,6 +69,10 @@ int control_pools(int connection, struct control_pools *pools, struct dp_err *er
 int control_thaw(int connection, struct dp_err *err);
 /* Any request whose answer is `ok`, perhaps with a descriptor beside it (taken by the caller). -EIO with the pager's words. */
 int control_ask(int connection, const char *request, int *descriptor, struct dp_err *err);
+/* The two halves of a request whose answer is something else: `what` begins the error's text; bytes of the answer, at least one,
+ * or -errno. */
+int control_say(int connection, const char *request, const char *what, struct dp_err *err);
+ssize_t control_hear(int connection, void *answer, size_t room, struct dp_err *err);
 
 /* Begins a background transfer, or changes its rate (bytes a second, 0: none). `lift_budget`: the tree may keep everything from
  * now on. */

@@ -7,7 +7,6 @@
  * run for long enough. */
 #include "pager/tree.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -59,35 +58,27 @@ static bool got_past(pid_t pid, const struct suspect *suspect)
 	return call != SYS_madvise && call != SYS_process_madvise;
 }
 
-/* Every thread that may be on its way now: looked at until each has got past, or is known not to be. More than there is room for:
- * at another time. */
+static int suspect_one(void *context, pid_t thread)
+{
+	struct space *space = context;
+	struct suspect suspect = { .thread = thread };
+	long call;
+	int ret = proc_thread_call(space->pid, thread, &call, &suspect.run_ns);
+	if (ret == -ESRCH || (!ret && got_past(space->pid, &suspect)))
+		return 0;
+	if (ret || space->suspects == SUSPECTS)
+		return -EAGAIN;
+	space->suspect[space->suspects++] = suspect;
+	return 0;
+}
+
+/* Every thread that may be on its way now: looked at until each has got past, or is known not to be. More than there is room for,
+ * or not all seen: at another time. */
 static void suspect_all(struct space *space, uint64_t now)
 {
-	char path[64];
-	snprintf(path, sizeof(path), "/proc/%d/task", space->pid);
-	DIR *directory = opendir(path);
-	struct dirent *entry;
-	int more = directory ? 0 : -errno;
 	space->suspects = 0;
-	space->suspected_ns = now;
-	while (directory && (more = io_next_entry(directory, &entry)) > 0) {
-		struct suspect suspect = { .thread = atoi(entry->d_name) };
-		long call;
-		if (suspect.thread <= 0)
-			continue;
-		int ret = proc_thread_call(space->pid, suspect.thread, &call, &suspect.run_ns);
-		if (ret == -ESRCH || (!ret && got_past(space->pid, &suspect)))
-			continue;
-		if (ret || space->suspects == SUSPECTS) {
-			space->suspected_ns = 0;
-			break;
-		}
-		space->suspect[space->suspects++] = suspect;
-	}
-	if (more < 0 && more != -ENOENT) /* who was not seen may be one; ENOENT: the process has ended */
-		space->suspected_ns = 0;
-	if (directory)
-		closedir(directory);
+	int ret = proc_each_thread(space->pid, suspect_one, space);
+	space->suspected_ns = !ret || ret == -ESRCH ? now : 0;
 }
 
 /* May a thread still be about to do what was noted then? */

@@ -3,7 +3,6 @@
  * source goes on trying to find its pools, and the tree goes on when it has. */
 #include "pager/tree.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -39,16 +38,10 @@ static bool is_noted(const struct lost *lost, pid_t pid)
 /* A signal to the process goes to one thread, and that may wait for a page within a system call, where it stops for nobody: then
  * none would.
  * So each gets its own; SIGCONT takes them all back. */
-static void stop_threads(pid_t pid)
+static int stop_thread(void *pid, pid_t thread)
 {
-	char path[64];
-	snprintf(path, sizeof(path), "/proc/%d/task", pid);
-	DIR *directory = opendir(path);
-	for (const struct dirent *entry = directory ? readdir(directory) : NULL; entry; entry = readdir(directory))
-		if (atoi(entry->d_name) > 0)
-			tgkill(pid, atoi(entry->d_name), SIGSTOP);
-	if (directory)
-		closedir(directory);
+	tgkill(*(const pid_t *)pid, thread, SIGSTOP);
+	return 0;
 }
 
 static bool note(struct lost *lost, pid_t pid)
@@ -70,28 +63,21 @@ static bool stop_one(struct lost *lost, pid_t pid)
 		lost->stopped_count--;
 		return false;
 	}
-	stop_threads(pid);
+	proc_each_thread(pid, stop_thread, &pid);
 	return true;
 }
 
-/* Has a thread stopped? One that waits for a page within a system call has not yet, and it may be the first. */
-static bool has_stopped(pid_t pid)
+static int has_stopped(void *context, pid_t thread)
 {
-	char path[64];
-	snprintf(path, sizeof(path), "/proc/%d/task", pid);
-	DIR *directory = opendir(path);
-	bool any = false;
-	for (const struct dirent *entry; directory && !any && (entry = readdir(directory));)
-		any = atoi(entry->d_name) > 0 && proc_state(atoi(entry->d_name)) == 'T';
-	if (directory)
-		closedir(directory);
-	return any;
+	(void)context;
+	return proc_state(thread) == 'T';
 }
 
-/* Whether the dead pager stopped it, or somebody else did, is not known any more. */
+/* Whether the dead pager stopped it, or somebody else did, is not known any more. A thread that waits for a page within a system
+ * call has not stopped yet, and it may be the first: so any counts. */
 static bool inherit_one(struct lost *lost, pid_t pid)
 {
-	return has_stopped(pid) && note(lost, pid);
+	return proc_each_thread(pid, has_stopped, NULL) > 0 && note(lost, pid);
 }
 
 static bool each_below(struct tree *tree, pid_t root, bool itself, bool (*each)(struct lost *lost, pid_t pid))

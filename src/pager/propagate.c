@@ -255,14 +255,11 @@ void propagate_close(struct push_window *window)
 int propagate_list(int connection, uint64_t space, uint64_t at, struct list_piece *piece, struct dp_err *err)
 {
 	char request[64];
-	int length = snprintf(request, sizeof(request), "list %lu %lu", space, at);
-	if (send(connection, request, (size_t)length, MSG_NOSIGNAL) < 0)
-		return dp_fail_errno(err, errno, "ask the pager for its pages");
-	ssize_t got;
-	while ((got = recv(connection, piece, sizeof(*piece), 0)) < 0 && errno == EINTR)
-		;
-	if (got <= 0)
-		return dp_fail_errno(err, got < 0 ? errno : EPIPE, "the pager did not answer");
+	snprintf(request, sizeof(request), "list %lu %lu", space, at);
+	int ret = control_say(connection, request, "ask the pager for its pages", err);
+	ssize_t got = ret ? ret : control_hear(connection, piece, sizeof(*piece), err);
+	if (got < 0)
+		return (int)got;
 	size_t head = offsetof(struct list_piece, page);
 	if ((size_t)got < head || piece->count > LIST_PAGES || (size_t)got != head + piece->count * sizeof(piece->page[0]))
 		return dp_fail(err, EPROTO, "the pager is of another version of distri-proc");
@@ -272,13 +269,10 @@ int propagate_list(int connection, uint64_t space, uint64_t at, struct list_piec
 int propagate_push(int connection, struct dp_err *err)
 {
 	char text[128];
-	if (send(connection, "push", 4, MSG_NOSIGNAL) < 0)
-		return dp_fail_errno(err, errno, "push pages");
-	ssize_t got;
-	while ((got = recv(connection, text, sizeof(text) - 1, 0)) < 0 && errno == EINTR)
-		;
-	if (got <= 0)
-		return dp_fail_errno(err, got < 0 ? errno : EPIPE, "the pager did not answer to a push");
+	int ret = control_say(connection, "push", "push pages", err);
+	ssize_t got = ret ? ret : control_hear(connection, text, sizeof(text) - 1, err);
+	if (got < 0)
+		return (int)got;
 	text[got] = 0;
 	if (!strcmp(text, "ok"))
 		return 0;

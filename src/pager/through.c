@@ -243,20 +243,11 @@ void through_init(struct tree *tree)
 
 /* ---- the tracer's end ---- */
 
-int through_send(int connection, const char *request, struct dp_err *err)
-{
-	if (send(connection, request, strlen(request), MSG_NOSIGNAL) < 0)
-		return dp_fail_errno(err, errno, "ask the pager for %s", request);
-	return 0;
-}
-
 int through_receive(int connection, struct through_pages *pages, struct dp_err *err)
 {
-	ssize_t got;
-	while ((got = recv(connection, pages, sizeof(*pages), 0)) < 0 && errno == EINTR)
-		;
-	if (got <= 0)
-		return dp_fail_errno(err, got < 0 ? errno : EPIPE, "the pager did not answer");
+	ssize_t got = control_hear(connection, pages, sizeof(*pages), err);
+	if (got < 0)
+		return (int)got;
 	size_t head = offsetof(struct through_pages, pgno);
 	if ((size_t)got < head || pages->count > THROUGH_PAGES || (size_t)got != head + pages->count * sizeof(pages->pgno[0]))
 		return dp_fail(err, EPROTO, "the pager does not take --propagate through: %.*s", (int)DP_MIN(got, 60), (const char *)pages);

@@ -49,9 +49,7 @@ struct through_pages {
 
 /* ---- the tracer's end (blocks) ---- */
 
-/* Sends a request; the answer is to be polled for. */
-int through_send(int connection, const char *request, struct dp_err *err);
-/* The answer with pages. */
+/* The answer, with pages, to a request of control_say. */
 int through_receive(int connection, struct through_pages *pages, struct dp_err *err);
 
 /* ---- the pager's end ---- */

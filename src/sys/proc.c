@@ -248,22 +248,35 @@ bool proc_has_memory(pid_t thread)
 	return fd >= 0 && !proc_read_statm(fd, &statm) && statm.size_pages > 0;
 }
 
-pid_t proc_live_thread(pid_t pid)
+int proc_each_thread(pid_t pid, int (*each)(void *context, pid_t thread), void *context)
 {
 	char path[64];
-	if (proc_has_memory(pid))
-		return pid;
 	snprintf(path, sizeof(path), "/proc/%d/task", pid);
 	DIR *tasks = opendir(path);
-	pid_t found = 0;
-	for (struct dirent *entry; tasks && !found && (entry = readdir(tasks));) {
-		pid_t thread = (pid_t)strtol(entry->d_name, NULL, 10);
-		if (thread > 0 && thread != pid && proc_has_memory(thread))
-			found = thread;
+	if (!tasks)
+		return gone();
+	struct dirent *entry;
+	int ret = 0, more;
+	while (!ret && (more = io_next_entry(tasks, &entry)) != 0) {
+		pid_t thread = more < 0 ? 0 : (pid_t)strtol(entry->d_name, NULL, 10);
+		if (more < 0)
+			ret = more == -ENOENT ? -ESRCH : more;
+		else if (thread > 0)
+			ret = each(context, thread);
 	}
-	if (tasks)
-		closedir(tasks);
-	return found;
+	closedir(tasks);
+	return ret;
+}
+
+static int with_memory(void *context, pid_t thread)
+{
+	(void)context;
+	return proc_has_memory(thread) ? thread : 0;
+}
+
+pid_t proc_live_thread(pid_t pid)
+{
+	return proc_has_memory(pid) ? pid : DP_MAX(proc_each_thread(pid, with_memory, NULL), 0);
 }
 
 bool proc_pidfd_has_ended(int pidfd)

@@ -59,6 +59,9 @@ int proc_read_minor_faults(pid_t pid, uint64_t *faults);
  * how long it has run in all. -ESRCH where it has ended, or -errno. */
 #define PROC_RUNNING (-2L)
 int proc_thread_call(pid_t pid, pid_t thread, long *call, uint64_t *run_ns);
+/* Calls each for every thread of the process until it returns something other than 0, which is returned; -ESRCH where the process
+ * has ended, or another -errno where not all could be listed. */
+int proc_each_thread(pid_t pid, int (*each)(void *context, pid_t thread), void *context);
 /* State letter of /proc/PID/stat ('R', 'S', 'Z', ...), or -errno. */
 int proc_state(pid_t pid);
 
