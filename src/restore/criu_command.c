@@ -40,7 +40,8 @@ int criu_command_make(const struct restore_plan *plan, struct criu_command *comm
 	if (ret)
 		return ret;
 	command->kdat[0] = command->preload[0] = 0;
-	if (!options->host_pid_namespace) /* it goes with a mount namespace of the tree's: on the host a killed init would leave it */
+	/* It goes with a mount namespace of the tree's: on the host a killed init would leave it. */
+	if (!options->host_pid_namespace)
 		criu_cache_prepare(criu_path, command->kdat, sizeof(command->kdat));
 	if (!needs_libraries(options))
 		criu_libraries_prepare(criu_path, command->preload, sizeof(command->preload));
