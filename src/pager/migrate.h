@@ -41,7 +41,6 @@ struct migration {
 	uint32_t hint_top, hint_count, faults_seen;
 	size_t order_at;     /* run of the recorded order, and so many of its pages, that were looked at */
 	uint64_t order_page;
-	uint32_t whole_spaces; /* closed because nothing of them was missing */
 };
 
 /* Begins, or changes the rate (bytes a second, 0: none). */

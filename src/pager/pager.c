@@ -219,7 +219,7 @@ static bool sweep(struct tree *tree)
 		next = space->next;
 		if (!space->closed && migrate_is_whole(space)) {
 			log_info("process %d is wholly local", space->pid);
-			tree->migration.whole_spaces++;
+			tree->saved->whole_spaces++; /* first: whoever follows must not take it for one whose process has ended */
 			space_close(space);
 		}
 		left |= !space->closed;
@@ -398,7 +398,7 @@ int pager_run(const struct pager_config *config, struct dp_err *err)
 			record_end(tree);
 		ret = tree->failure;
 		update_stats(tree);
-		if (!ret && tree->migration.whole_spaces) /* read by the supervisor and init when we have ended */
+		if (!ret && tree->saved->whole_spaces) /* read by the supervisor and init when we have ended */
 			__atomic_store_n(&tree->stats->left_ns, clock_now_ns(), __ATOMIC_RELEASE);
 	}
 	if (ret)

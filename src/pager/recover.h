@@ -126,6 +126,7 @@ struct tree_saved {
 	uint64_t magic;
 	uint32_t finished;       /* CRIU's handover */
 	uint32_t space_numbers, restarts;
+	uint32_t whole_spaces;   /* closed, or about to be, because nothing of them was missing */
 	uint32_t reading;        /* number of the space whose messages these are, 0: none */
 	uint32_t followed;       /* of them */
 	uint64_t event_base;     /* event i of these has the number event_base + i */
