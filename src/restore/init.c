@@ -36,6 +36,8 @@
 #include "sys/criu.h"
 #include "sys/proc.h"
 
+#define REAP_TRIES 8
+
 static struct {
 	const struct init_config *config;
 	int signal_fd;
@@ -245,8 +247,12 @@ static void take_order(void)
 static void reap(void)
 {
 	int status;
-	for (;;) {
+	for (unsigned tries = 0; tries < REAP_TRIES;) {
 		pid_t pid = waitpid(-1, &status, WNOHANG | __WALL);
+		if (pid < 0 && errno != ECHILD) { /* there is no second signal for what was not heard of */
+			tries++;
+			continue;
+		}
 		if (pid <= 0)
 			return;
 		if (pid == self.criu)
