@@ -120,6 +120,8 @@ static void not_moved(struct space *space, const struct warden_run *run, uint32_
 		return;
 	}
 	space->tree->stats->busy_pages += busy;
+	if (run->unable >> i & 1)
+		*table_heat(table, page) |= HEAT_TOUCHED; /* not asked again this round */
 	table_enqueue(table, page, QUEUE_MAIN);
 }
 

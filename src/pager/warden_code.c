@@ -26,31 +26,40 @@ ALWAYS_INLINE long call6(long number, long a, long b, long c, long d, long e, lo
 	return ret;
 }
 
-/* Moves a run. A part moved, then a page that cannot be: the page is noted and the run goes on behind it. */
+/* Moves a run. A part moved, then a page that cannot be: the page is noted and the run goes on behind it. A range of several
+ * areas is refused as a whole (EINVAL), like a page of an area that cannot: half as many are tried, and twice as many where they
+ * went. */
 ALWAYS_INLINE void move_run(long uffd, struct warden_run *run)
 {
-	uint32_t page = 0;
+	uint32_t page = 0, span = run->pages;
 	while (page < run->pages) {
+		uint32_t pages = span < run->pages - page ? span : run->pages - page;
 		struct uffdio_move move;
 		move.dst = run->to + ((uint64_t)page << 12);
 		move.src = run->from + ((uint64_t)page << 12);
-		move.len = (uint64_t)(run->pages - page) << 12;
+		move.len = (uint64_t)pages << 12;
 		move.mode = UFFDIO_MOVE_MODE_DONTWAKE;
 		move.move = 0;
 		long ret = call6(SYS_ioctl, uffd, UFFDIO_MOVE, (long)&move, 0, 0, 0);
-		uint32_t moved = ret == 0 ? run->pages - page : move.move > 0 ? (uint32_t)(move.move >> 12) : 0;
+		uint32_t moved = ret == 0 ? pages : move.move > 0 ? (uint32_t)(move.move >> 12) : 0;
 		for (uint32_t i = 0; i < moved; i++)
 			run->done |= 1ull << (page + i);
 		page += moved;
-		if (page >= run->pages)
-			break;
+		if (moved == pages)
+			span = pages * 2;
 		if (moved)
 			continue; /* why it stopped shows when the rest is tried */
 		int failure = move.move < 0 ? (int)-move.move : (int)-ret;
+		if (failure == EINVAL && pages > 1) {
+			span = pages / 2;
+			continue;
+		}
 		if (failure == ENOENT)
 			run->missing |= 1ull << page;
 		else if (failure == EBUSY)
 			run->busy |= 1ull << page;
+		else if (failure == EINVAL)
+			run->unable |= 1ull << page;
 		else {
 			run->error = failure;
 			return;

@@ -21,6 +21,7 @@ struct warden_run {
 	uint64_t done;     /* moved, or unshared */
 	uint64_t missing;  /* not there (given up by the process) */
 	uint64_t busy;     /* shared by fork or pinned */
+	uint64_t unable;   /* of an area that nothing moves out of: locked, or not to be written to */
 };
 
 struct warden_ring {

@@ -110,6 +110,17 @@ static void live_random(void)
 	check_all("random");
 }
 
+/* Areas of two pages, which a MOVE of several refuses. */
+static void live_small_areas(void)
+{
+	for (uint64_t number = 0; number < PAGES; number += 4)
+		madvise(page_at(number), 2 * PAGE_BYTES, MADV_DONTDUMP);
+	for (unsigned round = 0; round < 3; round++)
+		check_all("small areas");
+	touch_randomly(20000, "small areas");
+	check_all("small areas at the end");
+}
+
 static void live_fork(void)
 {
 	writes_zeros = true;
@@ -311,7 +322,7 @@ static void live_sharer(void)
 }
 
 static void (*const scenes[])(void) = { live_random, live_fork,	 live_madvise, live_remap, live_exec,
-					live_killed, live_areas, live_leader,  live_sharer };
+					live_killed, live_areas, live_leader,  live_sharer, live_small_areas };
 
 static void hand_over(int socket_fd)
 {

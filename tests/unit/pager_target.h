@@ -9,7 +9,7 @@
 #define TARGET_PAGES 8192u /* 32 MiB */
 
 enum target_scene { SCENE_RANDOM, SCENE_FORK, SCENE_MADVISE, SCENE_REMAP, SCENE_EXEC, SCENE_KILLED, SCENE_AREAS, SCENE_LEADER,
-		    SCENE_SHARER /* below a reaper: the process that was started */ };
+		    SCENE_SHARER /* below a reaper: the process that was started */, SCENE_SMALL_AREAS };
 
 /* The content of a page; before the target runs, each has version 0. */
 void target_fill(uint8_t *page, uint64_t number, uint32_t version);

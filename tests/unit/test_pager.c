@@ -217,6 +217,8 @@ void __wrap_fault_read(void *space)
 
 static uint64_t lost_page = PAGES; /* that the source had and has no longer; PAGES: none */
 
+static bool leaves_ahead; /* of need: hardly a fault has to wait for room */
+
 static void run_scene(int scene, int expected_status, bool forks)
 {
 	char directory[] = "/tmp/dp-test-pager-XXXXXX", path[256];
@@ -266,6 +268,7 @@ static void run_scene(int scene, int expected_status, bool forks)
 		stats->faults[FAULT_REMOTE], stats->faults[FAULT_STAGED], stats->faults[FAULT_ZERO], stats->evicted_pages,
 		stats->written_back_pages, stats->second_chance_pages, stats->unshared_pages, stats->stalls);
 	assert_true(stats->evicted_pages > 0 || lost_page < PAGES);
+	assert_true(!leaves_ahead || stats->stalls * 20 < stats->faults[FAULT_REMOTE]);
 	assert_int_equal(stats->corrupt_pages, lost_page < PAGES);
 	stats_unmap(stats);
 	if (!forks)
@@ -320,6 +323,14 @@ static void pager__process_ends__whoever_shares_its_memory_goes_on_right(void **
 {
 	(void)state;
 	run_scene(SCENE_SHARER, 0, true);
+}
+
+static void pager__areas_of_two_pages__leave_as_others_do(void **state)
+{
+	(void)state;
+	leaves_ahead = true;
+	run_scene(SCENE_SMALL_AREAS, 0, false);
+	leaves_ahead = false;
 }
 
 static void *spin(void *stop)
@@ -381,6 +392,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(pager__areas_made_while_they_are_found__nothing_is_lost),
 		cmocka_unit_test(pager__first_thread_ends__others_go_on_right),
 		cmocka_unit_test(pager__process_ends__whoever_shares_its_memory_goes_on_right),
+		cmocka_unit_test(pager__areas_of_two_pages__leave_as_others_do),
 		cmocka_unit_test(thread_call__waiting_and_running__are_told_apart),
 		cmocka_unit_test(pager__page_missing_from_the_pool__bus_error_not_zeros),
 	};
