@@ -437,20 +437,6 @@ static int take_all_ahead(struct capture *capture, struct dp_err *err)
 
 /* ---- the end ---- */
 
-static int write_pagemap(const struct capture *capture, const struct captured *map, struct dp_err *err)
-{
-	char name[64];
-	cleanup_free void *bytes = NULL;
-	size_t length;
-	snprintf(name, sizeof(name), map->shared_memory ? "pagemap-shmem-%u.img" : "pagemap-%u.img", map->id);
-	int rc = images_encode_pagemap(&map->thin, &bytes, &length, err);
-	if (rc < 0)
-		return rc;
-	cleanup_fd int fd = openat(capture->config.images_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-	rc = fd < 0 ? -errno : io_write_full(fd, bytes, length);
-	return rc < 0 ? dp_fail_errno(err, -rc, "write image %s", name) : 0;
-}
-
 int capture_finish(struct capture *capture, struct dp_err *err)
 {
 	dp_close_fd(&capture->pages_fd);
@@ -462,7 +448,8 @@ int capture_finish(struct capture *capture, struct dp_err *err)
 		if (capture->maps[i].source)
 			rc = take_remote(capture, &capture->maps[i], err);
 		if (rc == 0)
-			rc = write_pagemap(capture, &capture->maps[i], err);
+			rc = images_write_pagemap(capture->config.images_fd, capture->maps[i].id, capture->maps[i].shared_memory,
+						  &capture->maps[i].thin, err);
 	}
 	return rc < 0 ? rc : drain(capture, err);
 }

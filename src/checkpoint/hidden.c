@@ -14,7 +14,7 @@
 #define RECORDS_LIMIT (UINT64_C(1) << 30)
 #define SOCKET_BUFFER_BYTES (4 << 20)
 
-static int find_library(char *path, size_t size, struct dp_err *err)
+int hidden_library(char *path, size_t size, struct dp_err *err)
 {
 	static const char *const places[] = { "src/migrate", "../libexec/distri-proc" };
 	char program[1024];
@@ -23,12 +23,15 @@ static int find_library(char *path, size_t size, struct dp_err *err)
 	char *slash = strrchr(program, '/');
 	if (slash)
 		*slash = 0;
-	for (size_t i = 0; i < ARRAY_LENGTH(places) && !strpbrk(program, " :"); i++) { /* the end of a name in LD_PRELOAD */
+	if (strpbrk(program, " :")) /* what LD_PRELOAD takes for the end of a name */
+		return dp_fail(err, EINVAL, "this program's directory (%s) has a space or a colon in its name: install it elsewhere",
+			       program);
+	for (size_t i = 0; i < ARRAY_LENGTH(places); i++) {
 		snprintf(path, size, "%s/%s/libdistri-proc-hide.so", program, places[i]);
 		if (access(path, R_OK) == 0)
 			return 0;
 	}
-	return dp_fail(err, ENOENT,
+	return dp_fail(err, ENOPKG,
 		       "libdistri-proc-hide.so is neither beside this program nor in libexec/distri-proc: install it anew");
 }
 
@@ -36,7 +39,7 @@ int hidden_open(struct hidden *hidden, struct dp_err *err)
 {
 	int size = SOCKET_BUFFER_BYTES;
 	*hidden = (struct hidden){ .records_fd = -1, .fds = { -1, -1 } };
-	int ret = find_library(hidden->library, sizeof(hidden->library), err);
+	int ret = hidden_library(hidden->library, sizeof(hidden->library), err);
 	if (ret)
 		return ret;
 	hidden->records_fd = memfd_create("distri-proc-hidden", MFD_CLOEXEC);

@@ -16,7 +16,9 @@ struct hidden {
 	char environment[64], library[1200];
 };
 
-/* Finds the library and makes what it tells us by. -ENOENT: it is not where this program was built or installed. */
+/* Where the library is: where this program was built, or where it was installed. -ENOPKG: at neither. */
+int hidden_library(char *path, size_t size, struct dp_err *err);
+/* Finds the library and makes what it tells us by. */
 int hidden_open(struct hidden *hidden, struct dp_err *err);
 void hidden_close(struct hidden *hidden);
 /* In the process that is about to become CRIU (or whoever starts it): the library is preloaded there. 0 or -errno. */

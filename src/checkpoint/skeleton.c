@@ -1,6 +1,5 @@
 #include "checkpoint/skeleton.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <json-c/json.h>
@@ -15,6 +14,7 @@
 
 /* Files of the skeleton, mapped. */
 struct files {
+	int images_fd; /* borrowed */
 	struct client_file *list;
 	size_t count, room;
 };
@@ -29,10 +29,11 @@ static void files_done(struct files *files)
 	free(files->list);
 }
 
-static int add_file(struct files *files, int images_fd, const char *name, struct dp_err *err)
+static int add_file(void *context, const char *name, struct dp_err *err)
 {
+	struct files *files = context;
 	struct stat status;
-	cleanup_fd int fd = openat(images_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	cleanup_fd int fd = openat(files->images_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 	if (fd < 0 || fstat(fd, &status) < 0)
 		return dp_fail_errno(err, errno, "read image %s", name);
 	if (!S_ISREG(status.st_mode))
@@ -58,23 +59,8 @@ static int add_file(struct files *files, int images_fd, const char *name, struct
 
 int skeleton_send(struct client *client, uint64_t draft, int images_fd, uint64_t *bytes, struct dp_err *err)
 {
-	int again = openat(images_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *directory = again < 0 ? NULL : fdopendir(again);
-	if (!directory) {
-		int code = errno;
-		dp_close_fd(&again);
-		return dp_fail_errno(err, code, "list CRIU's images");
-	}
-	struct files files = {0};
-	int rc = 0;
-	struct dirent *entry;
-	int more = 0;
-	while (rc == 0 && (more = io_next_entry(directory, &entry)) > 0)
-		if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
-			rc = add_file(&files, images_fd, entry->d_name, err);
-	closedir(directory);
-	if (more < 0)
-		rc = dp_fail_errno(err, -more, "list CRIU's images");
+	struct files files = { .images_fd = images_fd };
+	int rc = images_each(images_fd, add_file, &files, err);
 	if (rc == 0 && (rc = client_snapshot_files(client, draft, files.list, files.count, err)) < 0)
 		dp_err_doing(err, "store CRIU's images");
 	*bytes = 0;

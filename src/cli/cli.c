@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/base.h"
+#include "checkpoint/checkpoint.h"
 
 int cli_exit_code(int result)
 {
@@ -121,4 +122,18 @@ const char *cli_nearest(const char *word, const char *const *candidates, unsigne
 		}
 	}
 	return nearest;
+}
+
+int cli_criu_option(const char *command, char *option, char **list, size_t *count, size_t room)
+{
+	struct dp_err err;
+	if (checkpoint_check_option(option, &err) < 0)
+		return cli_usage_error(command, "%s", err.text);
+	if (strncmp(option, "--", 2))
+		return cli_usage_error(command, "write CRIU's option in its long form: --criu-option=--name[=value], not '%s'",
+				       option);
+	if (*count == room)
+		return cli_usage_error(command, "more than %zu options for CRIU", room);
+	list[(*count)++] = option;
+	return 0;
 }

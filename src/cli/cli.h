@@ -10,6 +10,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include <stddef.h>
+
 #include "base/err.h"
 
 /* 125, 126, 127 and 128 + signal belong to `run`: ours failed, not executable, not found, the process's own. */
@@ -40,6 +42,10 @@ int cli_print_error(int result, const struct dp_err *err, bool json);
 int cli_usage_error(const char *command, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* The same after getopt_long returned '?': it has printed the one line already. */
 int cli_usage_hint(const char *command);
+
+/* Takes an option meant for `criu dump`, in its long form, into a list with room for so many; the text stays the caller's. 0, or
+ * EXIT_USAGE after a message. */
+int cli_criu_option(const char *command, char *option, char **list, size_t *count, size_t room);
 
 /* The candidate nearest to `word` by edit distance, or NULL where none is near. */
 const char *cli_nearest(const char *word, const char *const *candidates, unsigned count);

@@ -67,13 +67,7 @@ static int take_memory(struct cloning *cloning, const char *command)
 
 static int take_criu_option(struct cloning *cloning, const char *command, char *option)
 {
-	struct dp_err err;
-	if (checkpoint_check_option(option, &err) < 0)
-		return cli_usage_error(command, "%s", err.text);
-	if (cloning->options.criu_argument_count == ARGUMENTS)
-		return cli_usage_error(command, "more than %d options for CRIU", ARGUMENTS);
-	cloning->arguments[cloning->options.criu_argument_count++] = option;
-	return 0;
+	return cli_criu_option(command, option, cloning->arguments, &cloning->options.criu_argument_count, ARGUMENTS);
 }
 
 /* Of two words the second one is the default. */

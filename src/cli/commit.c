@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <getopt.h>
 #include <json-c/json.h>
-#include <signal.h>
 #include <string.h>
 #include <time.h>
 
@@ -37,21 +36,10 @@ enum { OPTION_THROUGH = COMMIT_OWN_OPTIONS };
 
 static const struct option options[] = { COMMIT_OPTIONS, { "through", no_argument, NULL, OPTION_THROUGH }, { 0 } };
 
-static volatile bool stop;
-
-static void on_signal(int number)
-{
-	(void)number;
-	stop = true;
-}
-
 static int run_through(const struct commit_settings *settings)
 {
-	static const int numbers[] = { SIGINT, SIGTERM, SIGHUP };
 	struct dp_err err = { "" };
-	for (size_t i = 0; i < ARRAY_LENGTH(numbers); i++)
-		sigaction(numbers[i], &(const struct sigaction){ .sa_handler = on_signal }, NULL);
-	int ret = through_run(settings->commit.registry, settings->commit.instance, &stop, &err);
+	int ret = through_run(settings->commit.registry, settings->commit.instance, commit_line_until_signal(), &err);
 	return ret < 0 ? cli_print_error(ret, &err, settings->line.json) : EXIT_OK;
 }
 

@@ -22,6 +22,14 @@ static void on_signal(int number)
 	stop = true;
 }
 
+const volatile bool *commit_line_until_signal(void)
+{
+	static const int numbers[] = { SIGINT, SIGTERM, SIGHUP };
+	for (size_t i = 0; i < ARRAY_LENGTH(numbers); i++)
+		sigaction(numbers[i], &(const struct sigaction){ .sa_handler = on_signal }, NULL);
+	return &stop;
+}
+
 static void print_json(const struct commit_result *result)
 {
 	const struct {
@@ -68,14 +76,10 @@ static void on_commit(void *context, int ret, const struct commit_result *result
 
 void commit_line_loop(const struct commit_line *line, struct committer *committer, uint64_t interval_ns)
 {
-	static const int numbers[] = { SIGINT, SIGTERM, SIGHUP };
-	const struct sigaction action = { .sa_handler = on_signal };
-	for (size_t i = 0; i < ARRAY_LENGTH(numbers); i++)
-		sigaction(numbers[i], &action, NULL);
 	const struct commit_loop loop = {
 		.committer = committer,
 		.interval_ns = interval_ns,
-		.stop = &stop,
+		.stop = commit_line_until_signal(),
 		.on_commit = on_commit,
 		.context = (void *)(uintptr_t)line,
 	};
@@ -171,21 +175,6 @@ static int read_rate(const char *command, const char *text, uint64_t *rate_bytes
 	return parse_size(text, rate_bytes) ? cli_usage_error(command, "--rate takes bytes a second, such as 100M") : 0;
 }
 
-static int read_criu_option(const char *command, char *text, struct commit_settings *settings)
-{
-	struct dp_err err;
-	size_t *count = &settings->commit.criu_argument_count;
-	if (checkpoint_check_option(text, &err) < 0)
-		return cli_usage_error(command, "%s", err.text);
-	if (strncmp(text, "--", 2))
-		return cli_usage_error(command, "write CRIU's option in its long form: --criu-option=--name[=value], not '%s'",
-				       text);
-	if (*count == COMMIT_CRIU_ARGUMENTS)
-		return cli_usage_error(command, "too many options for CRIU");
-	settings->criu_arguments[(*count)++] = text;
-	return 0;
-}
-
 int commit_line_option(struct commit_settings *settings, const char *command, int option)
 {
 	struct commit_options *commit = &settings->commit;
@@ -193,7 +182,9 @@ int commit_line_option(struct commit_settings *settings, const char *command, in
 	case COMMIT_KEEP: return read_keep(command, optarg, &commit->keep);
 	case COMMIT_EVERY: return commit_line_interval(command, "--every", optarg, &commit->interval_ns);
 	case COMMIT_RATE: return read_rate(command, optarg, &commit->rate_bytes);
-	case COMMIT_CRIU_OPTION: return read_criu_option(command, optarg, settings);
+	case COMMIT_CRIU_OPTION:
+		return cli_criu_option(command, optarg, settings->criu_arguments, &commit->criu_argument_count,
+				       COMMIT_CRIU_ARGUMENTS);
 	case COMMIT_JSON: settings->line.json = true; return 0;
 	case COMMIT_ROOT: commit->registry = instance_root(optarg); return 0;
 	case 'v': commit->verbose = true; return 0;

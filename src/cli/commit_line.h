@@ -16,6 +16,8 @@ struct commit_line {
 };
 
 void commit_line_print(const struct commit_line *line, const struct commit_result *result);
+/* What becomes true by SIGINT, SIGTERM or SIGHUP from now on. */
+const volatile bool *commit_line_until_signal(void);
 /* Until the tree has ended, or SIGINT, SIGTERM or SIGHUP. A failure is a line on stderr, and goes on. */
 void commit_line_loop(const struct commit_line *line, struct committer *committer, uint64_t interval_ns);
 

@@ -58,13 +58,7 @@ static int parse_pid(const char *text, pid_t *pid)
 
 static int add_criu_option(struct offering *offering, const char *command, char *option)
 {
-	struct dp_err err;
-	if (checkpoint_check_option(option, &err) < 0)
-		return cli_usage_error(command, "%s", err.text);
-	if (offering->options.criu_argument_count == ARGUMENTS)
-		return cli_usage_error(command, "more than %d options for CRIU", ARGUMENTS);
-	offering->arguments[offering->options.criu_argument_count++] = option;
-	return 0;
+	return cli_criu_option(command, option, offering->arguments, &offering->options.criu_argument_count, ARGUMENTS);
 }
 
 static int take_option(struct offering *offering, char **argv, int option)

@@ -344,15 +344,12 @@ static int take_prefetch(struct settings *settings)
 static int take_propagate(struct settings *settings)
 {
 	settings->restore.commit_interval_ns = 0;
-	if (!strcmp(optarg, "evict"))
-		;
-	else if (!strncmp(optarg, "back:", 5))
-		return commit_line_interval(settings->command, "--propagate back:", optarg + 5,
-					    &settings->restore.commit_interval_ns);
-	else if (strcmp(optarg, "through"))
-		return cli_usage_error(settings->command, "--propagate takes evict, back:INTERVAL, such as back:5s, or through");
 	settings->restore.through = !strcmp(optarg, "through");
-	return 0;
+	if (settings->restore.through || !strcmp(optarg, "evict"))
+		return 0;
+	if (strncmp(optarg, "back:", 5))
+		return cli_usage_error(settings->command, "--propagate takes evict, back:INTERVAL, such as back:5s, or through");
+	return commit_line_interval(settings->command, "--propagate back:", optarg + 5, &settings->restore.commit_interval_ns);
 }
 
 static int take_container(struct container_line *line, int value)

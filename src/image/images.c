@@ -1,7 +1,9 @@
 /* pstree, mm, pagemap, inventory, ids, stats. Files are in files.c. */
 #include "image/images.h"
 
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -281,6 +283,37 @@ int images_encode_pagemap(const struct image_pagemap *pagemap, void **bytes, siz
 	*bytes = buffer;
 	*length = (size_t)(at - buffer);
 	return 0;
+}
+
+int images_write_pagemap(int images_fd, uint32_t id, bool shared_memory, const struct image_pagemap *pagemap, struct dp_err *err)
+{
+	char name[64];
+	cleanup_free void *bytes = NULL;
+	size_t length;
+	snprintf(name, sizeof(name), shared_memory ? "pagemap-shmem-%u.img" : "pagemap-%u.img", id);
+	int rc = images_encode_pagemap(pagemap, &bytes, &length, err);
+	if (rc < 0)
+		return rc;
+	cleanup_fd int fd = openat(images_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	rc = fd < 0 ? -errno : io_write_full(fd, bytes, length);
+	return rc < 0 ? dp_fail_errno(err, -rc, "write image %s", name) : 0;
+}
+
+int images_each(int images_fd, int (*each)(void *context, const char *name, struct dp_err *err), void *context,
+		struct dp_err *err)
+{
+	cleanup_fd int again = openat(images_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *directory = again < 0 ? NULL : fdopendir(again);
+	if (!directory)
+		return dp_fail_errno(err, errno, "list CRIU's images");
+	again = -1; /* the directory's now */
+	int rc = 0, more = 0;
+	struct dirent *entry;
+	while (rc == 0 && (more = io_next_entry(directory, &entry)) > 0)
+		if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
+			rc = each(context, entry->d_name, err);
+	closedir(directory);
+	return more < 0 ? dp_fail_errno(err, -more, "list CRIU's images") : rc;
 }
 
 void image_pagemap_done(struct image_pagemap *pagemap)

@@ -48,6 +48,11 @@ struct image_pagemap {
 int images_read_pagemap(int images_fd, const char *name, struct image_pagemap *pagemap, struct dp_err *err);
 /* Encodes a whole pagemap image in CRIU 4.2's form (nr_pages in field 5) into a fresh buffer. */
 int images_encode_pagemap(const struct image_pagemap *pagemap, void **bytes, size_t *length, struct dp_err *err);
+/* The same into a new file: of the task `id`, or of that shared memory. */
+int images_write_pagemap(int images_fd, uint32_t id, bool shared_memory, const struct image_pagemap *pagemap, struct dp_err *err);
+/* Calls each for the name of every file there, until it fails. */
+int images_each(int images_fd, int (*each)(void *context, const char *name, struct dp_err *err), void *context,
+		struct dp_err *err);
 void image_pagemap_done(struct image_pagemap *pagemap);
 
 /* A regular file that the snapshot has open or mapped. */

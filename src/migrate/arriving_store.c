@@ -4,10 +4,10 @@
 #include <string.h>
 
 #include "base/base.h"
+#include "store/over.h"
 
 struct arriving_store {
-	struct store store; /* first: the functions below cast */
-	struct store *own;  /* where all slots are */
+	struct store_over over; /* where all slots are */
 	arriving_fetch *fetch;
 	void *context;
 	uint64_t *expected; /* a bit for each slot */
@@ -28,7 +28,7 @@ bool arriving_store_expects(const struct store *store, uint64_t slot)
 
 static void forget(struct arriving_store *arriving, uint64_t slot)
 {
-	if (!arriving_store_expects(&arriving->store, slot))
+	if (!arriving_store_expects(&arriving->over.store, slot))
 		return;
 	arriving->expected[slot / 64] &= ~(UINT64_C(1) << slot % 64);
 	arriving->left--;
@@ -36,7 +36,7 @@ static void forget(struct arriving_store *arriving, uint64_t slot)
 
 static void await(struct arriving_store *arriving, uint64_t slot)
 {
-	while (arriving_store_expects(&arriving->store, slot)) /* A2 */
+	while (arriving_store_expects(&arriving->over.store, slot)) /* A2 */
 		arriving->fetch(arriving->context, slot);
 }
 
@@ -44,7 +44,7 @@ static void await(struct arriving_store *arriving, uint64_t slot)
 
 static int arriving_alloc(struct store *store, uint64_t *slots, size_t count)
 {
-	struct store *own = arriving_of(store)->own;
+	struct store *own = store_below(store);
 
 	return own->ops->alloc(own, slots, count);
 }
@@ -55,7 +55,7 @@ static void arriving_free(struct store *store, const uint64_t *slots, size_t cou
 
 	for (size_t i = 0; i < count; i++)
 		forget(arriving, slots[i]);
-	arriving->own->ops->free(arriving->own, slots, count);
+	arriving->over.own->ops->free(arriving->over.own, slots, count);
 }
 
 static int arriving_write(struct store *store, const uint64_t *slots, const void *const *pages, size_t count)
@@ -64,7 +64,7 @@ static int arriving_write(struct store *store, const uint64_t *slots, const void
 
 	for (size_t i = 0; i < count; i++)
 		forget(arriving, slots[i]);
-	return arriving->own->ops->write(arriving->own, slots, pages, count);
+	return arriving->over.own->ops->write(arriving->over.own, slots, pages, count);
 }
 
 static int arriving_read(struct store *store, const uint64_t *slots, void *const *pages, size_t count)
@@ -73,7 +73,7 @@ static int arriving_read(struct store *store, const uint64_t *slots, void *const
 
 	for (size_t i = 0; i < count; i++)
 		await(arriving, slots[i]);
-	return arriving->own->ops->read(arriving->own, slots, pages, count);
+	return arriving->over.own->ops->read(arriving->over.own, slots, pages, count);
 }
 
 static const void *arriving_page(struct store *store, uint64_t slot)
@@ -81,7 +81,7 @@ static const void *arriving_page(struct store *store, uint64_t slot)
 	struct arriving_store *arriving = arriving_of(store);
 
 	await(arriving, slot);
-	return arriving->own->ops->page(arriving->own, slot);
+	return arriving->over.own->ops->page(arriving->over.own, slot);
 }
 
 static int arriving_sync(struct store *store)
@@ -89,53 +89,11 @@ static int arriving_sync(struct store *store)
 	return 0;
 }
 
-static int arriving_blob_put(struct store *store, const char *name, const void *bytes, uint64_t length)
-{
-	struct store *own = arriving_of(store)->own;
-
-	return own->ops->blob_put(own, name, bytes, length);
-}
-
-static int arriving_blob_get(struct store *store, const char *name, void **bytes, uint64_t *length, uint64_t limit)
-{
-	struct store *own = arriving_of(store)->own;
-
-	return own->ops->blob_get(own, name, bytes, length, limit);
-}
-
-static int arriving_blob_list(struct store *store, store_blob_visit visit, void *context)
-{
-	struct store *own = arriving_of(store)->own;
-
-	return own->ops->blob_list(own, visit, context);
-}
-
-static int arriving_blob_delete(struct store *store, const char *name)
-{
-	struct store *own = arriving_of(store)->own;
-
-	return own->ops->blob_delete(own, name);
-}
-
-static int arriving_adopt(struct store *store, bool (*used)(void *context, uint64_t slot), void *context)
-{
-	struct store *own = arriving_of(store)->own;
-
-	return own->ops->adopt(own, used, context);
-}
-
-static void arriving_capacity(struct store *store, struct store_capacity *capacity)
-{
-	struct store *own = arriving_of(store)->own;
-
-	own->ops->capacity(own, capacity);
-}
-
 static void arriving_close(struct store *store)
 {
 	struct arriving_store *arriving = arriving_of(store);
 
-	store_close(arriving->own);
+	store_close(arriving->over.own);
 	free(arriving->expected);
 	free(arriving);
 }
@@ -148,12 +106,12 @@ static const struct store_ops arriving_ops = {
 	.read = arriving_read,
 	.page = arriving_page,
 	.sync = arriving_sync,
-	.blob_put = arriving_blob_put,
-	.blob_get = arriving_blob_get,
-	.blob_list = arriving_blob_list,
-	.blob_delete = arriving_blob_delete,
-	.adopt = arriving_adopt,
-	.capacity = arriving_capacity,
+	.blob_put = store_over_blob_put,
+	.blob_get = store_over_blob_get,
+	.blob_list = store_over_blob_list,
+	.blob_delete = store_over_blob_delete,
+	.adopt = store_over_adopt,
+	.capacity = store_over_capacity,
 	.close = arriving_close,
 };
 
@@ -165,16 +123,16 @@ int arriving_store_open(struct store **store, arriving_fetch *fetch, void *conte
 
 	if (!arriving)
 		return dp_fail_errno(err, ENOMEM, "open the store of pages that arrive");
-	int result = store_open(&arriving->own, "memory:", true, err);
+	int result = store_open(&arriving->over.own, "memory:", true, err);
 
 	if (result < 0) {
 		free(arriving);
 		return result;
 	}
-	arriving->store = (struct store){ .ops = &arriving_ops };
+	arriving->over.store = (struct store){ .ops = &arriving_ops };
 	arriving->fetch = fetch;
 	arriving->context = context;
-	*store = &arriving->store;
+	*store = &arriving->over.store;
 	return 0;
 }
 
@@ -211,7 +169,7 @@ int arriving_store_take(struct store *store, uint64_t slot, const void *page)
 
 	if (!arriving_store_expects(store, slot))
 		return 0;
-	int result = arriving->own->ops->write(arriving->own, &slot, &content, 1);
+	int result = arriving->over.own->ops->write(arriving->over.own, &slot, &content, 1);
 
 	if (result == 0)
 		forget(arriving, slot);

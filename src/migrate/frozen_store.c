@@ -8,6 +8,7 @@
 #include <sys/uio.h>
 
 #include "base/base.h"
+#include "store/over.h"
 
 #define READ_PAGES 64
 /* A frozen slot's place in `moved`, where it has none of ours: */
@@ -20,8 +21,7 @@ struct frozen_run {
 };
 
 struct frozen_store {
-	struct store store; /* first: the functions below cast */
-	struct store *own;  /* what is written */
+	struct store_over over; /* what is written */
 	int life_fd;
 	bool ended, sealed; /* sealed: Z1 */
 	int *mem_fds;
@@ -158,7 +158,7 @@ static int frozen_alloc(struct store *store, uint64_t *slots, size_t count)
 	int result = seal(frozen);
 
 	if (result == 0)
-		result = frozen->own->ops->alloc(frozen->own, slots, count);
+		result = frozen->over.own->ops->alloc(frozen->over.own, slots, count);
 	for (size_t i = 0; i < count && result == 0; i++)
 		slots[i] += frozen->end - 1; /* own slots begin with 1 */
 	return result;
@@ -173,7 +173,7 @@ static void frozen_free(struct store *store, const uint64_t *slots, size_t count
 		uint64_t place = own ? own_slot(frozen, slots[i]) : 0;
 
 		if (own)
-			frozen->own->ops->free(frozen->own, &place, 1);
+			frozen->over.own->ops->free(frozen->over.own, &place, 1);
 		/* One that cannot be noted as free is only counted as left. */
 		if (slots[i] < frozen->end && seal(frozen) == 0 && make_moved(frozen) == 0)
 			note_moved(frozen, slots[i], SLOT_FREE);
@@ -197,7 +197,7 @@ static int frozen_read(struct store *store, const uint64_t *slots, void *const *
 			uint64_t place = own_slot(frozen, slots[i]);
 
 			length = 1;
-			result = frozen->own->ops->read(frozen->own, &place, pages + i, 1);
+			result = frozen->over.own->ops->read(frozen->over.own, &place, pages + i, 1);
 		}
 	}
 	if (result == 0 && any_frozen && !stands_still(frozen))
@@ -217,12 +217,12 @@ static int move_slot(struct frozen_store *frozen, uint64_t slot, const void *pag
 	if (result == 0)
 		result = make_moved(frozen);
 	if (result == 0)
-		result = frozen->own->ops->alloc(frozen->own, &place, 1);
+		result = frozen->over.own->ops->alloc(frozen->over.own, &place, 1);
 	if (result < 0)
 		return result;
-	result = frozen->own->ops->write(frozen->own, &place, &page, 1);
+	result = frozen->over.own->ops->write(frozen->over.own, &place, &page, 1);
 	if (result < 0)
-		frozen->own->ops->free(frozen->own, &place, 1);
+		frozen->over.own->ops->free(frozen->over.own, &place, 1);
 	else
 		note_moved(frozen, slot, place);
 	return result;
@@ -240,7 +240,7 @@ static int frozen_write(struct store *store, const uint64_t *slots, const void *
 		}
 		uint64_t place = own_slot(frozen, slots[i]);
 
-		result = frozen->own->ops->write(frozen->own, &place, pages + i, 1);
+		result = frozen->over.own->ops->write(frozen->over.own, &place, pages + i, 1);
 	}
 	return result;
 }
@@ -256,34 +256,6 @@ static int frozen_sync(struct store *store)
 	return 0;
 }
 
-static int frozen_blob_put(struct store *store, const char *name, const void *bytes, uint64_t length)
-{
-	struct store *own = frozen_of(store)->own;
-
-	return own->ops->blob_put(own, name, bytes, length);
-}
-
-static int frozen_blob_get(struct store *store, const char *name, void **bytes, uint64_t *length, uint64_t limit)
-{
-	struct store *own = frozen_of(store)->own;
-
-	return own->ops->blob_get(own, name, bytes, length, limit);
-}
-
-static int frozen_blob_list(struct store *store, store_blob_visit visit, void *context)
-{
-	struct store *own = frozen_of(store)->own;
-
-	return own->ops->blob_list(own, visit, context);
-}
-
-static int frozen_blob_delete(struct store *store, const char *name)
-{
-	struct store *own = frozen_of(store)->own;
-
-	return own->ops->blob_delete(own, name);
-}
-
 static int frozen_adopt(struct store *store, bool (*used)(void *context, uint64_t slot), void *context)
 {
 	return 0; /* it is new, and no blob names a slot */
@@ -293,7 +265,7 @@ static void frozen_capacity(struct store *store, struct store_capacity *capacity
 {
 	struct frozen_store *frozen = frozen_of(store);
 
-	frozen->own->ops->capacity(frozen->own, capacity);
+	frozen->over.own->ops->capacity(frozen->over.own, capacity);
 	capacity->used_pages += frozen->end - 1;
 	capacity->stored_bytes += (frozen->end - 1) * PAGE_BYTES;
 	capacity->end_slot += frozen->end - 1;
@@ -309,7 +281,7 @@ static void frozen_close(struct store *store)
 		munmap(frozen->was_read, frozen->end / 8 + 1);
 	if (frozen->moved)
 		munmap(frozen->moved, frozen->moved_count * sizeof(*frozen->moved));
-	store_close(frozen->own);
+	store_close(frozen->over.own);
 	free(frozen->mem_fds);
 	free(frozen->runs);
 	free(frozen);
@@ -323,10 +295,10 @@ static const struct store_ops frozen_ops = {
 	.read = frozen_read,
 	.page = frozen_page,
 	.sync = frozen_sync,
-	.blob_put = frozen_blob_put,
-	.blob_get = frozen_blob_get,
-	.blob_list = frozen_blob_list,
-	.blob_delete = frozen_blob_delete,
+	.blob_put = store_over_blob_put,
+	.blob_get = store_over_blob_get,
+	.blob_list = store_over_blob_list,
+	.blob_delete = store_over_blob_delete,
 	.adopt = frozen_adopt,
 	.capacity = frozen_capacity,
 	.close = frozen_close,
@@ -340,16 +312,16 @@ int frozen_store_open(struct store **store, int life_fd, struct dp_err *err)
 
 	if (!frozen)
 		return dp_fail_errno(err, ENOMEM, "open the store of frozen pages");
-	int result = store_open(&frozen->own, "memory:", true, err);
+	int result = store_open(&frozen->over.own, "memory:", true, err);
 
 	if (result < 0) {
 		free(frozen);
 		return result;
 	}
-	frozen->store = (struct store){ .ops = &frozen_ops, .digests_late = true };
+	frozen->over.store = (struct store){ .ops = &frozen_ops, .digests_late = true };
 	frozen->life_fd = life_fd;
 	frozen->end = 1;
-	*store = &frozen->store;
+	*store = &frozen->over.store;
 	return 0;
 }
 

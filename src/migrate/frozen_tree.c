@@ -311,20 +311,6 @@ static int check_hidden(const struct frozen_tree *tree, const struct frozen_task
 	return rc < 0 ? dp_fail_errno(err, -rc, "page map") : 0;
 }
 
-static int write_pagemap(const struct frozen_tree *tree, const struct frozen_map *map, struct dp_err *err)
-{
-	char name[64];
-	cleanup_free void *bytes = NULL;
-	size_t length;
-	snprintf(name, sizeof(name), map->shared_memory ? "pagemap-shmem-%u.img" : "pagemap-%u.img", map->id);
-	int rc = images_encode_pagemap(&map->thin, &bytes, &length, err);
-	if (rc < 0)
-		return rc;
-	cleanup_fd int fd = openat(tree->images_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-	rc = fd < 0 ? -errno : io_write_full(fd, bytes, length);
-	return rc < 0 ? dp_fail_errno(err, -rc, "write image %s", name) : 0;
-}
-
 static int scan_task(struct frozen_tree *tree, struct frozen_task *task,
 		     int (*find)(void *context, struct frozen_task *task, struct dp_err *err), void *context, struct dp_err *err)
 {
@@ -355,7 +341,7 @@ int frozen_tree_scan(struct frozen_tree *tree, int (*find)(void *context, struct
 		mapped += task != NULL;
 		if (task && inherit_merge_runs(&map->thin, &task->pages) < 0)
 			return dp_fail_errno(err, ENOMEM, "page map");
-		rc = write_pagemap(tree, map, err);
+		rc = images_write_pagemap(tree->images_fd, map->id, map->shared_memory, &map->thin, err);
 	}
 	if (rc == 0 && mapped != tree->task_count)
 		return dp_fail(err, EIO, "criu stored no page map for a task whose pages it was not shown");

@@ -20,13 +20,12 @@
 #define PUSH_NS UINT64_C(60000000000)
 #define FEW_PAGES 256
 #define END_WAIT_MS 10000
-#define ARGUMENTS_LIMIT 64
 
 struct kept {
 	const struct offer_options *options;
 	int control_fd, root_pidfd; /* control: -1: the caller is gone */
 	struct endpoint endpoint;
-	char *arguments[ARGUMENTS_LIMIT];
+	char *arguments[OFFER_ARGUMENTS];
 	size_t argument_count;
 	struct precopy_totals ahead;
 	struct checkpoint_result result;
@@ -157,22 +156,10 @@ static int hold(void *context, const struct checkpoint_held *held, struct dp_err
 
 /* ---- all of it ---- */
 
-static int collect_arguments(struct kept *kept, struct dp_err *err)
-{
-	const struct offer_options *options = kept->options;
-	if (options->criu_argument_count + 2 > ARGUMENTS_LIMIT)
-		return dp_fail(err, E2BIG, "too many options for CRIU");
-	for (size_t i = 0; i < options->criu_argument_count; i++)
-		kept->arguments[kept->argument_count++] = options->criu_arguments[i];
-	if (options->tcp_established)
-		kept->arguments[kept->argument_count++] = (char *)(uintptr_t)"--tcp-established";
-	return 0;
-}
-
 static int run(struct kept *kept, struct dp_err *err)
 {
 	const struct offer_options *options = kept->options;
-	int rc = collect_arguments(kept, err);
+	int rc = offer_arguments(options, kept->arguments, &kept->argument_count, err);
 	if (rc == 0)
 		rc = endpoint_parse(&kept->endpoint, options->kept_pool, err);
 	if (rc < 0)

@@ -1,11 +1,10 @@
 #include "migrate/offered_snapshot.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 
 #include "base/base.h"
+#include "image/images.h"
 #include "migrate/frozen_store.h"
 #include "migrate/landing.h"
 
@@ -13,36 +12,21 @@
 
 static const char owner; /* of the draft: its address is nobody else's */
 
-static int add_files(struct pool *pool, uint64_t draft, int images_fd, uint64_t *bytes, struct dp_err *err)
+struct adding {
+	struct pool *pool;
+	uint64_t draft, *bytes;
+	int images_fd;
+};
+
+static int add_file(void *context, const char *name, struct dp_err *err)
 {
-	int again = openat(images_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *directory = again < 0 ? NULL : fdopendir(again);
-	if (!directory) {
-		int code = errno;
-		dp_close_fd(&again);
-		return dp_fail_errno(err, code, "list CRIU's images");
-	}
-	int rc = 0;
-	struct dirent *entry;
-	int more;
-	while (rc == 0 && (more = io_next_entry(directory, &entry))) {
-		cleanup_free char *content = NULL;
-		if (more < 0) {
-			rc = dp_fail_errno(err, -more, "list CRIU's images");
-			break;
-		}
-		if (entry->d_name[0] == '.')
-			continue;
-		ssize_t length = io_read_file_at(images_fd, entry->d_name, &content, FILE_LIMIT);
-		if (length < 0)
-			rc = dp_fail_errno(err, (int)-length, "read image %s", entry->d_name);
-		else
-			rc = pool_snapshot_file(pool, &owner, draft, entry->d_name, (uint64_t)length, 0, content,
-						(uint64_t)length, err);
-		*bytes += rc == 0 ? (uint64_t)length : 0;
-	}
-	closedir(directory);
-	return rc;
+	const struct adding *adding = context;
+	cleanup_free char *content = NULL;
+	ssize_t length = io_read_file_at(adding->images_fd, name, &content, FILE_LIMIT);
+	if (length < 0)
+		return dp_fail_errno(err, (int)-length, "read image %s", name);
+	*adding->bytes += (uint64_t)length;
+	return pool_snapshot_file(adding->pool, &owner, adding->draft, name, (uint64_t)length, 0, content, (uint64_t)length, err);
 }
 
 static int add_pages(struct pool *pool, struct frozen_task *task, bool only_left, struct space *space)
@@ -104,7 +88,8 @@ int offered_snapshot_make(struct pool *pool, struct frozen_tree *tree, const cha
 	if (rc == 0)
 		rc = skeleton_read_tasks(tree->images_fd, facts, err);
 	if (rc == 0)
-		rc = add_files(pool, draft, tree->images_fd, skeleton_bytes, err);
+		rc = images_each(tree->images_fd, add_file, &(struct adding){ pool, draft, skeleton_bytes, tree->images_fd },
+				 err);
 	if (rc == 0)
 		rc = add_spaces(pool, draft, tree, only_left, err);
 	if (rc == 0 && only_left)

@@ -17,6 +17,8 @@
 #include "base/base.h"
 #include "base/log.h"
 #include "checkpoint/criu_dump.h"
+#include "checkpoint/hidden.h"
+#include "checkpoint/hide_record.h"
 #include "checkpoint/target.h"
 #include "checkpoint/workspace.h"
 #include "instance/instance.h"
@@ -25,7 +27,6 @@
 #include "migrate/connections.h"
 #include "migrate/frozen_store.h"
 #include "migrate/frozen_tree.h"
-#include "checkpoint/hide_record.h"
 #include "migrate/offer_ahead.h"
 #include "migrate/offer_kept.h"
 #include "migrate/offer_runtime.h"
@@ -40,7 +41,6 @@
 #define IDLE_EXIT_NS (UINT64_C(2) * 1000000000)
 #define END_WAIT_MS 10000 /* for CRIU's end, and the tree's behind it, once it was told */
 #define FDS_BUFFER_BYTES (4 << 20)
-#define ARGUMENTS_LIMIT 64
 #define MAP_BYTES_A_PAGE 9u         /* of a page map's leaves (pool/pagemap.h) */
 #define MAP_BYTES_MORE (4u << 20)   /* for those that are not full, and what else is allocated while the tree stands still */
 
@@ -61,7 +61,7 @@ struct offerer {
 	enum state state;
 	char criu[256];
 	struct criu_version version;
-	char *arguments[ARGUMENTS_LIMIT]; /* for CRIU; borrowed texts */
+	char *arguments[OFFER_ARGUMENTS]; /* for CRIU; borrowed texts */
 	size_t argument_count;
 	struct workspace workspace;
 	struct criu_dump dump;
@@ -114,41 +114,6 @@ static int check_tree(struct offerer *offerer, struct dp_err *err)
 		       "process %d is instance %s, which has pages in a pool: bring them here first (distri-proc migrate-in "
 		       "--lift-budget %s), or restore it elsewhere from a checkpoint into that pool",
 		       options->pid, instance.id, instance.id);
-}
-
-static int collect_arguments(struct offerer *offerer, struct dp_err *err)
-{
-	const struct offer_options *options = offerer->options;
-	if (options->criu_argument_count + 2 > ARGUMENTS_LIMIT)
-		return dp_fail(err, E2BIG, "too many options for CRIU");
-	for (size_t i = 0; i < options->criu_argument_count; i++)
-		offerer->arguments[offerer->argument_count++] = options->criu_arguments[i];
-	if (options->tcp_established)
-		offerer->arguments[offerer->argument_count++] = (char *)(uintptr_t)"--tcp-established";
-	if (options->tcp_close)
-		offerer->arguments[offerer->argument_count++] = (char *)(uintptr_t)"--tcp-close";
-	return 0;
-}
-
-/* The preloaded library lies where this program was built, or where it was installed. */
-static int find_library(char *path, size_t size, struct dp_err *err)
-{
-	static const char *const places[] = { "src/migrate", "../libexec/distri-proc" };
-	char program[1024];
-	ssize_t length = readlink("/proc/self/exe", program, sizeof(program) - 1);
-	program[length > 0 ? length : 0] = 0;
-	char *slash = strrchr(program, '/');
-	if (slash)
-		*slash = 0;
-	if (strpbrk(program, " :")) /* what LD_PRELOAD takes for the end of a name */
-		return dp_fail(err, EINVAL, "this program's directory (%s) has a space or a colon in its name: install it elsewhere",
-			       program);
-	for (size_t i = 0; i < ARRAY_LENGTH(places); i++) {
-		snprintf(path, size, "%s/%s/libdistri-proc-hide.so", program, places[i]);
-		if (access(path, R_OK) == 0)
-			return 0;
-	}
-	return dp_fail(err, ENOPKG, "libdistri-proc-hide.so is neither beside this program nor in libexec/distri-proc: install it anew");
 }
 
 static int open_channels(struct offerer *offerer, struct dp_err *err)
@@ -228,11 +193,24 @@ static int send_ahead(struct offerer *offerer, struct dp_err *err)
 	return offer_ahead_start(&offerer->ahead, offerer->options, &limits, &offerer->abandoned, err);
 }
 
+int offer_arguments(const struct offer_options *options, char **list, size_t *count, struct dp_err *err)
+{
+	if (options->criu_argument_count + 2 > OFFER_ARGUMENTS)
+		return dp_fail(err, E2BIG, "too many options for CRIU");
+	for (size_t i = 0; i < options->criu_argument_count; i++)
+		list[(*count)++] = options->criu_arguments[i];
+	if (options->tcp_established)
+		list[(*count)++] = (char *)(uintptr_t)"--tcp-established";
+	if (options->tcp_close)
+		list[(*count)++] = (char *)(uintptr_t)"--tcp-close";
+	return 0;
+}
+
 static int prepare(struct offerer *offerer, struct dp_err *err)
 {
 	int rc = check_tree(offerer, err);
 	if (rc == 0)
-		rc = collect_arguments(offerer, err);
+		rc = offer_arguments(offerer->options, offerer->arguments, &offerer->argument_count, err);
 	if (rc == 0)
 		rc = criu_find(offerer->criu, err);
 	if (rc == 0)
@@ -268,7 +246,7 @@ static int start_criu(struct offerer *offerer, struct dp_err *err)
 						   .argument_count = offerer->argument_count };
 	int given[] = { offerer->records_fd, offerer->fds_fd[1], offerer->life_fd[1], offerer->areas_fd };
 	const char *mark = offerer->options->container ? "f" : ""; /* of a descriptor that is handed over (criu_launch.h) */
-	int rc = find_library(library, sizeof(library), err);
+	int rc = hidden_library(library, sizeof(library), err);
 	if (rc < 0)
 		return rc;
 	snprintf(orders, sizeof(orders), "%s%d,%s%d,%s%d,%d,%s%d", mark, given[0], mark, given[1], mark, given[2],

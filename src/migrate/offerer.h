@@ -26,6 +26,10 @@ struct offerer_reply {
 	char network_lock[64];          /* the first: where CRIU keeps packets out meanwhile; "" nowhere */
 };
 
+#define OFFER_ARGUMENTS 64
+/* What CRIU is told besides (borrowed texts), into a list of OFFER_ARGUMENTS. -E2BIG. */
+int offer_arguments(const struct offer_options *options, char **list, size_t *count, struct dp_err *err);
+
 /* Does not return. control_fd is taken. */
 void offerer_main(const struct offer_options *options, int control_fd) __attribute__((noreturn));
 

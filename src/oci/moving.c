@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 
 #include "base/base.h"
+#include "sys/proc.h"
 
 #define MOUNTS_LIMIT (8u << 20)
 #define MOUNTS_MOST 8u /* on top of each other */
@@ -17,21 +18,6 @@
 #define DELETE_PAUSE_US 50000
 
 /* ---- mounts ---- */
-
-/* A space in a path is \040 there. In place. */
-static void unescape(char *text)
-{
-	char *to = text;
-	for (const char *at = text; *at; at++) {
-		if (at[0] == '\\' && at[1] >= '0' && at[1] <= '3' && at[2] && at[3]) {
-			*to++ = (char)((at[1] - '0') * 64 + (at[2] - '0') * 8 + (at[3] - '0'));
-			at += 3;
-		} else {
-			*to++ = *at;
-		}
-	}
-	*to = 0;
-}
 
 static char *option_of(const char *options, const char *name)
 {
@@ -50,13 +36,13 @@ static bool take_line(char *line, const char *path, char **lower, char **upper, 
 		if (!(word[i] = strsep(&rest, " ")))
 			return false;
 	char *dash = rest ? strstr(rest, "- ") : NULL;
-	unescape(word[4]);
+	proc_unescape(word[4]);
 	if (!dash || strcmp(word[4], path) || strncmp(dash, "- overlay ", 10))
 		return false;
 	char *options = strchr(dash + 10, ' ');
 	if (!options)
 		return false;
-	unescape(options);
+	proc_unescape(options);
 	free(*lower);
 	free(*upper);
 	free(*work);
@@ -207,7 +193,7 @@ static unsigned unmount_left_over(const char *id, bool *good)
 		char place[PATH_MAX];
 		if (sscanf(line, "%*s %*s %*s %*s %4095s", place) != 1)
 			continue;
-		unescape(place);
+		proc_unescape(place);
 		if (!is_left_over(place, id))
 			continue;
 		count++;

@@ -10,6 +10,7 @@
 #include <sys/syscall.h>
 
 #include "base/base.h"
+#include "sys/proc.h"
 
 #define MOUNTS_LIMIT (8u << 20)
 
@@ -37,21 +38,6 @@ bool private_files_holds(const char *type)
 	return true;
 }
 
-/* A space in a path is \040 there: proc(5). In place. */
-static void unescape(char *text)
-{
-	char *to = text;
-	for (const char *at = text; *at; at++) {
-		if (at[0] == '\\' && at[1] >= '0' && at[1] <= '3' && at[2] && at[3]) {
-			*to++ = (char)((at[1] - '0') * 64 + (at[2] - '0') * 8 + (at[3] - '0'));
-			at += 3;
-		} else {
-			*to++ = *at;
-		}
-	}
-	*to = 0;
-}
-
 /* ID PARENT MAJOR:MINOR ROOT PLACE OPTIONS [FIELDS] - TYPE SOURCE OPTIONS */
 static bool read_line(char *line, struct mounted *mounted)
 {
@@ -62,7 +48,7 @@ static bool read_line(char *line, struct mounted *mounted)
 			return false;
 	if (!dash || sscanf(dash + 3, "%63s", mounted->type) != 1)
 		return false;
-	unescape(word[4]);
+	proc_unescape(word[4]);
 	if (strlen(word[4]) >= sizeof(mounted->place))
 		return false;
 	strcpy(mounted->place, word[4]);

@@ -11,8 +11,6 @@
  *     corrupt:P     each page is read with one byte changed with probability P; the next read may be right
  *     rot:P         each page is written so: it stays wrong
  *     seed:N        of the probabilities (default 1): the same calls in the same order meet the same */
-#include "store/store.h"
-
 #include <errno.h>
 #include <inttypes.h>
 #include <stdatomic.h>
@@ -22,6 +20,7 @@
 
 #include "base/base.h"
 #include "base/log.h"
+#include "store/over.h"
 
 enum chaos_op {
 	CHAOS_ALLOC = 1, CHAOS_WRITE = 2, CHAOS_READ = 4, CHAOS_SYNC = 8, CHAOS_PUT = 16, CHAOS_DELETE = 32, CHAOS_GET = 64,
@@ -29,8 +28,7 @@ enum chaos_op {
 };
 
 struct chaos_store {
-	struct store store;
-	struct store *lower;
+	struct store_over over;
 	unsigned ops;
 	uint64_t after, times, delay_ns;
 	/* probabilities, as thresholds of a 64-bit number */
@@ -88,7 +86,7 @@ static int strike(struct store *store, enum chaos_op op)
 
 static int chaos_alloc(struct store *store, uint64_t *slots, size_t count)
 {
-	struct store *lower = chaos_of(store)->lower;
+	struct store *lower = store_below(store);
 	int result = strike(store, CHAOS_ALLOC);
 
 	return result < 0 ? result : lower->ops->alloc(lower, slots, count);
@@ -96,7 +94,7 @@ static int chaos_alloc(struct store *store, uint64_t *slots, size_t count)
 
 static void chaos_free(struct store *store, const uint64_t *slots, size_t count)
 {
-	struct store *lower = chaos_of(store)->lower;
+	struct store *lower = store_below(store);
 
 	lower->ops->free(lower, slots, count);
 }
@@ -114,7 +112,7 @@ static int write_rotten(struct chaos_store *chaos, const uint64_t *slots, const 
 			damage(chaos, copy);
 			chaos->rotted++;
 		}
-		int result = chaos->lower->ops->write(chaos->lower, &slots[i], &page, 1);
+		int result = chaos->over.own->ops->write(chaos->over.own, &slots[i], &page, 1);
 
 		if (result < 0)
 			return result;
@@ -130,7 +128,7 @@ static int chaos_write(struct store *store, const uint64_t *slots, const void *c
 	if (result < 0)
 		return result;
 	return chaos->rot ? write_rotten(chaos, slots, pages, count)
-			  : chaos->lower->ops->write(chaos->lower, slots, pages, count);
+			  : chaos->over.own->ops->write(chaos->over.own, slots, pages, count);
 }
 
 static int chaos_read(struct store *store, const uint64_t *slots, void *const *pages, size_t count)
@@ -140,7 +138,7 @@ static int chaos_read(struct store *store, const uint64_t *slots, void *const *p
 
 	if (struck < 0)
 		return struck;
-	int result = chaos->lower->ops->read(chaos->lower, slots, pages, count);
+	int result = chaos->over.own->ops->read(chaos->over.own, slots, pages, count);
 
 	for (size_t i = 0; i < count && result == 0; i++) {
 		if (!happens(chaos, chaos->corrupt))
@@ -156,12 +154,12 @@ static const void *chaos_page(struct store *store, uint64_t slot)
 	struct chaos_store *chaos = chaos_of(store);
 
 	/* What is to happen to reads can only happen where they are made. */
-	return chaos->ops & CHAOS_READ || chaos->corrupt ? NULL : chaos->lower->ops->page(chaos->lower, slot);
+	return chaos->ops & CHAOS_READ || chaos->corrupt ? NULL : chaos->over.own->ops->page(chaos->over.own, slot);
 }
 
 static int chaos_sync(struct store *store)
 {
-	struct store *lower = chaos_of(store)->lower;
+	struct store *lower = store_below(store);
 	int result = strike(store, CHAOS_SYNC);
 
 	return result < 0 ? result : lower->ops->sync(lower);
@@ -169,7 +167,7 @@ static int chaos_sync(struct store *store)
 
 static int chaos_blob_put(struct store *store, const char *name, const void *bytes, uint64_t length)
 {
-	struct store *lower = chaos_of(store)->lower;
+	struct store *lower = store_below(store);
 	int result = strike(store, CHAOS_PUT);
 
 	return result < 0 ? result : lower->ops->blob_put(lower, name, bytes, length);
@@ -177,39 +175,18 @@ static int chaos_blob_put(struct store *store, const char *name, const void *byt
 
 static int chaos_blob_get(struct store *store, const char *name, void **bytes, uint64_t *length, uint64_t limit)
 {
-	struct store *lower = chaos_of(store)->lower;
+	struct store *lower = store_below(store);
 	int result = strike(store, CHAOS_GET);
 
 	return result < 0 ? result : lower->ops->blob_get(lower, name, bytes, length, limit);
 }
 
-static int chaos_blob_list(struct store *store, store_blob_visit visit, void *context)
-{
-	struct store *lower = chaos_of(store)->lower;
-
-	return lower->ops->blob_list(lower, visit, context);
-}
-
 static int chaos_blob_delete(struct store *store, const char *name)
 {
-	struct store *lower = chaos_of(store)->lower;
+	struct store *lower = store_below(store);
 	int result = strike(store, CHAOS_DELETE);
 
 	return result < 0 ? result : lower->ops->blob_delete(lower, name);
-}
-
-static int chaos_adopt(struct store *store, bool (*used)(void *context, uint64_t slot), void *context)
-{
-	struct store *lower = chaos_of(store)->lower;
-
-	return lower->ops->adopt(lower, used, context);
-}
-
-static void chaos_capacity(struct store *store, struct store_capacity *capacity)
-{
-	struct store *lower = chaos_of(store)->lower;
-
-	lower->ops->capacity(lower, capacity);
 }
 
 static void chaos_close(struct store *store)
@@ -218,7 +195,7 @@ static void chaos_close(struct store *store)
 
 	log_warn("chaos store: %" PRIu64 " calls failed, %" PRIu64 " pages read and %" PRIu64 " written damaged", chaos->failed,
 		 chaos->corrupted, chaos->rotted);
-	store_close(chaos->lower);
+	store_close(chaos->over.own);
 	free(store);
 }
 
@@ -232,10 +209,10 @@ static const struct store_ops chaos_ops = {
 	.sync = chaos_sync,
 	.blob_put = chaos_blob_put,
 	.blob_get = chaos_blob_get,
-	.blob_list = chaos_blob_list,
+	.blob_list = store_over_blob_list,
 	.blob_delete = chaos_blob_delete,
-	.adopt = chaos_adopt,
-	.capacity = chaos_capacity,
+	.adopt = store_over_adopt,
+	.capacity = store_over_capacity,
 	.close = chaos_close,
 };
 
@@ -340,7 +317,7 @@ int store_chaos_open(struct store **store, struct store *lower, const char *opti
 		free(chaos);
 		return dp_fail_errno(err, ENOMEM, "open store");
 	}
-	*chaos = (struct chaos_store){ .lower = lower, .error = EIO, .random = 1 };
+	*chaos = (struct chaos_store){ .over.own = lower, .error = EIO, .random = 1 };
 	for (char *option = strtok_r(list, ",", &save); option && result >= 0; option = strtok_r(NULL, ",", &save))
 		if ((result = take_option(chaos, option)) < 0)
 			dp_fail(err, EINVAL, "bad option '%s' in chaos=%.100s; see distri-proc-pool-serve(1)", option, options);
@@ -350,8 +327,8 @@ int store_chaos_open(struct store **store, struct store *lower, const char *opti
 	}
 	if (!chaos->ops)
 		chaos->ops = CHAOS_DEFAULT;
-	chaos->store = (struct store){ .ops = &chaos_ops, .persistent = lower->persistent, .beside = lower->beside };
+	chaos->over.store = (struct store){ .ops = &chaos_ops, .persistent = lower->persistent, .beside = lower->beside };
 	log_warn("the store fails on purpose: chaos=%s", options);
-	*store = &chaos->store;
+	*store = &chaos->over.store;
 	return 0;
 }

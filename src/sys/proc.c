@@ -248,6 +248,20 @@ bool proc_has_memory(pid_t thread)
 	return fd >= 0 && !proc_read_statm(fd, &statm) && statm.size_pages > 0;
 }
 
+void proc_unescape(char *text)
+{
+	char *to = text;
+	for (const char *at = text; *at; at++) {
+		if (at[0] == '\\' && at[1] >= '0' && at[1] <= '3' && at[2] && at[3]) {
+			*to++ = (char)((at[1] - '0') * 64 + (at[2] - '0') * 8 + (at[3] - '0'));
+			at += 3;
+		} else {
+			*to++ = *at;
+		}
+	}
+	*to = 0;
+}
+
 int proc_each_thread(pid_t pid, int (*each)(void *context, pid_t thread), void *context)
 {
 	char path[64];

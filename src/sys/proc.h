@@ -62,6 +62,8 @@ int proc_thread_call(pid_t pid, pid_t thread, long *call, uint64_t *run_ns);
 /* Calls each for every thread of the process until it returns something other than 0, which is returned; -ESRCH where the process
  * has ended, or another -errno where not all could be listed. */
 int proc_each_thread(pid_t pid, int (*each)(void *context, pid_t thread), void *context);
+/* Paths in /proc/PID/mountinfo have \040 for a space, and so on: proc_pid_mountinfo(5). In place. */
+void proc_unescape(char *text);
 /* State letter of /proc/PID/stat ('R', 'S', 'Z', ...), or -errno. */
 int proc_state(pid_t pid);
 
