@@ -244,7 +244,7 @@ static int find_identity(struct pool *pool, struct dp_err *err)
 
 /* Ids of an earlier run of the server must not come again: a late writer of then would hit an object of now. What is kept says
  * which are free; where nothing is, the identity is new too, and nobody comes back. */
-static int find_ids(struct pool *pool, struct dp_err *err)
+static void find_ids(struct pool *pool)
 {
 	struct store *store = pool->store;
 	void *bytes = NULL;
@@ -255,9 +255,10 @@ static int find_ids(struct pool *pool, struct dp_err *err)
 	if (result == 0 && length == sizeof(uint64_t)) {
 		pool->ids_kept = bytes_load_u64(bytes) & ID_MASK;
 		pool->next_id = DP_MAX(pool->next_id, pool->ids_kept);
+	} else if (result != -ENOENT) {
+		log_warn("what the store says of ids that were used is damaged: new ones begin with the clock");
 	}
 	free(bytes);
-	return result < 0 && result != -ENOENT ? dp_fail_errno(err, -result, "read which ids are free") : 0;
 }
 
 static int keep_ids(struct pool *pool)
@@ -300,8 +301,7 @@ int pool_open(struct pool **result, struct store *store, struct dp_err *err)
 	pool->keep_lost_ns = POOL_KEEP_LOST_NS;
 	code = slots_init(&pool->slots, store);
 	code = code < 0 ? dp_fail_errno(err, -code, "open pool") : find_identity(pool, err);
-	if (code == 0)
-		code = find_ids(pool, err);
+	find_ids(pool);
 	if (code == 0)
 		code = persist_load(pool, err);
 	if (code < 0) {

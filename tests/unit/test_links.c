@@ -806,7 +806,7 @@ static void links__simulated_network__nothing_is_lost_doubled_or_written_by_an_o
  * now. */
 static void ids__restarts_within_a_second__none_comes_again(void **state)
 {
-	char directory[] = "/dev/shm/dp-ids-XXXXXX";
+	char directory[] = "/dev/shm/dp-ids-XXXXXX", path[64];
 	uint64_t ids[64], draft;
 	size_t count = 0;
 	struct object *instance;
@@ -834,6 +834,11 @@ static void ids__restarts_within_a_second__none_comes_again(void **state)
 				assert_int_not_equal(ids[i], ids[k]);
 		pool_close(world->pool);
 	}
+	snprintf(path, sizeof(path), "%s/store/blobs/ids", directory);
+	assert_int_equal(truncate(path, 3), 0);
+	pool_open_again(); /* opens all the same */
+	assert_int_equal(world->pool->instance_count, 24);
+	pool_close(world->pool);
 	remove_tree(directory);
 }
 
