@@ -27,8 +27,7 @@ struct agent_options {
 	const char *root;        /* registry of instances */
 	const char *listen;      /* tls://HOST:PORT, dps://..., or NULL: only what systemd hands over */
 	/* who may bring processes here (right `write`, by their name); NULL: whoever is proven; and who may have a copy of one
-	 * (right
-	 * `clone`); NULL: nobody */
+	 * (right `clone`); NULL: nobody */
 	const char *access_file;
 	bool allow_plaintext, verbose;
 };

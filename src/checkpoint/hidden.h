@@ -16,7 +16,8 @@ struct hidden {
 	char environment[64], library[1200];
 };
 
-/* Where the library is: where this program was built, or where it was installed. -ENOPKG: at neither. */
+/* Where the library is: where this program was built, or where it was installed. -ENOPKG: at neither; -EINVAL: at a
+ * path that LD_PRELOAD cannot name. */
 int hidden_library(char *path, size_t size, struct dp_err *err);
 /* Finds the library and makes what it tells us by. */
 int hidden_open(struct hidden *hidden, struct dp_err *err);

@@ -14,7 +14,6 @@
 
 /* Files of the skeleton, mapped. */
 struct files {
-	int images_fd; /* borrowed */
 	struct client_file *list;
 	size_t count, room;
 };
@@ -29,11 +28,11 @@ static void files_done(struct files *files)
 	free(files->list);
 }
 
-static int add_file(void *context, const char *name, struct dp_err *err)
+static int add_file(void *context, int images_fd, const char *name, struct dp_err *err)
 {
 	struct files *files = context;
 	struct stat status;
-	cleanup_fd int fd = openat(files->images_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	cleanup_fd int fd = openat(images_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 	if (fd < 0 || fstat(fd, &status) < 0)
 		return dp_fail_errno(err, errno, "read image %s", name);
 	if (!S_ISREG(status.st_mode))
@@ -59,7 +58,7 @@ static int add_file(void *context, const char *name, struct dp_err *err)
 
 int skeleton_send(struct client *client, uint64_t draft, int images_fd, uint64_t *bytes, struct dp_err *err)
 {
-	struct files files = { .images_fd = images_fd };
+	struct files files = {0};
 	int rc = images_each(images_fd, add_file, &files, err);
 	if (rc == 0 && (rc = client_snapshot_files(client, draft, files.list, files.count, err)) < 0)
 		dp_err_doing(err, "store CRIU's images");

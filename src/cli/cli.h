@@ -8,9 +8,8 @@
 #define DP_CLI_CLI_H
 
 #include <stdbool.h>
-#include <stdint.h>
-
 #include <stddef.h>
+#include <stdint.h>
 
 #include "base/err.h"
 

@@ -10,7 +10,6 @@
 
 #include "base/base.h"
 #include "base/log.h"
-#include "checkpoint/checkpoint.h"
 #include "cli/cli.h"
 #include "cli/commands.h"
 #include "cli/container_line.h"

@@ -11,7 +11,6 @@
 
 #include "base/base.h"
 #include "base/log.h"
-#include "checkpoint/checkpoint.h"
 #include "cli/cli.h"
 #include "cli/commands.h"
 #include "transport/endpoint.h"

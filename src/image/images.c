@@ -299,7 +299,7 @@ int images_write_pagemap(int images_fd, uint32_t id, bool shared_memory, const s
 	return rc < 0 ? dp_fail_errno(err, -rc, "write image %s", name) : 0;
 }
 
-int images_each(int images_fd, int (*each)(void *context, const char *name, struct dp_err *err), void *context,
+int images_each(int images_fd, int (*each)(void *context, int images_fd, const char *name, struct dp_err *err), void *context,
 		struct dp_err *err)
 {
 	cleanup_fd int again = openat(images_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -311,7 +311,7 @@ int images_each(int images_fd, int (*each)(void *context, const char *name, stru
 	struct dirent *entry;
 	while (rc == 0 && (more = io_next_entry(directory, &entry)) > 0)
 		if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
-			rc = each(context, entry->d_name, err);
+			rc = each(context, images_fd, entry->d_name, err);
 	closedir(directory);
 	return more < 0 ? dp_fail_errno(err, -more, "list CRIU's images") : rc;
 }

@@ -51,7 +51,7 @@ int images_encode_pagemap(const struct image_pagemap *pagemap, void **bytes, siz
 /* The same into a new file: of the task `id`, or of that shared memory. */
 int images_write_pagemap(int images_fd, uint32_t id, bool shared_memory, const struct image_pagemap *pagemap, struct dp_err *err);
 /* Calls each for the name of every file there, until it fails. */
-int images_each(int images_fd, int (*each)(void *context, const char *name, struct dp_err *err), void *context,
+int images_each(int images_fd, int (*each)(void *context, int images_fd, const char *name, struct dp_err *err), void *context,
 		struct dp_err *err);
 void image_pagemap_done(struct image_pagemap *pagemap);
 

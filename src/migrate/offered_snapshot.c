@@ -15,14 +15,13 @@ static const char owner; /* of the draft: its address is nobody else's */
 struct adding {
 	struct pool *pool;
 	uint64_t draft, *bytes;
-	int images_fd;
 };
 
-static int add_file(void *context, const char *name, struct dp_err *err)
+static int add_file(void *context, int images_fd, const char *name, struct dp_err *err)
 {
 	const struct adding *adding = context;
 	cleanup_free char *content = NULL;
-	ssize_t length = io_read_file_at(adding->images_fd, name, &content, FILE_LIMIT);
+	ssize_t length = io_read_file_at(images_fd, name, &content, FILE_LIMIT);
 	if (length < 0)
 		return dp_fail_errno(err, (int)-length, "read image %s", name);
 	*adding->bytes += (uint64_t)length;
@@ -88,8 +87,7 @@ int offered_snapshot_make(struct pool *pool, struct frozen_tree *tree, const cha
 	if (rc == 0)
 		rc = skeleton_read_tasks(tree->images_fd, facts, err);
 	if (rc == 0)
-		rc = images_each(tree->images_fd, add_file, &(struct adding){ pool, draft, skeleton_bytes, tree->images_fd },
-				 err);
+		rc = images_each(tree->images_fd, add_file, &(struct adding){ pool, draft, skeleton_bytes }, err);
 	if (rc == 0)
 		rc = add_spaces(pool, draft, tree, only_left, err);
 	if (rc == 0 && only_left)

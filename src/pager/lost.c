@@ -36,8 +36,7 @@ static bool is_noted(const struct lost *lost, pid_t pid)
 }
 
 /* A signal to the process goes to one thread, and that may wait for a page within a system call, where it stops for nobody: then
- * none would.
- * So each gets its own; SIGCONT takes them all back. */
+ * none would. So each gets its own; SIGCONT takes them all back. */
 static int stop_thread(void *pid, pid_t thread)
 {
 	tgkill(*(const pid_t *)pid, thread, SIGSTOP);

@@ -167,26 +167,23 @@ static int chaos_sync(struct store *store)
 
 static int chaos_blob_put(struct store *store, const char *name, const void *bytes, uint64_t length)
 {
-	struct store *lower = store_below(store);
 	int result = strike(store, CHAOS_PUT);
 
-	return result < 0 ? result : lower->ops->blob_put(lower, name, bytes, length);
+	return result < 0 ? result : store_over_blob_put(store, name, bytes, length);
 }
 
 static int chaos_blob_get(struct store *store, const char *name, void **bytes, uint64_t *length, uint64_t limit)
 {
-	struct store *lower = store_below(store);
 	int result = strike(store, CHAOS_GET);
 
-	return result < 0 ? result : lower->ops->blob_get(lower, name, bytes, length, limit);
+	return result < 0 ? result : store_over_blob_get(store, name, bytes, length, limit);
 }
 
 static int chaos_blob_delete(struct store *store, const char *name)
 {
-	struct store *lower = store_below(store);
 	int result = strike(store, CHAOS_DELETE);
 
-	return result < 0 ? result : lower->ops->blob_delete(lower, name);
+	return result < 0 ? result : store_over_blob_delete(store, name);
 }
 
 static void chaos_close(struct store *store)

@@ -270,16 +270,14 @@ int proc_each_thread(pid_t pid, int (*each)(void *context, pid_t thread), void *
 	if (!tasks)
 		return gone();
 	struct dirent *entry;
-	int ret = 0, more;
-	while (!ret && (more = io_next_entry(tasks, &entry)) != 0) {
-		pid_t thread = more < 0 ? 0 : (pid_t)strtol(entry->d_name, NULL, 10);
-		if (more < 0)
-			ret = more == -ENOENT ? -ESRCH : more;
-		else if (thread > 0)
+	int ret = 0, more = 0;
+	while (!ret && (more = io_next_entry(tasks, &entry)) > 0) {
+		pid_t thread = (pid_t)strtol(entry->d_name, NULL, 10);
+		if (thread > 0)
 			ret = each(context, thread);
 	}
 	closedir(tasks);
-	return ret;
+	return ret || more >= 0 ? ret : more == -ENOENT ? -ESRCH : more;
 }
 
 static int with_memory(void *context, pid_t thread)
